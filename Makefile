@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+# `make help` lists the targets. Every target sets up what it needs first and may be run again at any time.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+PY := .venv/bin/python
+CLANG ?= $(shell command -v clang-19 || command -v clang)
+# Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
+WORKERS ?= 2
+
+.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-cluster test-acceptance lint format lock bench complexity settings clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
+
+setup: ## install what is missing: Debian packages (as root) and .venv
+	@scripts/setup
+
+protos: setup ## generate gen/ from protos/
+	@scripts/protos
+
+build/fimbria-cni: services/loader/cni/fimbria_cni.c | setup
+	@mkdir -p build
+	$(CLANG) -O2 -static -Wall -Wextra -Werror -Wshadow -o $@.tmp $<
+	@mv $@.tmp $@
+
+build: protos build/fimbria-cni ## build the CNI plugin
+
+demo: build ## run the two-node lab with pods, a policy and its trace
+	@$(PY) -m cli.demo
+
+lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
+	@.venv/bin/fimbria lab up
+
+lab-down: setup ## take the lab down
+	@.venv/bin/fimbria lab down
+
+test: lint test-unit test-service test-kernel test-cluster test-acceptance ## run the whole suite
+	@echo "all suites passed"
+
+test-unit: build ## pure code, seconds
+	$(PY) -m pytest -q -n $(WORKERS) tests/unit
+
+test-service: build ## real servers over real sockets and SQLite files
+	$(PY) -m pytest -q -n $(WORKERS) tests/service
+
+test-kernel: build ## programs run by the kernel, devices in namespaces
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/kernel
+
+test-cluster: build ## the lab, as a user runs it
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/cluster
+
+test-acceptance: build ## published network policy cases, as traffic
+	$(PY) -m pytest -q tests/conformance
+
+lint: build ## ruff, mypy, buf, clang -Werror
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy services cli tests
+	.venv/bin/buf lint
+	.venv/bin/buf format --diff --exit-code protos
+	$(PY) -m services.loader.bpf.compiler --check bpf
+
+format: setup ## format the code in place
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+	.venv/bin/buf format -w protos
+
+lock: setup ## resolve requirements/*.in into the lock files (needs uv in .venv)
+	cd requirements && ../.venv/bin/uv pip compile -q dev.in --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -o dev.lock
+	cd requirements && ../.venv/bin/uv pip compile -q runtime.in --python-version 3.11 --generate-hashes --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" -c dev.lock -o runtime.lock
+
+bench: build ## measure, beside peers, and write docs/benchmarks.md
+	$(PY) -m tests.bench
+
+complexity: build ## instructions that the verifier processes, per program
+	$(PY) -m services.loader.bpf.complexity
+
+settings: build ## write docs/settings.md from the settings' definitions
+	$(PY) -m services.chassis.settings_doc > docs/settings.md.tmp
+	@mv docs/settings.md.tmp docs/settings.md
+
+clean: ## remove generated files and caches
+	rm -rf build gen gen.new gen.old .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## and the virtual environment
+	rm -rf .venv
