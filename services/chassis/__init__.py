@@ -1,0 +1,6 @@
+"""What every service process shares.
+
+A service is its domain code plus this package: settings, telemetry, the gRPC server and channel, status
+errors, the SQL engine with group commit, and the change feed. Nothing is re-exported here on purpose: a
+process imports only the modules it uses, because start-up time is part of what an operator sees.
+"""

@@ -1,0 +1,69 @@
+"""Every name that leaves the process in a trace, a metric or a log line.
+
+Names are an interface: dashboards, the lab's trace view and other people's alerts are written against them.
+They stand here and nowhere else, because the semantic conventions for RPC are still moving.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# Spans: the cause of a chain.
+CNI_ADD: Final = "cni.add"
+CNI_DEL: Final = "cni.del"
+CNI_CHECK: Final = "cni.check"
+POLICY_APPLY: Final = "policy.apply"
+POLICY_DELETE: Final = "policy.delete"
+IDENTITY_UPDATE: Final = "identity.update"
+LOADER_RESTART: Final = "loader.restart"
+
+# Spans: what a node does about it.
+ENDPOINT_REGENERATE: Final = "endpoint.regenerate"
+BPF_COMPILE: Final = "bpf.compile"
+BPF_LOAD: Final = "bpf.load"
+BPF_MIGRATE: Final = "bpf.migrate"
+BPF_ATTACH: Final = "bpf.attach"
+BPF_MAPS_SYNC: Final = "bpf.maps.sync"
+ENDPOINT_REALIZED: Final = "endpoint.realized"
+
+# Attributes of RPC spans and metrics.
+RPC_SYSTEM: Final = "rpc.system.name"
+RPC_SYSTEM_GRPC: Final = "grpc"
+RPC_METHOD: Final = "rpc.method"
+RPC_STATUS: Final = "rpc.response.status_code"
+ERROR_TYPE: Final = "error.type"
+SERVER_ADDRESS: Final = "server.address"
+
+# Attributes of the spans above.
+ENDPOINT_ID: Final = "endpoint.id"
+IDENTITY: Final = "identity"
+REGENERATION_LEVEL: Final = "level"
+POLICY_REVISION: Final = "policy.revision"
+NODE_NAME: Final = "node.name"
+CACHE_HIT: Final = "cache.hit"
+INSNS: Final = "insns"
+VERIFIER_TIME: Final = "verifier.time"
+ADDS: Final = "adds"
+DELETES: Final = "deletes"
+
+# Metrics.
+RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
+RPC_CLIENT_DURATION: Final = "rpc.client.call.duration"
+DB_COMMIT_DURATION: Final = "fimbria.db.commit.duration"
+DB_COMMIT_OPERATIONS: Final = "fimbria.db.commit.operations"
+
+# Keys of structured log lines.
+LOG_TRACE_ID: Final = "trace_id"
+LOG_SPAN_ID: Final = "span_id"
+LOG_REASON: Final = "reason"
+
+# gRPC metadata (W3C Trace Context).
+TRACEPARENT: Final = "traceparent"
+TRACESTATE: Final = "tracestate"
+
+
+def rpc_span_name(path: str) -> str:
+    """``/fimbria.ipam.v1.AddressService/Allocate`` → ``ipam.Allocate``, on both sides of the call."""
+    service, _, method = path.strip("/").partition("/")
+    parts = service.split(".")
+    return f"{parts[1] if len(parts) > 2 else parts[0]}.{method}"
