@@ -1,0 +1,86 @@
+"""TCP between two namespaces: round trips, connects and throughput, with peers that are measured alternately."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path as FilePath
+
+from tests.bench.figures import median
+from tests.bench.namespaces import entering, run
+from tests.bench.routed import Path
+
+_SOURCE = FilePath(__file__).with_name("pingpong.c")
+
+
+def build_pingpong(directory: FilePath) -> FilePath:
+    """Compiles the latency program and returns its path."""
+    binary = directory / "pingpong"
+    compiler = "clang-19" if FilePath("/usr/bin/clang-19").exists() else "cc"
+    run(compiler, "-O2", "-o", str(binary), str(_SOURCE))
+    return binary
+
+
+def round_trip_us(binary: FilePath, path: Path, *, connect: bool = False, count: int = 20000) -> float:
+    """Microseconds a TCP round trip (or a connect-request-close) takes, both ends on one CPU."""
+    mode = "connect" if connect else "rr"
+    return float(run(str(binary), mode, path.server, path.client, path.address, "5201", str(count)))
+
+
+@contextlib.contextmanager
+def _iperf_server(path: Path) -> Iterator[None]:
+    netns = os.path.basename(path.server)
+    server = subprocess.Popen(
+        ["iperf3", "-s", "-p", "5202"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=entering(netns),
+    )
+    try:
+        yield
+    finally:
+        server.kill()
+        server.wait()
+
+
+def throughput_gbit(path: Path, *, seconds: int = 2) -> float:
+    """Gigabits a second that iperf3 carries over one TCP connection (congestion control reno)."""
+    client = os.path.basename(path.client)
+    with _iperf_server(path):
+        deadline = time.monotonic() + 5
+        while True:
+            try:
+                printed = run(
+                    "iperf3",
+                    "-c",
+                    path.address,
+                    "-p",
+                    "5202",
+                    "-C",
+                    "reno",
+                    "-t",
+                    str(seconds),
+                    "-J",
+                    netns=client,
+                )
+                break
+            except RuntimeError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.05)
+    return float(json.loads(printed)["end"]["sum_received"]["bits_per_second"]) / 1e9
+
+
+def alternately(
+    paths: Mapping[str, Path], measure: Callable[[Path], float], *, rounds: int
+) -> dict[str, float]:
+    """Measures each path once a round, in turn, and returns each one's median: noise of the machine hits all alike."""
+    samples: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(rounds):
+        for name, path in paths.items():
+            samples[name].append(measure(path))
+    return {name: median(values) for name, values in samples.items()}
