@@ -1,1 +1,1 @@
-"""Benchmarks: what each figure of docs/benchmarks.md is measured with. `make bench` runs them all, one after the other."""
+"""Benchmarks: what each figure of docs/benchmarks.md is measured with; `make bench` runs them in turn."""

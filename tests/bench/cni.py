@@ -1,4 +1,4 @@
-"""CNI ADD and DEL as a runtime runs them: a process with an environment, a config on standard input, a result on standard output."""
+"""CNI ADD and DEL as a runtime runs them: a process, an environment, a config on standard input."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tests.bench.namespaces import entering, netns_path
 
 @dataclass(frozen=True)
 class Plugin:
-    """A CNI plugin with its network config. `node_netns` is the named namespace that it runs in (the node's); `config` makes
-    the config of the n-th pod."""
+    """A CNI plugin with its network config. `node_netns` is the named namespace that it runs in (the node's);
+    `config` makes the config of the n-th pod."""
 
     binary: Path
     node_netns: str
@@ -25,7 +25,9 @@ class Plugin:
 
 
 def call(plugin: Plugin, command: str, number: int, pod_netns: str) -> float:
-    """Runs one CNI command and returns the milliseconds from the fork to the exit. Raises RuntimeError with the plugin's words."""
+    """Runs one CNI command and returns the milliseconds from the fork to the exit.
+
+    Raises RuntimeError with the plugin's words when it fails."""
     environment = {
         "CNI_COMMAND": command,
         "CNI_CONTAINERID": f"bench{os.getpid()}x{number}",
@@ -49,7 +51,8 @@ def call(plugin: Plugin, command: str, number: int, pod_netns: str) -> float:
     elapsed = (time.perf_counter() - start) * 1e3
     if done.returncode:
         raise RuntimeError(
-            f"{plugin.binary.name} {command}: exit {done.returncode}: {done.stdout.decode()} {done.stderr.decode()}"
+            f"{plugin.binary.name} {command}: exit {done.returncode}: "
+            f"{done.stdout.decode()} {done.stderr.decode()}"
         )
     return elapsed
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class Figure:
     """One line of the report.
 
-    `value` and `peer` are in `unit`; `peer` was measured in the same run, `ratio` is value / peer. `goal` is the goal in words
-    and `met` whether this run met it; both are None for a figure that is only told.
+    `value` and `peer` are in `unit`; `peer` was measured in the same run, `ratio` is value / peer.
+    `goal` is the goal in words and `met` whether this run met it; both are None where there is no goal.
     """
 
     name: str
@@ -32,7 +32,7 @@ class Figure:
 
 
 def percentile(samples: Sequence[float], q: float) -> float:
-    """The q-quantile (0 to 1) of the samples by the nearest-rank method; raises ValueError when there are none."""
+    """The q-quantile (0 to 1) of the samples by nearest rank; raises ValueError when there are none."""
     if not samples:
         raise ValueError("percentile: no samples; expected at least one")
     ordered = sorted(samples)

@@ -18,8 +18,8 @@ def netns_path(name: str) -> str:
 
 
 def run(*command: str, netns: str | None = None) -> str:
-    """Runs a command to its end, in a named namespace if one is given (only the network is another's: /sys stays), and
-    returns what it printed. Raises RuntimeError with its words when it fails."""
+    """Runs a command to its end, in a named network namespace if one is given (/sys stays), and returns
+    what it printed. Raises RuntimeError with its words when it fails."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=entering(netns))
     if done.returncode:
         raise RuntimeError(

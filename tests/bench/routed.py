@@ -1,4 +1,4 @@
-"""The peer of the traffic benchmarks: two namespaces joined by plain routed veth pairs, as ptp makes them, without BPF."""
+"""The peer of the traffic benchmarks: two namespaces joined by routed veth pairs, as ptp makes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TCP between two namespaces: round trips, connects and throughput, with peers that are measured alternately."""
+"""TCP between two namespaces: round trips, connects and throughput, peers measured alternately."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def throughput_gbit(path: Path, *, seconds: int = 2) -> float:
 def alternately(
     paths: Mapping[str, Path], measure: Callable[[Path], float], *, rounds: int
 ) -> dict[str, float]:
-    """Measures each path once a round, in turn, and returns each one's median: noise of the machine hits all alike."""
+    """Measures each path once a round, in turn, and returns each one's median: noise hits all alike."""
     samples: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(rounds):
         for name, path in paths.items():
