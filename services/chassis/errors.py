@@ -22,7 +22,7 @@ STATUS_DETAILS_KEY = "grpc-status-details-bin"
 
 @dataclass(frozen=True, slots=True)
 class FieldViolation:
-    """One field of a request that was refused: its path, and what was wrong with the value and expected of it."""
+    """One refused field of a request: its path, what was wrong with the value and what was expected."""
 
     field: str
     description: str
@@ -171,14 +171,16 @@ def error_class(code: grpc.StatusCode) -> type[FimbriaError]:
 
 
 def rich_status(exc: FimbriaError) -> status_pb2.Status:
-    """The ``google.rpc.Status`` that stands for the error: ErrorInfo, and BadRequest and RetryInfo where set."""
+    """The ``google.rpc.Status`` of the error: ErrorInfo, and BadRequest and RetryInfo where set."""
     from google.protobuf import any_pb2
     from google.rpc import error_details_pb2, status_pb2
 
     number: int = exc.code.value[0]
     status = status_pb2.Status(code=number, message=exc.message)
 
-    def add(detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo) -> None:
+    def add(
+        detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
+    ) -> None:
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
@@ -224,8 +226,8 @@ def error_from_status(status: status_pb2.Status) -> FimbriaError:
 def error_from_rpc(exc: grpc.RpcError, target: str = "") -> FimbriaError:
     """The :class:`FimbriaError` behind a failed call.
 
-    A status without ErrorInfo gets a reason of its own: SERVICE_UNAVAILABLE for a connection that could not be
-    made or was lost (the message names the target), else the name of the code.
+    A status without ErrorInfo gets a reason of its own: SERVICE_UNAVAILABLE for a connection that could not
+    be made or was lost (the message names the target), else the name of the code.
     """
     code = exc.code() if isinstance(exc, grpc.aio.AioRpcError | grpc.Call) else grpc.StatusCode.UNKNOWN
     details = (exc.details() if isinstance(exc, grpc.aio.AioRpcError | grpc.Call) else None) or ""
@@ -233,7 +235,7 @@ def error_from_rpc(exc: grpc.RpcError, target: str = "") -> FimbriaError:
     if packed is not None:
         from google.rpc import status_pb2
 
-        # The binary status must agree with the code that gRPC itself carried; a proxy may have replaced the latter.
+        # The two codes must agree: a proxy may have replaced the one that gRPC itself carries.
         status = status_pb2.Status.FromString(packed)
         if status.code == code.value[0]:
             return error_from_status(status)

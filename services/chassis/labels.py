@@ -62,10 +62,8 @@ class LabelSet(tuple[str, ...]):
             label = item if isinstance(item, Label) else parse_label(item)
             other = found.setdefault((label.source, label.key), label)
             if other != label:
-                _refuse(
-                    f"{label.source}:{label.key}", f"has two values, {other.value!r} and {label.value!r}; expected one",
-                    reason="LABEL_CONFLICT",
-                )  # fmt: skip
+                problem = f"has two values, {other.value!r} and {label.value!r}; expected one"
+                _refuse(f"{label.source}:{label.key}", problem, reason="LABEL_CONFLICT")
         return super().__new__(cls, sorted(label.format() for label in found.values()))
 
     def parsed(self) -> tuple[Label, ...]:
@@ -102,12 +100,14 @@ def format_label(source: str, key: str, value: str = "") -> str:
 
 
 def check_key(key: str, shown: str = "") -> None:
-    """Raises InvalidArgument unless ``key`` is a label key: ``[dns.sub.domain/]name``, name up to 63 characters."""
-    # A namespace label nests a whole key, prefix included, behind Cilium's prefix; the nested key is what counts.
+    """Raises InvalidArgument unless ``key`` is ``[dns.sub.domain/]name``, the name up to 63 characters."""
+    # A namespace label nests a whole key, prefix included, behind Cilium's; the nested key is what counts.
     inner = key.removeprefix(NAMESPACE_LABELS_PREFIX)
     prefix, slash, name = inner.rpartition("/")
     if slash and (len(prefix) > 253 or not _SUBDOMAIN.fullmatch(prefix)):
-        _refuse(shown or key, f"has the key prefix {prefix!r}; expected a DNS subdomain of up to 253 characters")
+        _refuse(
+            shown or key, f"has the key prefix {prefix!r}; expected a DNS subdomain of up to 253 characters"
+        )
     if not _NAME.fullmatch(name):
         _refuse(
             shown or key,
@@ -121,7 +121,8 @@ def check_value(value: str, shown: str = "") -> None:
     if value and not _NAME.fullmatch(value):
         _refuse(
             shown or value,
-            f"has the value {value!r}; expected up to 63 characters of [A-Za-z0-9_.-], alphanumeric at both ends",
+            f"has the value {value!r}; expected up to 63 characters of [A-Za-z0-9_.-], "
+            "alphanumeric at both ends",
         )
 
 
@@ -136,7 +137,9 @@ def pod_labels(namespace: str, labels: Mapping[str, str], namespace_labels: Mapp
             f"namespace {namespace!r} is not a DNS label of up to 63 characters",
             reason="NAMESPACE_INVALID",
             metadata={"namespace": namespace},
-            violations=[FieldViolation("namespace", f"{namespace!r}: expected a DNS label of up to 63 characters")],
+            violations=[
+                FieldViolation("namespace", f"{namespace!r}: expected a DNS label of up to 63 characters")
+            ],
         )
     found: list[Label] = []
     for key, value in labels.items():
