@@ -1,7 +1,7 @@
 """The span store of a lab: finished spans appended to a file, one JSON object a line.
 
-Several processes append to the same file. Each batch is one ``write`` on a descriptor opened with O_APPEND, so
-lines never interleave.
+Several processes append to the same file. Each batch is one ``write`` on a descriptor opened with O_APPEND,
+so lines never interleave.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ MAX_BUFFERED: Final = 20_000
 
 
 class SpanFile(SpanProcessor):
-    """Writes finished spans within 100 ms from a thread of its own; drops the oldest when the disk cannot follow.
+    """Writes finished spans within 100 ms from a thread of its own; drops the oldest when the disk cannot
+    follow.
 
     Raises OSError when the file cannot be opened. The file is created with mode 0600.
     """

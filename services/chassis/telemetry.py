@@ -1,8 +1,9 @@
 """Traces and metrics of a process.
 
-Spans are always recorded and go where the settings say: into a file of JSON lines (the lab's store), to an OTLP
-collector, or nowhere. Neither place can slow the process down: the file is written by a thread of its own, the
-collector is fed from a bounded queue with short deadlines, and shutting down takes two seconds at most.
+Spans are always recorded and go where the settings say: into a file of JSON lines (the lab's store), to an
+OTLP collector, or nowhere. Neither place can slow the process down: the file is written by a thread of its
+own, the collector is fed from a bounded queue with short deadlines, and shutting down takes two seconds at
+most.
 """
 
 from __future__ import annotations
@@ -154,7 +155,7 @@ def inject() -> TraceContext:
 
 
 def remote_context(traceparent: str, tracestate: str = "") -> Context:
-    """The context that makes a remote span the parent; malformed input gives an empty context, as W3C asks."""
+    """The context that makes a remote span the parent; an empty one for malformed input, as W3C asks."""
     where = _parse_traceparent(traceparent, tracestate)
     return Context() if where is None else trace.set_span_in_context(NonRecordingSpan(where), Context())
 
@@ -184,9 +185,9 @@ def span(
 ) -> Iterator[Span]:
     """A span that is current inside the block and ends with it.
 
-    ``parent`` defaults to the current span; ``start_time`` is in nanoseconds since the epoch. Attributes that are
-    None are left out; those with dots are given as ``**{names.ENDPOINT_ID: 7}``. An exception marks the span as
-    failed with the exception's reason and goes on.
+    ``parent`` defaults to the current span; ``start_time`` is in nanoseconds since the epoch. Attributes
+    that are None are left out; those with dots are given as ``**{names.ENDPOINT_ID: 7}``. An exception marks
+    the span as failed with the exception's reason and goes on.
     """
     given = {key: value for key, value in attributes.items() if value is not None}
     started = tracer().start_span(name, context=parent, kind=kind, start_time=start_time, attributes=given)

@@ -1,0 +1,245 @@
+"""A service's SQL store: one file, one schema, one writer.
+
+Reads run beside each other, each on a consistent snapshot. Writes go through :meth:`Database.write`:
+operations that arrive together share one transaction (group commit), each behind a savepoint of its own, and
+each returns only when that transaction is on disk. What has been returned survives ``kill -9``.
+
+Today the store is SQLite (WAL, ``synchronous=FULL``); the SQL of the services is kept portable.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from sqlalchemy import exc as sa_exc
+from sqlalchemy import text
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+from services.chassis.errors import Aborted, FimbriaError, Internal, ResourceExhausted, Unavailable
+from services.chassis.sqlite import DatabaseOpenError, open_error, prepare_file, reader_engine, writer_engine
+
+__all__ = ["Database", "DatabaseOpenError"]
+
+T = TypeVar("T")
+Operation = Callable[[AsyncConnection], Awaitable[T]]
+
+MAX_BATCH: Final = 256
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Pending:
+    """An operation on its way: whose context it runs in, who waits, and what to call once it is committed."""
+
+    operation: Operation[Any]
+    done: asyncio.Future[Any]
+    context: contextvars.Context
+    result: Any = None
+    failure: BaseException | None = None
+    committed: list[Callable[[], None]] = field(default_factory=list)
+
+
+class Database:
+    """An open store; made by :meth:`open`, ended by :meth:`close`. Belongs to one event loop."""
+
+    def __init__(self, url: str, path: Path, reader: AsyncEngine, writer: AsyncEngine) -> None:
+        self.url = url
+        self.path = path
+        self.revisions: dict[str, int] = {}
+        self._reader = reader
+        self._writer = writer
+        self._queue: deque[_Pending] = deque()
+        self._arrived = asyncio.Event()
+        self._closing = False
+        self._running: _Pending | None = None
+        self._task = asyncio.create_task(self._write_batches(), name="db-writer")
+
+    @classmethod
+    async def open(cls, url: str, migrations: str | Path | None = None) -> Database:
+        """Opens the store, creating it and bringing its schema up to date where needed.
+
+        ``migrations`` is a package name (``services.ipam.migrations``) or a directory that holds
+        ``versions/``. Raises :class:`DatabaseOpenError`: unsupported URL, unwritable directory, damaged
+        file, file locked by another process, or a schema newer than the program.
+        """
+        path = prepare_file(url)
+        reader, writer = reader_engine(path), writer_engine(path)
+        try:
+            if migrations is not None:
+                from services.chassis.migrate import upgrade
+
+                await upgrade(writer, migrations)
+            revisions = await _feed_revisions(writer)
+        except (sa_exc.DBAPIError, OSError) as exc:
+            await reader.dispose()
+            await writer.dispose()
+            raise open_error(path, exc) from exc
+        except BaseException:
+            await reader.dispose()
+            await writer.dispose()
+            raise
+        database = cls(url, path, reader, writer)
+        database.revisions = revisions
+        return database
+
+    async def __aenter__(self) -> Database:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """A connection on one snapshot of the store; writing through it is an error."""
+        try:
+            async with self._reader.connect() as conn:
+                await conn.execute(text("BEGIN"))
+                yield conn
+        except sa_exc.DBAPIError as exc:
+            raise _store_error(exc) from exc
+        except sa_exc.TimeoutError as exc:
+            raise Unavailable(
+                "the store has too many readers", reason="DATABASE_BUSY", retry_after=1.0
+            ) from exc
+
+    async def write(self, operation: Operation[T]) -> T:
+        """Runs ``operation`` inside a write transaction and returns its result once that is committed.
+
+        The operation runs alone (no other write runs beside it) and in the caller's context, so spans nest as
+        expected. If it raises, only what it did is rolled back, and the exception comes back here. It may run
+        although the caller has been cancelled meanwhile, as with any request whose answer got lost.
+
+        Raises Unavailable (DATABASE_BUSY, DATABASE_IO, DATABASE_CLOSED) and ResourceExhausted (DATABASE_FULL)
+        when the transaction as a whole fails; then nothing of it is stored.
+        """
+        if self._closing:
+            raise Unavailable("the store is closing", reason="DATABASE_CLOSED")
+        done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append(_Pending(operation, done, contextvars.copy_context()))
+        self._arrived.set()
+        result: T = await done
+        return result
+
+    def after_commit(self, callback: Callable[[], None]) -> None:
+        """Calls ``callback`` when the operation that is running now has been committed; dropped if it fails.
+
+        Only inside a write operation. Callbacks of all operations run in commit order.
+        """
+        if self._running is None:
+            raise RuntimeError("after_commit is called inside a write operation only")
+        self._running.committed.append(callback)
+
+    async def close(self) -> None:
+        """Commits what is queued, then closes. Later writes raise Unavailable (DATABASE_CLOSED)."""
+        if not self._closing:
+            self._closing = True
+            self._arrived.set()
+        await asyncio.shield(self._task)
+        await self._reader.dispose()
+        await self._writer.dispose()
+
+    async def _write_batches(self) -> None:
+        while True:
+            if not self._queue:
+                if self._closing:
+                    return
+                self._arrived.clear()
+                await self._arrived.wait()
+                continue
+            # Whoever arrived while the last batch was committed goes into this one; nobody waits for company.
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
+            batch = [pending for pending in batch if not pending.done.done()]
+            if not batch:
+                continue
+            try:
+                await self._commit(batch)
+            except Exception as exc:
+                failure = _store_error(exc)
+                log.warning("transaction failed: %s", exc)
+                for pending in batch:
+                    pending.failure = pending.failure or failure
+            self._settle(batch)
+
+    async def _commit(self, batch: list[_Pending]) -> None:
+        async with self._writer.connect() as conn:
+            await conn.execute(text("BEGIN IMMEDIATE"))
+            alone = len(batch) == 1
+            for pending in batch:
+                # A batch of one needs no savepoint: the transaction is its own.
+                if alone:
+                    await self._run(pending, conn)
+                    if pending.failure is not None:
+                        await conn.rollback()
+                        return
+                    continue
+                savepoint = await conn.begin_nested()
+                await self._run(pending, conn)
+                if pending.failure is None:
+                    await savepoint.commit()
+                else:
+                    await savepoint.rollback()
+            await conn.commit()
+
+    async def _run(self, pending: _Pending, conn: AsyncConnection) -> None:
+        async def call() -> Any:
+            return await pending.operation(conn)
+
+        self._running = pending
+        try:
+            pending.result = await asyncio.get_running_loop().create_task(call(), context=pending.context)
+        except BaseException as exc:
+            pending.failure = exc
+            pending.committed.clear()
+        finally:
+            self._running = None
+
+    def _settle(self, batch: list[_Pending]) -> None:
+        for pending in batch:
+            if pending.failure is None:
+                for callback in pending.committed:
+                    try:
+                        callback()
+                    except Exception:
+                        log.exception("a callback after commit failed")
+            if pending.done.done():
+                continue
+            if pending.failure is None:
+                pending.done.set_result(pending.result)
+            elif isinstance(pending.failure, asyncio.CancelledError):
+                pending.done.cancel()
+            else:
+                pending.done.set_exception(pending.failure)
+
+
+async def _feed_revisions(engine: AsyncEngine) -> dict[str, int]:
+    """The newest revision of each feed in the store, so that a feed knows it before anything is read."""
+    async with engine.connect() as conn:
+        found = await conn.run_sync(lambda sync: sync.dialect.has_table(sync, "feed_state"))
+        if not found:
+            return {}
+        rows = await conn.execute(text("SELECT feed, revision FROM feed_state"))
+        return {row.feed: row.revision for row in rows}
+
+
+def _store_error(exc: Exception) -> FimbriaError:
+    """What a client is told when the store itself fails; the text of the driver stays in the log."""
+    if isinstance(exc, FimbriaError):
+        return exc
+    what = str(getattr(exc, "orig", None) or exc)
+    if "locked" in what or "busy" in what:
+        return Unavailable("the store is locked by another process", reason="DATABASE_BUSY", retry_after=1.0)
+    if "full" in what:
+        return ResourceExhausted("the disk that holds the store is full", reason="DATABASE_FULL")
+    if isinstance(exc, sa_exc.OperationalError):
+        return Unavailable("the store cannot be used right now", reason="DATABASE_IO", retry_after=1.0)
+    if isinstance(exc, sa_exc.IntegrityError):
+        return Aborted("a concurrent change is in conflict with this one", reason="CONFLICT")
+    return Internal("the store failed", reason="DATABASE_ERROR")
