@@ -4,8 +4,8 @@ Importing gRPC, SQLAlchemy, OpenTelemetry and pyroute2 is most of what starting 
 processes that each do it take seconds on two cores. The imports make no thread and no channel (gRPC must
 not be in use before a fork), and a child goes on exactly as `python -m MODULE` would.
 
-Run as `python -m cli.lab.launcher`; standard input holds one JSON document:
-`{"prepare": [module…], "processes": [{name, module, environ, netns, log, record}…]}`.
+Run as `python -m cli.lab.launcher MODULE…`, with the modules to import; standard input holds, as soon as the
+network is there, one JSON list of processes: `[{name, module, environ, netns, log, record, title}…]`.
 The launcher ends when the children are forked; they belong to init from then on.
 """
 
@@ -31,13 +31,18 @@ _PR_SET_NAME = 15
 
 def main() -> None:
     """Import, read what to start, fork."""
-    job = json.load(sys.stdin)
-    for module in job["prepare"]:
-        importlib.import_module(module)
+    # The lab's files are its owner's alone.
+    os.umask(0o077)
+    for module in sys.argv[1:]:
+        importlib.import_module(f"{module}.__main__")
     # Collections in the children would copy every page that the imports filled.
     gc.collect()
     gc.freeze()
-    for process in job["processes"]:
+    jobs = json.load(sys.stdin)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise SystemExit(f"the imports made {threads - 1} threads: a fork would lose them")
+    for process in jobs:
         if os.fork() == 0:
             _child(process)
 

@@ -96,6 +96,10 @@ class LabPaths:
     def cni_socket(self, node: str) -> Path:
         return self.run / f"{node}.cni.sock"
 
+    def cni_queue(self, node: str) -> Path:
+        """Where the plugin leaves deletions for a loader that is down."""
+        return self.node(node) / "deletes"
+
     def target(self, process: str) -> str:
         """gRPC target of a service or of a node's loader."""
         return f"unix:{self.socket(process)}"

@@ -9,7 +9,6 @@ from cli.errors import BadInput
 
 _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
-_LABEL_PART = re.compile(r"[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
 _PORT_NAME = re.compile(r"[a-z0-9](-?[a-z0-9])*")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 
@@ -64,31 +63,17 @@ def parse_pod(text: str, field: str = "pod") -> PodRef:
     return PodRef(check_namespace(namespace), check_pod_name(name))
 
 
-def check_label_key(key: str) -> str:
-    """Return `key` if it is a label key ([PREFIX/]NAME), else raise BadInput."""
-    prefix, slash, name = key.rpartition("/")
-    if slash and (len(prefix) > 253 or not _DNS_SUBDOMAIN.fullmatch(prefix)):
-        raise _refuse("label key", key, "a DNS subdomain of at most 253 characters before the '/'")
-    if len(name) > 63 or not _LABEL_PART.fullmatch(name):
-        raise _refuse(
-            "label key",
-            key,
-            "[PREFIX/]NAME with a NAME of letters, digits, '-', '_' and '.', at most 63 characters, "
-            "that starts and ends with a letter or a digit",
-        )
-    return key
+def check_label(key: str, value: str) -> tuple[str, str]:
+    """Return `key` and `value` if they make a label of Kubernetes, else raise BadInput."""
+    from services.chassis import labels
+    from services.chassis.errors import InvalidArgument
 
-
-def check_label_value(key: str, value: str) -> str:
-    """Return `value` if it can be the value of a label, else raise BadInput."""
-    if value and (len(value) > 63 or not _LABEL_PART.fullmatch(value)):
-        raise _refuse(
-            f"value of label {key!r}",
-            value,
-            "nothing, or letters, digits, '-', '_' and '.', at most 63 characters, "
-            "that starts and ends with a letter or a digit",
-        )
-    return value
+    try:
+        labels.check_key(key)
+        labels.check_value(value, f"{key}={value}")
+    except InvalidArgument as error:
+        raise BadInput(error.message, reason=error.reason) from None
+    return key, value
 
 
 def parse_label(text: str, field: str = "label") -> tuple[str, str]:
@@ -96,7 +81,7 @@ def parse_label(text: str, field: str = "label") -> tuple[str, str]:
     key, equals, value = text.partition("=")
     if not equals:
         raise _refuse(field, text, "KEY=VALUE")
-    return check_label_key(key), check_label_value(key, value)
+    return check_label(key, value)
 
 
 def parse_labels(texts: tuple[str, ...] | list[str]) -> dict[str, str]:
@@ -115,7 +100,7 @@ def parse_label_changes(texts: tuple[str, ...] | list[str]) -> dict[str, str | N
     changes: dict[str, str | None] = {}
     for text in texts:
         if "=" not in text and text.endswith("-"):
-            key: str = check_label_key(text[:-1])
+            key, _ = check_label(text[:-1], "")
             value: str | None = None
         elif "=" in text:
             key, value = parse_label(text)
