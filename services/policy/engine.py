@@ -1,0 +1,432 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resolution engine: policy, identity and subject events in, deltas per subject out.
+
+Pure and synchronous. After any sequence of events a subject's state equals what `resolve.resolve` computes
+from nothing; the deltas say exactly what differs from the state before the batch, whatever happened in
+between.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from services.policy.entries import (
+    ANY_IDENTITY,
+    EntryKey,
+    EntryValue,
+    PortKey,
+    SubjectPolicy,
+    declared_ports,
+    literal_ports,
+)
+from services.policy.resolve import BoundPolicy
+from services.policy.rules import Direction, NamedPort, PolicyRef, PortName, Rule, RuleSpec
+from services.policy.selector import Labels
+from services.policy.selector_cache import Matched, SelectorCache
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What a policy state belongs to: pods that agree in both have the same one. `ports` is sorted."""
+
+    identity: int
+    ports: tuple[NamedPort, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyPut:
+    bound: BoundPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyDelete:
+    ref: PolicyRef
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityPut:
+    number: int
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class IdentityDelete:
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectAdd:
+    subject: Subject
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectRemove:
+    subject: Subject
+
+
+Event = PolicyPut | PolicyDelete | IdentityPut | IdentityDelete | SubjectAdd | SubjectRemove
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectChange:
+    """What a batch of events changed of one subject.
+
+    `reset`: the subject's identity has become known, so that its whole state is new and is to be read with
+    `Engine.state`. A subject whose identity goes away changes nothing: what was last said stays in force.
+    """
+
+    subject: Subject
+    enforced_by: tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]
+    upserts: tuple[tuple[EntryKey, EntryValue], ...] = ()
+    deletes: tuple[EntryKey, ...] = ()
+    reset: bool = False
+
+
+# A claim is one rule's word on a key, as a number that orders them: denying before allowing, then by cookie.
+_ALLOW = 1 << 32
+_COOKIE = _ALLOW - 1
+
+
+def _value(claim: int) -> EntryValue:
+    return EntryValue(claim < _ALLOW, claim & _COOKIE)
+
+
+class _SubjectState:
+    """One subject: the specs that select it, and for each key the claims of their rules, the deciding one
+    first.
+    """
+
+    __slots__ = ("claims", "enforced_by", "journal", "known", "respecified", "specs", "subject", "was_known")
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.known = False
+        self.was_known = False
+        self.specs: dict[_Spec, None] = {}
+        self.claims: dict[EntryKey, tuple[int, ...]] = {}
+        self.enforced_by: tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]] = ((), ())
+        # The claim that decided a key before the batch; None where there was none.
+        self.journal: dict[EntryKey, int | None] = {}
+        self.respecified = False
+
+    def claim(self, key: EntryKey, claim: int) -> None:
+        held = self.claims.get(key)
+        self.journal.setdefault(key, held[0] if held else None)
+        self.claims[key] = (claim,) if held is None else tuple(sorted((*held, claim)))
+
+    def unclaim(self, key: EntryKey, claim: int) -> None:
+        held = self.claims[key]
+        self.journal.setdefault(key, held[0])
+        left = tuple(other for other in held if other != claim)
+        if left:
+            self.claims[key] = left
+        else:
+            del self.claims[key]
+
+    def who_enforces(self) -> tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]:
+        ingress, egress = (
+            tuple(sorted({spec.ref for spec in self.specs if spec.spec.default_deny[direction]}))
+            for direction in Direction
+        )
+        return ingress, egress
+
+
+class _Spec:
+    """A spec in force, and the subjects that it selects now."""
+
+    __slots__ = ("ref", "rules", "selected", "spec", "subjects")
+
+    def __init__(self, ref: PolicyRef, spec: RuleSpec) -> None:
+        self.ref = ref
+        self.spec = spec
+        self.rules: list[_Rule] = []
+        self.subjects: dict[_SubjectState, None] = {}
+        self.selected: Matched[_User]
+
+
+class _Rule:
+    """A rule in force. `everybody`: its peers are ANY; otherwise the identities that one of `peers`
+    matches.
+    """
+
+    __slots__ = ("claim", "everybody", "literal", "names", "peers", "rule", "spec")
+
+    def __init__(self, spec: _Spec, rule: Rule, cookie: int) -> None:
+        self.spec = spec
+        self.rule = rule
+        self.claim = cookie if rule.deny else cookie | _ALLOW
+        self.everybody = any(peer.matches_everything for peer in rule.peers)
+        self.literal = literal_ports(rule.ports)
+        self.names = tuple(match for match in rule.ports if isinstance(match, PortName))
+        self.peers: tuple[Matched[_User], ...] = ()
+
+    def covers(self, number: int) -> bool:
+        return any(number in peer.identities for peer in self.peers)
+
+    def identities(self) -> Iterable[int]:
+        if self.everybody:
+            return (ANY_IDENTITY,)
+        if len(self.peers) == 1:
+            return self.peers[0].identities
+        return set().union(*(peer.identities for peer in self.peers))
+
+
+_User = _Spec | _Rule
+
+
+class Engine:
+    """All policies, identities and watched subjects, and what follows from them."""
+
+    def __init__(self) -> None:
+        self._cache: SelectorCache[_User] = SelectorCache()
+        self._policies: dict[PolicyRef, list[_Spec]] = {}
+        self._subjects: dict[Subject, _SubjectState] = {}
+        self._of_identity: dict[int, dict[_SubjectState, None]] = {}
+        self._ports: dict[int, Counter[NamedPort]] = {}
+        self._by_port_name: dict[_Rule, None] = {}
+        self._touched: dict[_SubjectState, None] = {}
+
+    def apply(self, events: Iterable[Event]) -> list[SubjectChange]:
+        """Take a batch over. The changes are those of subjects that were there before it and still are."""
+        for event in events:
+            match event:
+                case PolicyPut(bound):
+                    self._delete_policy(bound.ref)
+                    self._add_policy(bound)
+                case PolicyDelete(ref):
+                    self._delete_policy(ref)
+                case IdentityPut(number, labels):
+                    self._set_labels(number, labels)
+                case IdentityDelete(number):
+                    self._set_labels(number, None)
+                case SubjectAdd(subject):
+                    self._add_subject(subject)
+                case SubjectRemove(subject):
+                    self._remove_subject(subject)
+        return self._changes()
+
+    def state(self, subject: Subject) -> SubjectPolicy | None:
+        """A watched subject's whole state; None while its identity is unknown. KeyError: not watched."""
+        state = self._subjects[subject]
+        if not state.known:
+            return None
+        entries = {key: _value(claims[0]) for key, claims in state.claims.items()}
+        return SubjectPolicy(state.who_enforces(), entries)
+
+    def labels(self, number: int) -> Labels | None:
+        return self._cache.identities.get(number)
+
+    def number_of(self, labels: Labels) -> int | None:
+        """The identity with exactly these labels, if there is one."""
+        return next((number for number, known in self._cache.identities.items() if known == labels), None)
+
+    def ports_of(self, number: int) -> frozenset[NamedPort]:
+        """The ports that the watched subjects with this identity declare."""
+        return frozenset(self._ports.get(number, ()))
+
+    def identities(self) -> Iterable[int]:
+        return self._cache.identities.keys()
+
+    # -- policies
+
+    def _add_policy(self, bound: BoundPolicy) -> None:
+        specs = []
+        for declared in bound.policy.specs:
+            spec = _Spec(bound.ref, declared)
+            spec.selected = self._cache.use(declared.subject, spec)
+            for stated in declared.rules:
+                rule = _Rule(spec, stated, bound.cookies[stated.path])
+                if not rule.everybody:
+                    rule.peers = tuple(self._cache.use(peer, rule) for peer in stated.peers)
+                if rule.names and stated.direction is Direction.EGRESS:
+                    self._by_port_name[rule] = None
+                spec.rules.append(rule)
+            for number in spec.selected.identities & self._of_identity.keys():
+                for state in self._of_identity[number]:
+                    self._select(state, spec)
+            specs.append(spec)
+        self._policies[bound.ref] = specs
+
+    def _delete_policy(self, ref: PolicyRef) -> None:
+        for spec in self._policies.pop(ref, ()):
+            for state in list(spec.subjects):
+                self._unselect(state, spec)
+            self._cache.release(spec.selected, spec)
+            for rule in spec.rules:
+                self._by_port_name.pop(rule, None)
+                for peer in rule.peers:
+                    self._cache.release(peer, rule)
+
+    # -- identities
+
+    def _set_labels(self, number: int, labels: Labels | None) -> None:
+        if self._cache.identities.get(number) == labels:
+            return
+        changes = self._cache.changes(number, labels)
+        rules = {
+            rule: rule.covers(number)
+            for matched, _ in changes
+            for rule in matched.users
+            if isinstance(rule, _Rule)
+        }
+        self._cache.put(number, labels, changes)
+        for rule, covered in rules.items():
+            if rule.covers(number) != covered:
+                self._cover(rule, number, not covered)
+        states = self._of_identity.get(number, {})
+        for matched, matches in changes:
+            for spec in matched.users:
+                if isinstance(spec, _Spec):
+                    for state in states:
+                        if matches:
+                            self._select(state, spec)
+                        else:
+                            self._unselect(state, spec)
+        for state in states:
+            state.known = labels is not None
+            self._touched[state] = None
+
+    def _cover(self, rule: _Rule, number: int, covered: bool) -> None:
+        for state in rule.spec.subjects:
+            for key in self._keys(rule, state, (number,)):
+                if covered:
+                    state.claim(key, rule.claim)
+                else:
+                    state.unclaim(key, rule.claim)
+            self._touched[state] = None
+
+    # -- subjects
+
+    def _add_subject(self, subject: Subject) -> None:
+        if subject in self._subjects:
+            return
+        state = self._subjects[subject] = _SubjectState(subject)
+        self._of_identity.setdefault(subject.identity, {})[state] = None
+        self._declare(subject, 1)
+        state.known = subject.identity in self._cache.identities
+        for specs in self._policies.values():
+            for spec in specs:
+                if subject.identity in spec.selected.identities:
+                    self._select(state, spec)
+        self._settle(state)
+
+    def _remove_subject(self, subject: Subject) -> None:
+        state = self._subjects.pop(subject, None)
+        if state is None:
+            return
+        for spec in state.specs:
+            spec.subjects.pop(state, None)
+        states = self._of_identity[subject.identity]
+        del states[state]
+        if not states:
+            del self._of_identity[subject.identity]
+        self._touched.pop(state, None)
+        self._declare(subject, -1)
+
+    def _declare(self, subject: Subject, step: int) -> None:
+        """Count the subject's ports in or out, and follow up in the egress rules that name one of them."""
+        if not subject.ports:
+            return
+        number = subject.identity
+        before = self.ports_of(number)
+        counted = self._ports.setdefault(number, Counter())
+        counted.update(dict.fromkeys(subject.ports, step))
+        for port in subject.ports:
+            if not counted[port]:
+                del counted[port]
+        if not counted:
+            del self._ports[number]
+        after = self.ports_of(number)
+        if before == after:
+            return
+        for rule in self._by_port_name:
+            if not (rule.everybody or rule.covers(number)):
+                continue
+            # A port that the rule also gives by number is claimed already, unless that claim is on ANY.
+            held = frozenset() if rule.everybody else rule.literal
+            old = declared_ports(rule.names, before) - held
+            new = declared_ports(rule.names, after) - held
+            for state in rule.spec.subjects:
+                for port_key in old - new:
+                    state.unclaim(EntryKey(Direction.EGRESS, number, *port_key), rule.claim)
+                for port_key in new - old:
+                    state.claim(EntryKey(Direction.EGRESS, number, *port_key), rule.claim)
+                self._touched[state] = None
+
+    def _select(self, state: _SubjectState, spec: _Spec) -> None:
+        state.specs[spec] = None
+        spec.subjects[state] = None
+        for rule in spec.rules:
+            for key in self._all_keys(rule, state):
+                state.claim(key, rule.claim)
+        state.respecified = True
+        self._touched[state] = None
+
+    def _unselect(self, state: _SubjectState, spec: _Spec) -> None:
+        del state.specs[spec]
+        del spec.subjects[state]
+        for rule in spec.rules:
+            for key in self._all_keys(rule, state):
+                state.unclaim(key, rule.claim)
+        state.respecified = True
+        self._touched[state] = None
+
+    # -- keys
+
+    def _all_keys(self, rule: _Rule, state: _SubjectState) -> Iterator[EntryKey]:
+        yield from self._keys(rule, state, rule.identities())
+        if rule.everybody and rule.names and rule.rule.direction is Direction.EGRESS:
+            for number in self._ports:
+                for port in declared_ports(rule.names, self.ports_of(number)):
+                    yield EntryKey(Direction.EGRESS, number, *port)
+
+    def _keys(self, rule: _Rule, state: _SubjectState, numbers: Iterable[int]) -> Iterator[EntryKey]:
+        direction = rule.rule.direction
+        ports: Iterable[PortKey] = rule.literal
+        if rule.names and direction is Direction.INGRESS:
+            ports = rule.literal | declared_ports(rule.names, state.subject.ports)
+        for number in numbers:
+            if rule.names and direction is Direction.EGRESS:
+                ports = rule.literal | declared_ports(rule.names, self.ports_of(number))
+            for port in ports:
+                yield EntryKey(direction, number, *port)
+
+    # -- output
+
+    def _changes(self) -> list[SubjectChange]:
+        found = []
+        for state in list(self._touched):
+            change = self._change(state)
+            if change is not None:
+                found.append(change)
+            self._settle(state)
+        return found
+
+    def _change(self, state: _SubjectState) -> SubjectChange | None:
+        if not state.known:
+            return None
+        enforced_by = state.who_enforces() if state.respecified else state.enforced_by
+        if not state.was_known:
+            return SubjectChange(state.subject, enforced_by, reset=True)
+        upserts, deletes = [], []
+        for key, before in state.journal.items():
+            held = state.claims.get(key)
+            if held is None:
+                if before is not None:
+                    deletes.append(key)
+            elif held[0] != before:
+                upserts.append((key, _value(held[0])))
+        if not upserts and not deletes and enforced_by == state.enforced_by:
+            return None
+        return SubjectChange(state.subject, enforced_by, tuple(upserts), tuple(deletes))
+
+    def _settle(self, state: _SubjectState) -> None:
+        """What is there now is what the next batch is compared with."""
+        if state.respecified:
+            state.enforced_by = state.who_enforces()
+        state.was_known = state.known
+        state.respecified = False
+        state.journal.clear()
+        self._touched.pop(state, None)

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading untyped manifest values, collecting every violation on the way instead of stopping at the first."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+_SHOWN = 60
+_PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """What is wrong with one field.
+
+    `document` counts the documents of one call from 0; `subject` says for people which object it is
+    ("NetworkPolicy shop/web"); `field` is the path inside that document, e.g.
+    `spec.ingress[0].ports[1].port`; `description` states the value and what was expected. `unsupported`
+    marks what is legal but not supported yet.
+    """
+
+    document: int
+    subject: str
+    field: str
+    description: str
+    unsupported: bool = False
+
+
+def show(value: object) -> str:
+    """The value as a reader would write it in JSON, shortened."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+
+
+def type_name(value: object) -> str:
+    """What JSON calls the type of a value."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    if isinstance(value, str):
+        return "string"
+    if isinstance(value, list):
+        return "list"
+    if isinstance(value, dict):
+        return "object"
+    return type(value).__name__
+
+
+@dataclass(slots=True)
+class Report:
+    """Violations of one document, in the order in which they were found."""
+
+    document: int
+    subject: str = ""
+    violations: list[Violation] = field(default_factory=list)
+
+    def add(self, path: str, description: str, *, unsupported: bool = False) -> None:
+        self.violations.append(Violation(self.document, self.subject, path, description, unsupported))
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A value with its path; every reader returns None (or nothing) after it has reported a violation."""
+
+    value: object
+    path: str
+    report: Report
+
+    def wrong(self, expected: str) -> None:
+        """Report this value: `expected` completes "got X, expected …"."""
+        self.report.add(self.path, f"got {show(self.value)}, expected {expected}")
+
+    def refuse(self, reason: str) -> None:
+        """Report this field as legal but beyond what is supported."""
+        self.report.add(self.path, f"got {show(self.value)}: {reason}", unsupported=True)
+
+    def mapping(self) -> Mapping[str, object] | None:
+        if isinstance(self.value, dict):
+            return self.value
+        self.wrong(f"an object, not a {type_name(self.value)}")
+        return None
+
+    def child(self, key: str) -> Node | None:
+        """The field `key` of an object; None when it is absent or null, which mean the same in manifests."""
+        value = self.value.get(key) if isinstance(self.value, dict) else None
+        return None if value is None else Node(value, self.path_of(key), self.report)
+
+    def required(self, key: str, what: str) -> Node | None:
+        found = self.child(key)
+        if found is None:
+            self.report.add(self.path_of(key), f"missing, expected {what}")
+        return found
+
+    def path_of(self, key: str) -> str:
+        if not _PLAIN.match(key):
+            return f"{self.path}[{show(key)}]"
+        return f"{self.path}.{key}" if self.path else key
+
+    def items(self) -> Iterator[Node]:
+        """The elements of a list."""
+        if not isinstance(self.value, list):
+            self.wrong(f"a list, not a {type_name(self.value)}")
+            return
+        for index, value in enumerate(self.value):
+            yield Node(value, f"{self.path}[{index}]", self.report)
+
+    def text(self, expected: str) -> str | None:
+        if isinstance(self.value, str):
+            return self.value
+        hint = "; quote it" if isinstance(self.value, bool | int | float) else ""
+        self.wrong(f"{expected} as a string, not a {type_name(self.value)}{hint}")
+        return None
+
+    def integer(self, low: int, high: int, what: str) -> int | None:
+        if isinstance(self.value, int) and not isinstance(self.value, bool) and low <= self.value <= high:
+            return self.value
+        self.wrong(f"{what}, a number from {low} to {high}")
+        return None
+
+    def boolean(self) -> bool | None:
+        if isinstance(self.value, bool):
+            return self.value
+        self.wrong("true or false")
+        return None
+
+    def only(
+        self,
+        known: Iterable[str],
+        unsupported: Mapping[str, str] | None = None,
+    ) -> bool:
+        """Report fields other than `known`; those in `unsupported` with their own reason. False: not an
+        object.
+        """
+        fields = self.mapping()
+        if fields is None:
+            return False
+        refused = unsupported or {}
+        allowed = tuple(known)
+        for key, value in fields.items():
+            here = Node(value, self.path_of(str(key)), self.report)
+            if key in allowed:
+                continue
+            if key not in refused:
+                here.wrong(f"no such field here; the fields are {', '.join(allowed)}")
+            elif value is not None:
+                here.refuse(refused[key])
+        return True

@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Label selectors: which sets of labels they match.
+
+Labels are strings `source:key=value`. A requirement names a source or `any`, which stands for every source,
+as in Cilium's selectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+ANY_SOURCE = "any"
+K8S = "k8s"
+RESERVED = "reserved"
+
+NAMESPACE_KEY = "io.kubernetes.pod.namespace"
+NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
+
+
+class Labels:
+    """An immutable set of labels, indexed by key.
+
+    Built from strings `source:key=value`; a missing `=` means an empty value. Equality is that of the
+    strings.
+    """
+
+    __slots__ = ("_by_key", "strings")
+
+    def __init__(self, labels: Iterable[str]) -> None:
+        self.strings: frozenset[str] = frozenset(labels)
+        by_key: dict[str, tuple[tuple[str, str], ...]] = {}
+        for label in sorted(self.strings):
+            head, _, value = label.partition("=")
+            source, _, key = head.partition(":")
+            by_key[key] = (*by_key.get(key, ()), (source, value))
+        self._by_key = by_key
+
+    def values(self, source: str, key: str) -> tuple[str, ...]:
+        """The values that `key` has; of every source when `source` is `any`."""
+        found = self._by_key.get(key, ())
+        if source == ANY_SOURCE:
+            return tuple(value for _, value in found)
+        return tuple(value for owner, value in found if owner == source)
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Every (key, value), without the source."""
+        for key, found in self._by_key.items():
+            for _, value in found:
+                yield key, value
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Labels) and self.strings == other.strings
+
+    def __hash__(self) -> int:
+        return hash(self.strings)
+
+    def __repr__(self) -> str:
+        return f"Labels({sorted(self.strings)})"
+
+
+class Operator(Enum):
+    """How a requirement compares, by its name in manifests."""
+
+    IN = "In"
+    NOT_IN = "NotIn"
+    EXISTS = "Exists"
+    DOES_NOT_EXIST = "DoesNotExist"
+
+
+@dataclass(frozen=True, slots=True)
+class Requirement:
+    """One condition on one key. `values` is sorted; empty for Exists and DoesNotExist.
+
+    NotIn also holds when the key is absent, as in Kubernetes.
+    """
+
+    source: str
+    key: str
+    operator: Operator
+    values: tuple[str, ...] = ()
+
+    def holds(self, labels: Labels) -> bool:
+        found = labels.values(self.source, self.key)
+        if self.operator is Operator.IN:
+            return any(value in self.values for value in found)
+        if self.operator is Operator.NOT_IN:
+            return not any(value in self.values for value in found)
+        if self.operator is Operator.EXISTS:
+            return bool(found)
+        return not found
+
+    def __str__(self) -> str:
+        name = f"{self.source}:{self.key}"
+        if self.operator is Operator.IN and len(self.values) == 1:
+            return f"{name}={self.values[0]}"
+        if self.operator is Operator.EXISTS:
+            return name
+        if self.operator is Operator.DOES_NOT_EXIST:
+            return f"!{name}"
+        joined = ",".join(self.values)
+        return f"{name} {'in' if self.operator is Operator.IN else 'notin'} ({joined})"
+
+
+@dataclass(frozen=True, slots=True)
+class Selector:
+    """A conjunction of requirements, sorted and without repeats; equal selectors compare equal.
+
+    Without requirements it matches every identity, the world included.
+    """
+
+    requirements: tuple[Requirement, ...] = ()
+
+    @classmethod
+    def of(cls, requirements: Iterable[Requirement]) -> Selector:
+        unique = {(r.source, r.key, r.operator.value, r.values): r for r in requirements}
+        return cls(tuple(unique[k] for k in sorted(unique)))
+
+    @property
+    def matches_everything(self) -> bool:
+        return not self.requirements
+
+    def matches(self, labels: Labels) -> bool:
+        return all(requirement.holds(labels) for requirement in self.requirements)
+
+    def and_(self, *more: Requirement) -> Selector:
+        return Selector.of((*self.requirements, *more))
+
+    def __str__(self) -> str:
+        return ", ".join(str(r) for r in self.requirements) or "everything"
+
+
+EVERYTHING = Selector()
+
+
+def equals(source: str, key: str, value: str) -> Requirement:
+    return Requirement(source, key, Operator.IN, (value,))
+
+
+def exists(source: str, key: str) -> Requirement:
+    return Requirement(source, key, Operator.EXISTS)
+
+
+def absent(source: str, key: str) -> Requirement:
+    return Requirement(source, key, Operator.DOES_NOT_EXIST)
