@@ -28,6 +28,10 @@ class FieldViolation:
     description: str
 
 
+class StartError(Exception):
+    """A process cannot start or go on: the message is one line that says why and what to do."""
+
+
 class FimbriaError(Exception):
     """Base of all errors a client may see.
 

@@ -73,6 +73,9 @@ class Telemetry:
         self.meter_provider = meters
         self.tracer: Tracer = tracers.get_tracer("fimbria")
         self.meter: Meter = meters.get_meter("fimbria")
+        self.client_duration = self.meter.create_histogram(
+            names.RPC_CLIENT_DURATION, unit="s", description="Time from a call's start to its status."
+        )
         self._span_file = span_file
         self._otlp = otlp
 

@@ -1,0 +1,192 @@
+"""The gRPC server of a process: what every service offers besides its own methods.
+
+Health v1, reflection, channelz, validation of requests from the constraints in the protos, deadlines, rich
+errors, tracing, and a drain that ends long watches at once and lets short calls finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import stat
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+
+from services.chassis.errors import StartError
+from services.chassis.interceptor import ServerCalls
+from services.chassis.settings import CommonSettings
+from services.chassis.telemetry import Telemetry
+
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+UNIX_PATH_BYTES: Final = 107
+
+_OPTIONS: Final = (
+    # Without this a second server binds the same port and takes every other connection.
+    ("grpc.so_reuseport", 0),
+    ("grpc.enable_channelz", 1),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+
+
+class ListenError(StartError):
+    """An address cannot be served on; the message names it, what is wrong and what is expected."""
+
+
+class ServiceServer:
+    """One process's server. ``add`` servicers, ``start``, then ``serve_until_stopped``."""
+
+    def __init__(self, settings: CommonSettings, telemetry: Telemetry) -> None:
+        self._settings = settings
+        self._calls = ServerCalls(telemetry)
+        self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
+        self._health = health_aio.HealthServicer()
+        self._names: list[str] = []
+        self._sockets: list[str] = []
+        self._stop = asyncio.Event()
+        self._stopped = False
+        self.addresses: list[str] = []
+
+    def add(self, add_to_server: Callable[..., None], servicer: object, full_service_name: str) -> None:
+        """Registers a servicer under its full name (``fimbria.ipam.v1.AddressService``); before ``start``."""
+        add_to_server(servicer, self._server)
+        self._names.append(full_service_name)
+
+    async def start(self) -> list[str]:
+        """Binds every address of the settings, serves, sets health to SERVING; returns the bound addresses.
+
+        A TCP address comes back as HOST:PORT with the real port, a unix socket as ``unix:/PATH``. Unix
+        sockets are connectable by the own user only (0600). Raises ListenError.
+        """
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._add_reflection()
+        from grpc_channelz.v1 import channelz
+
+        channelz.add_channelz_servicer(self._server)
+        self.addresses = [self._bind(address) for address in self._settings.listen]
+        await self._server.start()
+        for name in ("", *self._names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        return self.addresses
+
+    def request_stop(self) -> None:
+        """Makes ``serve_until_stopped`` drain and return. May be called from a signal handler."""
+        self._stop.set()
+
+    async def serve_until_stopped(self) -> None:
+        """Serves until SIGTERM, SIGINT or ``request_stop``, then drains as ``stop`` does."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.request_stop)
+        try:
+            await self._stop.wait()
+            await self.stop()
+        finally:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.remove_signal_handler(number)
+
+    async def stop(self) -> None:
+        """Health NOT_SERVING, no new calls, watches end with UNAVAILABLE (DRAINING), the rest may finish."""
+        if self._stopped:
+            return
+        self._stopped = True
+        await self._health.enter_graceful_shutdown()
+        self._calls.drain()
+        await self._server.stop(self._settings.drain_seconds)
+        for path in self._sockets:
+            _unlink_socket(path)
+
+    def _add_reflection(self) -> None:
+        from grpc_reflection.v1alpha import reflection
+
+        services = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        services += [reflection.SERVICE_NAME, "grpc.channelz.v1.Channelz"]
+        reflection.enable_server_reflection(services, self._server)
+
+    def _bind(self, address: str) -> str:
+        if address.startswith("unix:"):
+            return self._bind_unix(address)
+        host, colon, port = address.rpartition(":")
+        if not colon or not host or not port.isdigit() or int(port) > 65535:
+            raise ListenError(f"listen address {address!r} is malformed; expected HOST:PORT or unix:/PATH")
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError:
+            bound = 0
+        if not bound:
+            raise ListenError(f"cannot listen on {address}: {_bind_problem(host, int(port))}")
+        return f"{host}:{bound}"
+
+    def _bind_unix(self, address: str) -> str:
+        path = address.removeprefix("unix:").removeprefix("//")
+        if not os.path.isabs(path) or len(os.fsencode(path)) > UNIX_PATH_BYTES:
+            raise ListenError(
+                f"listen address {address!r} is malformed; expected unix:/PATH, absolute, "
+                f"up to {UNIX_PATH_BYTES} bytes"
+            )
+        _clear_stale_socket(path)
+        # The socket must never be connectable by others, not even between bind and chmod.
+        mask = os.umask(0o177)
+        try:
+            bound = self._server.add_insecure_port(f"unix:{path}")
+        except RuntimeError:
+            bound = 0
+        finally:
+            os.umask(mask)
+        if not bound:
+            raise ListenError(f"cannot listen on {address}: expected a directory that this process may write")
+        self._sockets.append(path)
+        return f"unix:{path}"
+
+
+def _clear_stale_socket(path: str) -> None:
+    """Removes a socket that nobody serves. gRPC itself would take over a served one without a word."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise ListenError(f"cannot listen on unix:{path}: a file of another kind is there; move it away")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            _unlink_socket(path)
+            return
+        except OSError as exc:
+            raise ListenError(f"cannot listen on unix:{path}: {exc.strerror or exc}") from exc
+    raise ListenError(
+        f"cannot listen on unix:{path}: another process serves there; stop it or change --listen"
+    )
+
+
+def _unlink_socket(path: str) -> None:
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+
+
+def _bind_problem(host: str, port: int) -> str:
+    """gRPC says only that it failed: binding once more by hand gives the system's reason."""
+    try:
+        family, kind, _, _, where = socket.getaddrinfo(
+            host.strip("[]"), port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen()
+    except OSError as exc:
+        return f"{(exc.strerror or str(exc)).lower()}; choose another address with --listen"
+    return "the address could not be bound; choose another with --listen"
