@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -83,8 +83,10 @@ def create_feed_tables(op: _Operations) -> None:
 
 
 _STATE, _EVENT = feed_tables(sa.MetaData())
-_NEXT = sa.text("UPDATE feed_state SET revision = revision + 1 WHERE feed = :feed RETURNING revision")
-_FIRST = sa.text("INSERT INTO feed_state (feed, revision, compacted) VALUES (:feed, 1, 0) RETURNING revision")
+_NEXT = sa.text("UPDATE feed_state SET revision = revision + :count WHERE feed = :feed RETURNING revision")
+_FIRST = sa.text(
+    "INSERT INTO feed_state (feed, revision, compacted) VALUES (:feed, :count, 0) RETURNING revision"
+)
 _INSERT = sa.insert(_EVENT)
 _AFTER = (
     sa.select(_EVENT.c.revision, _EVENT.c.key, _EVENT.c.payload, _EVENT.c.deleted, _EVENT.c.trace)
@@ -123,24 +125,40 @@ class Feed:
         self, conn: AsyncConnection, key: str, payload: bytes, deleted: bool = False, trace: str = ""
     ) -> int:
         """Adds one event inside a write operation and returns its revision, which is final once committed."""
-        row = (await conn.execute(_NEXT, {"feed": self._name})).first()
+        return await self.append_all(conn, [(key, payload, deleted)], trace)
+
+    async def append_all(
+        self, conn: AsyncConnection, changes: Sequence[tuple[str, bytes, bool]], trace: str = ""
+    ) -> int:
+        """Adds an event for each (key, payload, deleted), in this order, for the price of two statements.
+
+        Returns the revision of the last one; the others have those just before it. ``changes`` is not empty.
+        """
+        counted = {"feed": self._name, "count": len(changes)}
+        row = (await conn.execute(_NEXT, counted)).first()
         if row is None:
-            row = (await conn.execute(_FIRST, {"feed": self._name})).one()
-        revision = int(row[0])
-        event = FeedEvent(revision, key, payload, deleted, trace)
+            row = (await conn.execute(_FIRST, counted)).one()
+        last = int(row[0])
+        events = [
+            FeedEvent(revision, key, payload, deleted, trace)
+            for revision, (key, payload, deleted) in enumerate(changes, start=last - len(changes) + 1)
+        ]
         await conn.execute(
             _INSERT,
-            {
-                "feed": self._name,
-                "revision": revision,
-                "key": key,
-                "payload": payload,
-                "deleted": deleted,
-                "trace": trace,
-            },
+            [
+                {
+                    "feed": self._name,
+                    "revision": event.revision,
+                    "key": event.key,
+                    "payload": event.payload,
+                    "deleted": event.deleted,
+                    "trace": event.trace,
+                }
+                for event in events
+            ],
         )
-        self._db.after_commit(lambda: self._committed(event))
-        return revision
+        self._db.after_commit(lambda: self._committed(events))
+        return last
 
     async def revision_at(self, conn: AsyncConnection) -> int:
         """The newest revision in the connection's snapshot: what is read on it is as of this revision."""
@@ -204,14 +222,14 @@ class Feed:
                 metadata={"revision": after, "restart_revision": compacted},
             )
 
-    def _committed(self, event: FeedEvent) -> None:
-        if event.revision == self._revision + 1:
-            self._tail.append(event)
-            self._revision = event.revision
+    def _committed(self, events: Sequence[FeedEvent]) -> None:
+        if events[0].revision == self._revision + 1:
+            self._tail.extend(events)
+            self._revision = events[-1].revision
             self._wake()
         else:
             # Another process wrote in between: the tail would have a hole.
-            self._observe(event.revision)
+            self._observe(events[-1].revision)
 
     def _observe(self, revision: int) -> None:
         if revision > self._revision:

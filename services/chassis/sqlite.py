@@ -12,12 +12,15 @@ from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
+from services.chassis.errors import StartError
+from services.chassis.sqlite_driver import connect
+
 BUSY_SECONDS: Final = 5.0
 READERS: Final = 4
 READER_WAIT_SECONDS: Final = 10.0
 
 
-class DatabaseOpenError(Exception):
+class DatabaseOpenError(StartError):
     """The store cannot be opened; the message names the file, what is wrong and what to do."""
 
 
@@ -66,12 +69,10 @@ def _engine(path: Path, *pragmas: str, pool_size: int) -> AsyncEngine:
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=READER_WAIT_SECONDS,
-        connect_args={"timeout": BUSY_SECONDS},
+        connect_args={"timeout": BUSY_SECONDS, "async_creator_fn": connect},
     )
 
     def configure(connection: Any, _: Any) -> None:
-        # The driver's own BEGIN would come late and without IMMEDIATE: transactions are begun by db.py.
-        connection.isolation_level = None
         cursor = connection.cursor()
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", *pragmas):
             cursor.execute(f"PRAGMA {pragma}")
