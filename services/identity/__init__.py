@@ -1,0 +1,13 @@
+"""identity: one number for one label set in the whole cluster, and what each IP means.
+
+The model: an *identity* is a number that stands for a set of labels, the same for every workload that has
+them. The *ipcache* maps prefixes to identities; each node publishes its own and watches everybody's.
+
+Two feeds, each with its own revisions: a new identity is an event of the first, a changed entry of the
+second. An entry carries the identity feed's revision at which its identity came into being
+(`identity_revision`), so that a node can hold it back until its policy knows the identity.
+
+Identities are made and never removed: a number cannot come to mean another label set while anybody uses
+it. Removal needs to know who uses what, and is a matter of leases that are not here yet. `ipcache.py` has
+the rules of who may change an entry.
+"""

@@ -1,0 +1,68 @@
+"""Label sets as identities see them: one normal form, one digest, and the reserved ones told apart.
+
+Parsing, validation and order of labels are the chassis's (`services.chassis.labels`); what is decided
+here is which sets may have an identity, and which of them has one already because it is reserved.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import orjson
+
+from services.chassis.labels import SOURCE_CIDR, SOURCE_RESERVED, LabelSet
+from services.identity.problems import invalid
+from services.identity.reserved import RESERVED_NUMBERS, UNKNOWN
+
+
+def normalise(labels: Iterable[str]) -> LabelSet:
+    """The label set in normal form: validated, sorted, without repeats.
+
+    Raises InvalidArgument naming the label: malformed, a key with two values, a CIDR label (their identities
+    have a scope of their own), or a reserved label that is unknown or stands beside other labels.
+    """
+    found = LabelSet(labels)
+    for label in found.parsed():
+        text = str(label)
+        if label.source == SOURCE_CIDR:
+            raise invalid(
+                "labels",
+                f"{text!r} is a CIDR label; CIDR identities are not supported, expected labels of a workload",
+                reason="LABEL_UNSUPPORTED",
+                label=text,
+            )
+        if label.source == SOURCE_RESERVED:
+            if RESERVED_NUMBERS.get(label.key, UNKNOWN) == UNKNOWN:
+                known = ", ".join(name for name, number in RESERVED_NUMBERS.items() if number != UNKNOWN)
+                raise invalid(
+                    "labels",
+                    f"{text!r} is no reserved identity; expected reserved: and one of {known}",
+                    reason="LABEL_INVALID",
+                    label=text,
+                )
+            if len(found) > 1:
+                raise invalid(
+                    "labels",
+                    f"{text!r} stands beside other labels; a reserved label is expected alone",
+                    reason="LABEL_CONFLICT",
+                    label=text,
+                )
+    return found
+
+
+def reserved_number(labels: LabelSet) -> int | None:
+    """The number of a reserved label set in normal form, None for any other."""
+    if len(labels) != 1 or not labels[0].startswith(f"{SOURCE_RESERVED}:"):
+        return None
+    return RESERVED_NUMBERS[labels.parsed()[0].key]
+
+
+def encode(labels: LabelSet) -> bytes:
+    """The label set as the text that is stored: a JSON array."""
+    return orjson.dumps(list(labels))
+
+
+def digest(encoded: bytes) -> bytes:
+    """32 bytes that stand for a label set, from its encoded form."""
+    return hashlib.sha256(encoded).digest()

@@ -1,0 +1,1 @@
+"""Migrations of identity's store; run by `services.chassis.db.Database.open`."""

@@ -1,0 +1,57 @@
+"""The tables of identity: one number for one label set and one entry for one prefix are constraints here."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Column,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+metadata = MetaData()
+
+# labels is a JSON array in normal form; digest is the SHA-256 of that text, an index of fixed width.
+identities = Table(
+    "identities",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("digest", LargeBinary(32), nullable=False),
+    Column("labels", Text, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("digest", name="identities_digest"),
+    CheckConstraint("id BETWEEN 256 AND 65535", name="identities_cluster_range"),
+)
+
+# One row, made by the migration: where the search for the next number starts; see numbers.py on rotation.
+identity_cursor = Table(
+    "identity_cursor",
+    metadata,
+    Column("singleton", Integer, primary_key=True, autoincrement=False),
+    Column("next_id", Integer, nullable=False),
+    CheckConstraint("singleton = 1", name="identity_cursor_singleton"),
+)
+
+# sort_key is the packed address followed by the prefix length: the database then sorts prefixes as numbers.
+ipcache = Table(
+    "ipcache",
+    metadata,
+    Column("sort_key", LargeBinary(17), primary_key=True),
+    Column("prefix", String(43), nullable=False),
+    Column("identity", Integer, nullable=False),
+    Column("node", String(253), nullable=False),
+    Column("tunnel", String(45), nullable=False),
+    Column("owner", String(253), nullable=False),
+    Column("identity_revision", BigInteger, nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Index("ipcache_node", "node", "sort_key"),
+    Index("ipcache_identity", "identity"),
+)

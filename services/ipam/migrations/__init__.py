@@ -1,0 +1,1 @@
+"""Migrations of ipam's store; run by `services.chassis.db.Database.open`."""

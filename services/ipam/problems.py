@@ -1,0 +1,161 @@
+"""The errors of ipam, one function each: the reason and its metadata are part of the API."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from services.chassis.errors import (
+    Aborted,
+    AlreadyExists,
+    FailedPrecondition,
+    FieldViolation,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+)
+
+
+def invalid(field: str, description: str, *, reason: str, **metadata: str) -> InvalidArgument:
+    """A request field that says something impossible; becomes a BadRequest violation as well."""
+    return InvalidArgument(
+        f"{field}: {description}",
+        reason=reason,
+        metadata={"field": field, **metadata},
+        violations=(FieldViolation(field, description),),
+    )
+
+
+def node_not_found(node: str) -> NotFound:
+    """No node of that name is registered."""
+    return NotFound(
+        f"node {node!r} is not registered; its loader registers it at start",
+        reason="NODE_NOT_FOUND",
+        metadata={"node": node},
+    )
+
+
+def pool_not_found(pool: str) -> NotFound:
+    """No pool of that name exists."""
+    return NotFound(
+        f"pool {pool!r} does not exist; create it with PoolService.CreatePool",
+        reason="POOL_NOT_FOUND",
+        metadata={"pool": pool},
+    )
+
+
+def pool_exists(pool: str, cidrs: str, node_mask_size: int) -> AlreadyExists:
+    """A pool of that name exists with other content."""
+    return AlreadyExists(
+        f"pool {pool!r} exists with other content: {cidrs}, node mask /{node_mask_size}",
+        reason="POOL_EXISTS",
+        metadata={"pool": pool, "cidrs": cidrs, "node_mask_size": str(node_mask_size)},
+    )
+
+
+def pool_in_use(pool: str, nodes: int, example: str) -> FailedPrecondition:
+    """Nodes hold CIDRs of the pool."""
+    return FailedPrecondition(
+        f"pool {pool!r} is in use: {nodes} node(s) hold CIDRs of it, {example!r} for one; delete them first",
+        reason="POOL_IN_USE",
+        metadata={"pool": pool, "nodes": str(nodes), "node": example},
+    )
+
+
+def pool_exhausted(pool: str, cidrs: str, node_mask_size: int, total: int, node: str) -> ResourceExhausted:
+    """Every node CIDR of the pool is taken."""
+    return ResourceExhausted(
+        f"pool {pool!r} ({cidrs}) has no /{node_mask_size} left for node {node!r}: all {total} are taken",
+        reason="POOL_EXHAUSTED",
+        metadata={
+            "pool": pool,
+            "cidrs": cidrs,
+            "node_mask_size": str(node_mask_size),
+            "capacity": str(total),
+            "node": node,
+        },
+    )
+
+
+def cidr_overlap(wanted: object, other: object, pool: str, other_pool: str) -> FailedPrecondition:
+    """A CIDR of a new pool shares addresses with another one."""
+    return FailedPrecondition(
+        f"CIDR {wanted} of pool {pool!r} overlaps {other} of pool {other_pool!r}",
+        reason="CIDR_OVERLAP",
+        metadata={"cidr": str(wanted), "other_cidr": str(other), "pool": pool, "other_pool": other_pool},
+    )
+
+
+def node_pool_conflict(node: str, pool: str, wanted: str) -> FailedPrecondition:
+    """The node is registered with another pool."""
+    return FailedPrecondition(
+        f"node {node!r} is registered with pool {pool!r}, not {wanted!r}; delete the node to move it",
+        reason="NODE_POOL_CONFLICT",
+        metadata={"node": node, "pool": pool, "requested_pool": wanted},
+    )
+
+
+def node_address_in_use(ipv4: ipaddress.IPv4Address, holder: str, node: str) -> FailedPrecondition:
+    """Another node is registered with the underlay address."""
+    return FailedPrecondition(
+        f"underlay address {ipv4} belongs to node {holder!r}; node {node!r} cannot have it as well",
+        reason="ADDRESS_IN_USE",
+        metadata={"address": str(ipv4), "node": holder, "requested_by": node},
+    )
+
+
+def node_in_use(node: str, addresses: int) -> FailedPrecondition:
+    """Addresses are held on the node."""
+    return FailedPrecondition(
+        f"node {node!r} still holds {addresses} address(es); release them, or set force",
+        reason="NODE_IN_USE",
+        metadata={"node": node, "addresses": str(addresses)},
+    )
+
+
+def cidr_exhausted(node: str, cidrs: str, capacity: int) -> ResourceExhausted:
+    """Every address of the node is held."""
+    return ResourceExhausted(
+        f"node {node!r} has no free address: all {capacity} of {cidrs} are held",
+        reason="CIDR_EXHAUSTED",
+        metadata={"node": node, "cidr": cidrs, "capacity": str(capacity)},
+    )
+
+
+def address_not_on_node(address: ipaddress.IPv4Address, node: str, cidrs: str) -> FailedPrecondition:
+    """The address asked for is not one that pods of the node may have."""
+    return FailedPrecondition(
+        f"{address} cannot be given to a pod of node {node!r}; expected an address of {cidrs} other than the"
+        " network, router and broadcast address",
+        reason="ADDRESS_NOT_ON_NODE",
+        metadata={"address": str(address), "node": node, "cidr": cidrs},
+    )
+
+
+def address_in_use(address: ipaddress.IPv4Address, holder: str, node: str) -> AlreadyExists:
+    """The address asked for has another owner."""
+    return AlreadyExists(
+        f"{address} is held by {holder!r}",
+        reason="ADDRESS_IN_USE",
+        metadata={"address": str(address), "owner": holder, "node": node},
+    )
+
+
+def owner_holds_another(
+    owner: str, node: str, held: ipaddress.IPv4Address, wanted: ipaddress.IPv4Address
+) -> AlreadyExists:
+    """The owner asked for an address but has a different one already."""
+    return AlreadyExists(
+        f"{owner!r} holds {held} on node {node!r}; release it before asking for {wanted}",
+        reason="OWNER_HOLDS_ANOTHER",
+        metadata={"owner": owner, "node": node, "address": str(held), "requested_address": str(wanted)},
+    )
+
+
+def allocation_conflict(node: str, owner: str) -> Aborted:
+    """Another replica changed the same rows meanwhile."""
+    return Aborted(
+        f"the allocation of {owner!r} on node {node!r} met a concurrent one; call again",
+        reason="WRITE_CONFLICT",
+        metadata={"node": node, "owner": owner},
+        retry_after=0.01,
+    )

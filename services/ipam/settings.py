@@ -1,0 +1,29 @@
+"""What the ipam process can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from services.chassis.settings import CommonSettings, setting
+
+
+@dataclass(frozen=True)
+class IpamSettings(CommonSettings):
+    """The common settings, the pool made at first start, and the history that watches can resume in."""
+
+    database_url: str = setting(
+        "sqlite:////var/lib/fimbria/ipam.db",
+        help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
+    )
+    ipam_default_pool_cidr: str = setting(
+        "", help="CIDR of the pool `default`, made at start when it is missing. Empty: none is made."
+    )
+    ipam_default_pool_mask_size: int = setting(
+        24,
+        help="Prefix length of the CIDR that each node gets from the pool `default`.",
+        minimum=8,
+        maximum=30,
+    )
+    feed_keep: int = setting(
+        100_000, help="How many of the newest changes are kept for watches to resume from.", minimum=1
+    )
