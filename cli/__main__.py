@@ -54,7 +54,6 @@ class LazyGroup(click.Group):
 @click.option(
     "--dir",
     "directory",
-    envvar="FIMBRIA_LAB_DIR",
     metavar="DIR",
     help="Directory of the lab to talk to (default /run/fimbria/lab; env FIMBRIA_LAB_DIR).",
 )
@@ -64,7 +63,7 @@ def cli(ctx: click.Context, directory: str | None) -> None:
 
     Commands talk to the cluster that FIMBRIA_IPAM_TARGET, FIMBRIA_IDENTITY_TARGET,
     FIMBRIA_POLICY_TARGET and FIMBRIA_LOADER_TARGETS (name=target,...) name, and otherwise
-    to the lab in --dir.
+    to the lab in --dir; a --dir that is given goes before all of these.
     """
     ctx.obj = {"directory": directory}
 

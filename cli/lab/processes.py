@@ -110,7 +110,7 @@ class Start:
 
     def __init__(self, paths: LabPaths, wanted: list[ProcessSpec]) -> None:
         self._paths = paths
-        self._wanted = wanted
+        self.wanted = wanted
         self._launcher: subprocess.Popen[str] | None = None
         if wanted:
             self._launcher = self._launch()
@@ -126,7 +126,7 @@ class Start:
                     "-P",
                     "-m",
                     "cli.lab.launcher",
-                    *sorted({spec.module for spec in self._wanted}),
+                    *sorted({spec.module for spec in self.wanted}),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=log,
@@ -141,7 +141,7 @@ class Start:
         """Let the processes begin: their namespaces exist now."""
         if self._launcher is None:
             return
-        for spec in self._wanted:
+        for spec in self.wanted:
             for stale in (
                 self._paths.socket(spec.name),
                 self._paths.cni_socket(spec.name),
@@ -149,7 +149,7 @@ class Start:
                 self._paths.process(spec.name),
             ):
                 stale.unlink(missing_ok=True)
-        _, _ = self._launcher.communicate(json.dumps([self._job(spec) for spec in self._wanted]))
+        _, _ = self._launcher.communicate(json.dumps([self._job(spec) for spec in self.wanted]))
         if self._launcher.returncode != 0:
             raise self._failed("launcher", f"ended with status {self._launcher.returncode}")
 
@@ -167,7 +167,7 @@ class Start:
     def wait(self, timeout: float = READY_TIMEOUT) -> None:
         """Return when all serve. CliError, with the end of its log, for one that died or takes too long."""
         deadline = time.monotonic() + timeout
-        waiting = list(self._wanted)
+        waiting = list(self.wanted)
         while waiting:
             waiting = [spec for spec in waiting if not ready(self._paths, spec)]
             for spec in waiting:

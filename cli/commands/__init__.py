@@ -1,0 +1,1 @@
+"""The commands of `fimbria`, one module for each group; imported when they are called."""

@@ -1,0 +1,76 @@
+"""Flows as plain data, and the ways to ask the loaders for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from fimbria.loader.v1 import loader_pb2
+
+from cli.client import shown_errors
+from cli.explain import protocol_number
+
+if TYPE_CHECKING:
+    from cli.client import Cluster
+
+PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
+VERDICTS = {
+    loader_pb2.FLOW_VERDICT_FORWARDED: "forwarded",
+    loader_pb2.FLOW_VERDICT_DROPPED: "dropped",
+}
+
+
+def flow_row(flow: loader_pb2.Flow) -> dict[str, Any]:
+    """A flow as JSON."""
+    return {
+        "time": flow.time.ToJsonString(),
+        "node": flow.node,
+        "verdict": VERDICTS.get(flow.verdict, "unknown"),
+        "reason": flow.reason,
+        "reason_code": flow.reason_code,
+        "direction": flow.direction,
+        "protocol": PROTOCOLS.get(flow.protocol, str(flow.protocol)),
+        "source": _end(flow.source),
+        "destination": _end(flow.destination),
+        "rule": flow.rule,
+        "rule_cookie": flow.rule_cookie,
+        "policy_revision": flow.policy_revision,
+        "tcp_flags": flow.tcp_flags,
+        "endpoint_id": flow.endpoint_id,
+        "location": flow.location,
+    }
+
+
+def _end(end: loader_pb2.FlowEnd) -> dict[str, Any]:
+    return {
+        "ip": end.ip,
+        "port": end.port,
+        "identity": end.identity,
+        "pod": end.pod,
+        "labels": list(end.labels),
+    }
+
+
+def end_text(end: dict[str, Any]) -> str:
+    """`shop/client (10.244.1.7:41004)`, or what is known of it."""
+    port = f":{end['port']}" if end["port"] else ""
+    where = f"{end['ip']}{port}"
+    return f"{end['pod']} ({where})" if end["pod"] else f"{where} (identity {end['identity']})"
+
+
+def connection_flows(
+    cluster: Cluster, node: str, target_ip: str, port: int, protocol: str, source_port: int
+) -> list[dict[str, Any]]:
+    """What a node saw of one connection's packets towards its target; CliError if it cannot tell."""
+    request = loader_pb2.GetFlowsRequest(
+        allow=[
+            loader_pb2.FlowFilter(
+                destination_ip=target_ip, destination_port=port, protocol=protocol_number(protocol)
+            )
+        ]
+    )
+    found = []
+    with shown_errors():
+        for item in cluster.observer(node).GetFlows(request, timeout=5):
+            if item.HasField("flow") and item.flow.source.port == source_port:
+                found.append(flow_row(item.flow))
+    return found

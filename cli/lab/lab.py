@@ -1,0 +1,313 @@
+"""A lab as a whole: up, down, its state, and its pods. Tests use this class in their own process."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import BadInput, CliError, ServiceUnavailable
+from cli.lab import preflight, processes, sweep, underlay
+from cli.lab.files import locked, read_json, write_json
+from cli.lab.paths import LabPaths
+from cli.lab.pods import Pod, PodStore
+from cli.lab.process import ProcessId
+from cli.lab.syntax import (
+    check_namespace,
+    parse_label_changes,
+    parse_labels,
+    parse_named_ports,
+    parse_pod,
+)
+
+if TYPE_CHECKING:
+    from cli.client import Cluster
+    from cli.lab.probing import ProbeResult
+    from cli.lab.runtime import Runtime
+
+DEFAULT_NODES = 2
+STATE_VERSION = 1
+
+
+class Lab:
+    """The lab in a directory. Nothing is made before `up`.
+
+    `tell` gets one line for each thing that the user should know and that is no error.
+    """
+
+    def __init__(
+        self, directory: str | os.PathLike[str], *, tell: Callable[[str], None] | None = None
+    ) -> None:
+        self.paths = LabPaths.of(directory)
+        self._tell = tell or (lambda line: print(line, file=sys.stderr))
+
+    # -- the whole -------------------------------------------------------------------------------------------
+
+    def up(self, nodes: int | None = None) -> dict[str, Any]:
+        """Start what does not run and return when everything serves; the state. Any number of times.
+
+        Raises BadInput for a directory that is not a lab's or fewer nodes than there are, CliError when the
+        machine lacks something or a process does not start.
+        """
+        if nodes is not None and not 1 <= nodes <= underlay.MOST_NODES:
+            raise BadInput(f"--nodes {nodes} is not valid: expected 1 to {underlay.MOST_NODES}")
+        preflight.check()
+        with self._made():
+            state = self._state(nodes)
+            started = self._start(state["nodes"])
+            self._settle(started)
+            return state
+
+    def down(self) -> sweep.Swept:
+        """Remove everything that the lab made, in whatever state it is."""
+        self._close()
+        swept = sweep.remove(self.paths)
+        sweep.require_removed(self.paths)
+        return swept
+
+    @property
+    def nodes(self) -> list[str]:
+        """Names of the nodes. ServiceUnavailable when there is no lab."""
+        state = read_json(self.paths.state)
+        if state is None:
+            raise ServiceUnavailable(
+                f"there is no lab in {self.paths.directory}",
+                reason="NO_CLUSTER",
+                hint="`fimbria lab up` starts one",
+            )
+        return list(state["nodes"])
+
+    def status(self) -> list[dict[str, Any]]:
+        """Every process: name, pid, whether it runs and serves, where it listens, its log."""
+        rows = []
+        for spec in processes.specs(self.paths, self.nodes):
+            found = processes.running(self.paths, spec)
+            told = read_json(self.paths.ready(spec.name)) or {}
+            rows.append(
+                {
+                    "name": spec.name,
+                    "state": "serving"
+                    if processes.ready(self.paths, spec)
+                    else "starting"
+                    if found
+                    else "dead",
+                    "pid": found.pid if found else None,
+                    "addresses": told.get("addresses", []) if found else [],
+                    "netns": spec.netns or None,
+                    "log": str(self.paths.log(spec.name)),
+                }
+            )
+        return rows
+
+    def process(self, name: str) -> ProcessId:
+        """The running process of a service or a node's loader; CliError when it is dead."""
+        for spec in processes.specs(self.paths, self.nodes):
+            if spec.name == name and (found := processes.running(self.paths, spec)):
+                return found
+        raise CliError(f"{name} does not run", reason="PROCESS_DEAD", hint="`fimbria lab up` starts it")
+
+    # -- pods ------------------------------------------------------------------------------------------------
+
+    def run(
+        self, pod: str, *, node: str = "", labels: Sequence[str] = (), ports: Sequence[str] = ()
+    ) -> dict[str, Any]:
+        """Make the pod `NS/NAME`; its row of `list`. Processes that have died are started again first."""
+        ref = parse_pod(pod)
+        parsed_labels = parse_labels(list(labels))
+        parsed_ports = parse_named_ports(list(ports))
+        self._revive()
+        with self._shared():
+            made = self.runtime.run(ref, node=node, labels=parsed_labels, ports=parsed_ports)
+        return self._row(made)
+
+    def delete(self, pod: str) -> None:
+        """Remove the pod `NS/NAME` and what runs in it."""
+        ref = parse_pod(pod)
+        self.nodes  # noqa: B018 - refuses a directory without a lab
+        with self._shared():
+            self.runtime.delete(ref)
+
+    def label(self, pod: str, changes: Sequence[str]) -> dict[str, Any]:
+        """Apply `k=v` and `k-` to a pod's labels; returns when every node has it in force."""
+        ref = parse_pod(pod)
+        parsed = parse_label_changes(list(changes))
+        self.nodes  # noqa: B018
+        with self._shared():
+            return self._row(self.runtime.label(ref, parsed))
+
+    def set_namespace(self, namespace: str, changes: Sequence[str]) -> dict[str, str]:
+        """Apply `k=v` and `k-` to a namespace's labels; returns when every node has it in force."""
+        check_namespace(namespace)
+        parsed = parse_label_changes(list(changes))
+        self.nodes  # noqa: B018
+        with self._shared():
+            return self.runtime.label_namespace(namespace, parsed)
+
+    def pods(self) -> list[dict[str, Any]]:
+        """All pods: namespace, name, node, netns, ips, labels, ports, endpoint_id, identity and more."""
+        self.nodes  # noqa: B018
+        return self.runtime.rows()
+
+    def command(self, pod: str, arguments: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Start a command in the network namespace of a pod; it ends with the pod at the latest."""
+        return self.runtime.command(parse_pod(pod), arguments, **options)
+
+    def probe_many(
+        self, probes: Sequence[tuple[str, str, int, str]], *, timeout: float | None = None
+    ) -> Sequence[ProbeResult]:
+        """Try connections (from, to, port, protocol), all at once; verdicts without reasons."""
+        from cli.lab import probing
+
+        return probing.probe_many(self, probes, timeout=timeout)
+
+    def probe(
+        self, source: str, target: str, port: int, protocol: str, *, timeout: float | None = None
+    ) -> ProbeResult:
+        """Try one connection; allowed or denied, and why."""
+        from cli.lab import probing
+
+        return probing.probe(self, source, target, port, protocol, timeout=timeout)
+
+    @cached_property
+    def cluster(self) -> Cluster:
+        """The clients of the lab's services."""
+        from cli.client import Cluster
+        from cli.targets import resolve
+
+        return Cluster(resolve(str(self.paths.directory), environ={}))
+
+    @property
+    def store(self) -> PodStore:
+        """The records of the lab's pods and namespaces."""
+        return PodStore(self.paths)
+
+    @property
+    def runtime(self) -> Runtime:
+        from cli.lab.runtime import Runtime
+
+        return Runtime(self.paths, self.nodes, self.cluster)
+
+    # -- inside ----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def _made(self) -> Iterator[None]:
+        """The directory with its marker, locked against every other command."""
+        sweep.refuse_foreign(self.paths)
+        missing = [path for path in self.paths.directory.parents if not path.exists()]
+        made = not self.paths.directory.exists()
+        for _ in range(100):
+            try:
+                self.paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                lock = locked(self.paths.lock)
+                lock.__enter__()
+                break
+            except FileNotFoundError:
+                # `lab down` removed the directory under our feet.
+                continue
+            except OSError as error:
+                raise CliError(f"cannot make {self.paths.directory}: {error.strerror}") from None
+        try:
+            sweep.refuse_foreign(self.paths)
+            if not self.paths.marker.exists():
+                write_json(
+                    self.paths.marker,
+                    {
+                        "lab": self.paths.id,
+                        "version": STATE_VERSION,
+                        "made_directory": made,
+                        "made_parents": [str(path) for path in missing],
+                    },
+                )
+            for folder in self.paths.folders:
+                folder.mkdir(mode=0o700, exist_ok=True)
+            yield
+        finally:
+            lock.__exit__(None, None, None)
+
+    @contextlib.contextmanager
+    def _shared(self) -> Iterator[None]:
+        """Hold off `lab up` and `lab down` while pods are changed; pods do not hold off each other."""
+        try:
+            with locked(self.paths.lock, shared=True):
+                yield
+        except FileNotFoundError as error:
+            if self.paths.marker.exists():
+                raise
+            raise ServiceUnavailable(
+                f"there is no lab in {self.paths.directory}",
+                reason="NO_CLUSTER",
+                hint="`fimbria lab up` starts one",
+            ) from error
+
+    def _state(self, nodes: int | None) -> dict[str, Any]:
+        state = read_json(self.paths.state)
+        had = len(state["nodes"]) if state else 0
+        wanted = nodes if nodes is not None else had or DEFAULT_NODES
+        if wanted < had:
+            raise BadInput(
+                f"the lab has {had} nodes, not {wanted}: a lab does not shrink",
+                reason="NODES_FEWER",
+                hint="`fimbria lab down` first",
+            )
+        if state is None or wanted != had:
+            names = [underlay.node_name(number) for number in range(1, wanted + 1)]
+            state = {"version": STATE_VERSION, "lab": self.paths.id, "nodes": names}
+            write_json(self.paths.state, state)
+        return dict(state)
+
+    def _start(self, nodes: list[str]) -> bool:
+        """Start the processes that do not run; True if there were any."""
+        for node in nodes:
+            self.paths.cni_queue(node).mkdir(mode=0o700, parents=True, exist_ok=True)
+        wanted = processes.specs(self.paths, nodes)
+        start = processes.Start(self.paths, processes.dead(self.paths, wanted))
+        try:
+            underlay.ensure(self.paths, nodes)
+            if start.wanted != processes.dead(self.paths, wanted):
+                # A node's namespace had to be made again: its loader lives in the old one.
+                start.abandon()
+                processes.end_stale(self.paths, wanted)
+                start = processes.Start(self.paths, processes.dead(self.paths, wanted))
+            start.fork()
+            if start.wanted:
+                self.cluster  # noqa: B018 - imports gRPC while the processes start
+            start.wait()
+        finally:
+            start.abandon()
+        return bool(start.wanted)
+
+    def _settle(self, started: bool) -> None:
+        """Wait until the nodes know each other, tell the world their CIDRs, finish what was interrupted."""
+        from fimbria.ipam.v1 import ipam_pb2
+        from fimbria.loader.v1 import loader_pb2
+
+        from cli.client import call
+
+        if not started:
+            return
+        listed = call(self.cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(page_size=1000))
+        request = loader_pb2.WaitAppliedRequest(node_revision=listed.revision)
+        for node in self.nodes:
+            call(self.cluster.datapath(node).WaitApplied, request, timeout=35)
+        underlay.route(self.paths, {node.name: list(node.pod_cidrs) for node in listed.nodes})
+        for line in self.runtime.recover():
+            self._tell(line)
+
+    def _revive(self) -> None:
+        """Start again what has died, as `up` would."""
+        nodes = self.nodes
+        if processes.dead(self.paths, processes.specs(self.paths, nodes)):
+            self.up()
+
+    def _row(self, pod: Pod) -> dict[str, Any]:
+        rows = {(row["namespace"], row["name"]): row for row in self.runtime.rows()}
+        return rows[(pod.ref.namespace, pod.ref.name)]
+
+    def _close(self) -> None:
+        cluster = self.__dict__.pop("cluster", None)
+        if cluster is not None:
+            cluster.close()

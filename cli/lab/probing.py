@@ -1,0 +1,260 @@
+"""Probes between pods, nodes and the world outside: allowed or denied, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cli.errors import BadInput, CliError
+from cli.lab import netns, underlay
+from cli.lab.paths import netns_path
+from cli.lab.pods import Pod
+from cli.lab.prober import DEFAULT_TIMEOUT, Attempt, Outcome
+from cli.lab.prober import probe_many as attempt_many
+from cli.lab.syntax import parse_pod
+
+if TYPE_CHECKING:
+    from cli.lab.lab import Lab
+
+# Given to the world outside for as long as a probe from or to them lasts (RFC 5737, RFC 2544).
+OUTSIDE = tuple(
+    ipaddress.ip_network(text)
+    for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15")
+)
+HOST = "@host"
+# How long the loaders may take to tell about a packet that has been seen.
+FLOW_WAIT = 0.5
+
+
+@dataclass(frozen=True)
+class End:
+    """One end of a probe."""
+
+    text: str
+    address: str
+    netns: Path | None
+    """Where it is; None for an address that is not the lab's."""
+    node: str = ""
+    pod: Pod | None = None
+    outside: bool = False
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What became of one connection, and what the datapath and the policy service say about it."""
+
+    source: str
+    target: str
+    port: int
+    protocol: str
+    allowed: bool
+    how: str
+    seconds: float
+    source_ip: str
+    source_port: int
+    target_ip: str
+    reason: str = ""
+    rule: str = ""
+    direction: str = ""
+    node: str = ""
+    flows: list[dict[str, Any]] = field(default_factory=list)
+    explain: dict[str, Any] | None = None
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def verdict(self) -> str:
+        return "allowed" if self.allowed else "denied"
+
+    def document(self) -> dict[str, Any]:
+        """The result as JSON."""
+        told = asdict(self)
+        return {"from": told.pop("source"), "to": told.pop("target"), "verdict": self.verdict, **told}
+
+
+class Ends:
+    """Resolves what the user wrote to the ends of probes."""
+
+    def __init__(self, lab: Lab) -> None:
+        self._lab = lab
+        self._nodes = lab.nodes
+        self._pods = {str(pod.ref): pod for pod in lab.runtime.store.all() if pod.state == "ready"}
+        self._by_ip = {ip: pod for pod in self._pods.values() for ip in pod.ips}
+
+    def pair(self, source: str, target: str) -> tuple[End, End]:
+        """Both ends. BadInput for what is no end, CliError (POD_NOT_FOUND) for a pod that is not there."""
+        if source == HOST and target == HOST:
+            raise BadInput("@host is the node of the other end: the other end has to be a pod")
+        first = None if source == HOST else self._end(source, "FROM")
+        second = None if target == HOST else self._end(target, "TO")
+        first = first or self._host(second)
+        second = second or self._host(first)
+        if first.netns is None:
+            ranges = ", ".join(str(network) for network in OUTSIDE)
+            raise BadInput(f"FROM {source!r} is not valid: no end of the lab, and not in {ranges}")
+        return first, second
+
+    def _host(self, other: End | None) -> End:
+        if other is None or not other.node:
+            raise BadInput("@host is the node of the other end: the other end has to be a pod")
+        return self._of_node(HOST, other.node)
+
+    def _of_node(self, text: str, node: str) -> End:
+        path = netns_path(self._lab.paths.node_netns(node))
+        return End(text, underlay.node_address(node), path, node=node)
+
+    def _end(self, text: str, field_name: str) -> End:
+        if "/" in text:
+            ref = parse_pod(text, field_name)
+            pod = self._pods.get(str(ref)) or self._lab.runtime.store.get(ref)
+            return End(text, pod.ips[0], pod.netns_path, node=pod.node, pod=pod)
+        try:
+            address = ipaddress.IPv4Address(text)
+        except ValueError:
+            raise BadInput(
+                f"{field_name} {text!r} is not valid: expected NAMESPACE/NAME, @host or an IPv4 address"
+            ) from None
+        if found := self._by_ip.get(text):
+            return End(text, text, found.netns_path, node=found.node, pod=found)
+        for node in self._nodes:
+            if underlay.node_address(node) == text:
+                return self._of_node(text, node)
+        outside = any(address in network for network in OUTSIDE)
+        if outside or text == underlay.GATEWAY:
+            return End(text, text, netns_path(self._lab.paths.underlay_netns), outside=outside)
+        return End(text, text, None)
+
+
+@contextlib.contextmanager
+def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
+    """Give the addresses outside the cluster to the world's namespace for the duration of the block."""
+    name = lab.paths.underlay_netns
+    addresses = sorted({end.address for end in ends if end.outside})
+    added = []
+    for address in addresses:
+        with contextlib.suppress(CliError):
+            # Another probe may have added it, and will take it away.
+            netns.ip("addr", "add", f"{address}/32", "dev", "lo", netns=name)
+            added.append(address)
+    try:
+        yield
+    finally:
+        for address in added:
+            netns.ip("addr", "del", f"{address}/32", "dev", "lo", netns=name)
+
+
+def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
+    assert source.netns is not None
+    # A node sends from the address that its routes choose, everybody else from the one that was named.
+    own = "" if source.text == HOST or (source.node and source.pod is None) else source.address
+    return Attempt(source.netns, target.address, port, protocol, target.netns, own)
+
+
+def probe_many(
+    lab: Lab, probes: Sequence[tuple[str, str, int, str]], *, timeout: float | None = None
+) -> list[ProbeResult]:
+    """Try all `probes` at once; the verdicts, without reasons."""
+    ends = Ends(lab)
+    pairs = [ends.pair(source, target) for source, target, _, _ in probes]
+    attempts = [
+        _attempt(first, second, port, protocol.upper())
+        for (first, second), (_, _, port, protocol) in zip(pairs, probes, strict=True)
+    ]
+    with _present(lab, [end for pair in pairs for end in pair]):
+        outcomes = attempt_many(attempts, DEFAULT_TIMEOUT if timeout is None else timeout)
+    return [
+        _result(pair, probe, outcome) for pair, probe, outcome in zip(pairs, probes, outcomes, strict=True)
+    ]
+
+
+def _result(pair: tuple[End, End], probe: tuple[str, str, int, str], outcome: Outcome) -> ProbeResult:
+    source, target, port, protocol = probe
+    return ProbeResult(
+        source=source,
+        target=target,
+        port=port,
+        protocol=protocol.upper(),
+        allowed=outcome.reached,
+        how=outcome.how,
+        seconds=outcome.seconds,
+        source_ip=pair[0].address,
+        source_port=outcome.source_port,
+        target_ip=pair[1].address,
+    )
+
+
+def probe(
+    lab: Lab, source: str, target: str, port: int, protocol: str, *, timeout: float | None = None
+) -> ProbeResult:
+    """Try one connection, and ask the loaders and the policy service why it went as it did."""
+    pair = Ends(lab).pair(source, target)
+    (result,) = probe_many(lab, [(source, target, port, protocol)], timeout=timeout)
+    notes: list[str] = []
+    flows = _flows(lab, pair, result, notes)
+    explain = _explain(lab, pair, result, notes)
+    deciding = _deciding(flows, result.allowed)
+    if explain is not None and explain["allowed"] != result.allowed:
+        said = "allowed" if explain["allowed"] else "denied"
+        notes.append(f"the policies say {said}: the cause is another one, or policy has just changed")
+    fields = asdict(result) | {"flows": flows, "explain": explain, "notes": notes}
+    if deciding is not None:
+        fields |= {
+            "reason": deciding["reason"],
+            "rule": deciding["rule"],
+            "direction": deciding["direction"],
+            "node": deciding["node"],
+        }
+    return ProbeResult(**fields)
+
+
+def _deciding(flows: list[dict[str, Any]], allowed: bool) -> dict[str, Any] | None:
+    """The flow that says why: the drop of a denied probe; the last verdict with a rule of an allowed one."""
+    wanted = "forwarded" if allowed else "dropped"
+    matching = [flow for flow in flows if flow["verdict"] == wanted]
+    with_rule = [flow for flow in matching if flow["rule"]]
+    return (with_rule or matching)[-1] if matching else None
+
+
+def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str]) -> list[dict[str, Any]]:
+    """What the loaders at both ends saw of the connection, in order of time."""
+    from cli.flow import connection_flows
+
+    nodes = sorted({end.node for end in pair if end.node})
+    deadline = time.monotonic() + FLOW_WAIT
+    while True:
+        found: list[dict[str, Any]] = []
+        failed = []
+        for node in nodes:
+            try:
+                found += connection_flows(
+                    lab.cluster, node, result.target_ip, result.port, result.protocol, result.source_port
+                )
+            except CliError as error:
+                failed.append(f"the loader of {node} cannot say what it saw: {error.message}")
+        # A denied connection has been dropped by somebody; an allowed one may have met no policy.
+        if _deciding(found, result.allowed) or failed or result.allowed or time.monotonic() > deadline:
+            notes += failed
+            return sorted(found, key=lambda flow: str(flow["time"]))
+        time.sleep(0.02)
+
+
+def _explain(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str]) -> dict[str, Any] | None:
+    """What the policy service says about the two ends' labels; None when it cannot be asked."""
+    from cli.explain import explain, peer
+
+    try:
+        ends = [peer(_labels(lab, end), end.pod.ports if end.pod else ()) for end in pair]
+        return explain(lab.cluster, ends[0], ends[1], result.protocol, result.port)
+    except CliError as error:
+        notes.append(f"the policy service cannot explain it: {error.message}")
+        return None
+
+
+def _labels(lab: Lab, end: End) -> Sequence[str]:
+    if end.pod is not None:
+        return lab.runtime.label_strings(end.pod)
+    return ("reserved:host",) if end.node else ("reserved:world",)
