@@ -1,0 +1,343 @@
+"""A pod's link: a veth pair between the node's namespace and the pod's.
+
+The pod gets one address as a /32, and everything it sends goes to the node's router address, which no device
+on that link has: the datapath answers for it. Nothing in the node's routing table names the pod.
+
+All functions are synchronous, take about a millisecond (a deletion 15: the kernel waits a grace period), and
+work in the namespace of the calling thread; the loader calls them through one executor thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+
+from services.chassis.errors import (
+    AlreadyExists,
+    FailedPrecondition,
+    FimbriaError,
+    Internal,
+    InvalidArgument,
+    PermissionDenied,
+    Unavailable,
+)
+from services.loader.netlink import rtnetlink as rt
+from services.loader.netlink.namespace import NamespaceThread
+
+ENDPOINT_PREFIX = "lxc"
+_NAME_LENGTH = 15
+# Below this no IPv4 host need accept what it is sent; above it no veth goes.
+_MIN_MTU, _MAX_MTU = 576, 65535
+
+_netns_thread = NamespaceThread()
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSpec:
+    """A link to make.
+
+    ``netns_fd`` is the pod's network namespace. ``mtu`` is the devices' in bytes, ``route_mtu`` what a packet
+    may have that goes through the overlay. ``pod_mac`` is made from ``host_name`` when it is empty.
+    """
+
+    host_name: str
+    netns_fd: int
+    ifname: str
+    address: IPv4Address
+    router: IPv4Address
+    mtu: int
+    route_mtu: int
+    pod_mac: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A link that was made: ``ifindex`` on the node, ``pod_ifindex`` in the pod, MACs as ``aa:bb:…``."""
+
+    host_name: str
+    ifindex: int
+    host_mac: str
+    ifname: str
+    pod_ifindex: int
+    pod_mac: str
+    mtu: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostLink:
+    """The node's side of a link, as the kernel has it."""
+
+    name: str
+    ifindex: int
+    mac: str
+    mtu: int
+    up: bool
+
+
+def endpoint_device(container_id: str, ifname: str) -> str:
+    """The name of the node's side for an attachment: ``lxc`` and 12 hex digits."""
+    return ENDPOINT_PREFIX + hashlib.sha256(f"{container_id}/{ifname}".encode()).hexdigest()[:12]
+
+
+def local_mac(*parts: str) -> str:
+    """A locally administered unicast MAC address that depends on nothing but the parts."""
+    raw = bytearray(hashlib.sha256("/".join(parts).encode()).digest()[:6])
+    raw[0] = (raw[0] & 0xFC) | 0x02
+    return raw.hex(":")
+
+
+def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
+    """Makes the link: both devices, the pod's address and routes, the pod's loopback up.
+
+    With ``up=False`` the node's side stays down, so that no packet passes before the datapath is attached;
+    :func:`set_endpoint_link_up` opens it. A link of the same ``host_name`` that an interrupted call left
+    behind is replaced. Any failure leaves nothing behind.
+
+    Raises AlreadyExists (INTERFACE_NAME_TAKEN) when the pod has an interface of that name, FailedPrecondition
+    (ROUTE_TAKEN, KERNEL_FEATURE_MISSING), InvalidArgument (NETNS_INVALID, LINK_SPEC_INVALID),
+    PermissionDenied, Unavailable (KERNEL_TIMEOUT), Internal (KERNEL_REFUSED).
+    """
+    _check(spec)
+    host_mac = local_mac(spec.host_name, "host")
+    pod_mac = spec.pod_mac or local_mac(spec.host_name, "pod")
+    with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
+        host = _create_pair(node, spec, host_mac, pod_mac, up=up)
+        try:
+            pod_link = _configure_pod(pod, spec)
+        except BaseException as exc:
+            _delete(node, spec.host_name)
+            if isinstance(exc, OSError):
+                raise _refused(exc, spec) from exc
+            raise
+    return Link(
+        host_name=spec.host_name,
+        ifindex=host.ifindex,
+        host_mac=host_mac,
+        ifname=spec.ifname,
+        pod_ifindex=pod_link.ifindex,
+        pod_mac=pod_mac,
+        mtu=spec.mtu,
+    )
+
+
+def set_endpoint_link_up(host_name: str) -> None:
+    """Brings the node's side up. Raises FailedPrecondition (LINK_GONE) when there is none."""
+    with rt.RouteSocket() as node:
+        try:
+            node.request([rt.set_up(host_name)])
+        except OSError as exc:
+            if exc.errno == errno.ENODEV:
+                raise FailedPrecondition(
+                    f"the device {host_name} is gone", reason="LINK_GONE", metadata={"device": host_name}
+                ) from exc
+            raise _kernel_error(exc, host_name) from exc
+
+
+def delete_endpoint_link(host_name: str) -> bool:
+    """Deletes a link, both sides; returns whether there was one. Raises as :func:`create_endpoint_link`."""
+    with rt.RouteSocket() as node:
+        try:
+            return _delete(node, host_name)
+        except OSError as exc:
+            raise _kernel_error(exc, host_name) from exc
+
+
+def list_endpoint_links() -> list[HostLink]:
+    """The node's sides of all links of this namespace, by name."""
+    with rt.RouteSocket() as node:
+        (answer,) = node.request([rt.dump_links()])
+    found = [
+        HostLink(link.name, link.ifindex, link.mac, link.mtu, link.up)
+        for link in rt.links(answer)
+        if link.kind == "veth" and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
+    ]
+    return sorted(found, key=lambda link: link.name)
+
+
+def check_endpoint_link(spec: LinkSpec) -> list[str]:
+    """How a link differs from the one that ``spec`` would make, in words; empty when it does not.
+
+    Raises InvalidArgument (NETNS_INVALID) when the pod's namespace cannot be entered, Unavailable, Internal.
+    """
+    with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
+        host, inside = _find(node, spec.host_name), _find(pod, spec.ifname)
+        # One at a time: a socket has no more than one listing under way.
+        (address_answer,) = pod.request([rt.dump_addresses()])
+        (route_answer,) = pod.request([rt.dump_routes()])
+    problems: list[str] = []
+    if host is None:
+        problems.append(f"the node has no device {spec.host_name}")
+    else:
+        problems += _device_problems(host, spec, local_mac(spec.host_name, "host"))
+    if inside is None:
+        problems.append(f"the pod has no interface {spec.ifname}")
+        return problems
+    problems += _device_problems(inside, spec, spec.pod_mac or local_mac(spec.host_name, "pod"))
+    if host is not None and (host.peer_ifindex, inside.peer_ifindex) != (inside.ifindex, host.ifindex):
+        problems.append(f"{spec.host_name} and the pod's {spec.ifname} are not the two ends of one link")
+    if (inside.ifindex, f"{spec.address}/32") not in rt.addresses(address_answer):
+        problems.append(f"{spec.ifname} does not have the address {spec.address}/32")
+    return problems + _route_problems(rt.routes(route_answer), inside.ifindex, spec)
+
+
+# -- making
+
+
+def _create_pair(
+    node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: str, *, up: bool
+) -> rt.LinkInfo:
+    create = rt.create_veth(spec.host_name, host_mac, spec.mtu, spec.ifname, pod_mac, spec.netns_fd)
+    try:
+        try:
+            node.request([create])
+        except rt.NetlinkError as exc:
+            # Either name may be the one that is taken. The node's belongs to this attachment alone: what is
+            # there was left by a loader that was killed, and is of no use to anyone.
+            if exc.errno != errno.EEXIST or not _delete(node, spec.host_name):
+                raise
+            node.request([create])
+    except OSError as exc:
+        raise _refused(exc, spec) from exc
+    try:
+        configure = [
+            rt.no_autoconf(spec.host_name),
+            rt.set_up(spec.host_name, up=up),
+            rt.get_link(spec.host_name),
+        ]
+        return rt.links(node.request(configure)[-1])[0]
+    except BaseException as exc:
+        _delete(node, spec.host_name)
+        if isinstance(exc, OSError):
+            raise _refused(exc, spec) from exc
+        raise
+
+
+def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec) -> rt.LinkInfo:
+    answers = pod.request(
+        [rt.set_up("lo"), rt.no_autoconf(spec.ifname), rt.set_up(spec.ifname), rt.get_link(spec.ifname)]
+    )
+    link = rt.links(answers[-1])[0]
+    pod.request(
+        [
+            rt.add_address(link.ifindex, str(spec.address)),
+            rt.add_link_route(link.ifindex, str(spec.router)),
+            rt.add_default_route(link.ifindex, str(spec.router), spec.route_mtu),
+        ]
+    )
+    return link
+
+
+def _delete(node: rt.RouteSocket, name: str) -> bool:
+    try:
+        node.request([rt.delete_link(name)])
+    except rt.NetlinkError as exc:
+        if exc.errno == errno.ENODEV:
+            return False
+        raise
+    return True
+
+
+def _pod_socket(netns_fd: int) -> rt.RouteSocket:
+    try:
+        return _netns_thread.open_socket(netns_fd)
+    except OSError as exc:
+        if exc.errno == errno.EPERM:
+            raise _kernel_error(exc, "the pod's namespace") from exc
+        raise InvalidArgument(
+            f"the pod's network namespace cannot be entered: {exc.strerror}", reason="NETNS_INVALID"
+        ) from exc
+
+
+def _check(spec: LinkSpec) -> None:
+    if not _MIN_MTU <= spec.route_mtu <= spec.mtu <= _MAX_MTU:
+        raise InvalidArgument(
+            f"mtu {spec.mtu} and route mtu {spec.route_mtu}; "
+            f"expected {_MIN_MTU} <= route mtu <= mtu <= {_MAX_MTU}",
+            reason="LINK_SPEC_INVALID",
+        )
+    if len(spec.host_name) != _NAME_LENGTH or not spec.host_name.startswith(ENDPOINT_PREFIX):
+        raise InvalidArgument(
+            f"host_name {spec.host_name!r}; expected {ENDPOINT_PREFIX} and 12 hex digits",
+            reason="LINK_SPEC_INVALID",
+        )
+
+
+# -- looking
+
+
+def _find(route_socket: rt.RouteSocket, name: str) -> rt.LinkInfo | None:
+    try:
+        return rt.links(route_socket.request([rt.get_link(name)])[0])[0]
+    except rt.NetlinkError as exc:
+        if exc.errno == errno.ENODEV:
+            return None
+        raise
+
+
+def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]:
+    problems = []
+    if device.kind != "veth":
+        problems.append(f"{device.name} is a {device.kind or 'device of no kind'}; expected a veth")
+    if not device.up:
+        problems.append(f"{device.name} is down")
+    if device.mtu != spec.mtu:
+        problems.append(f"{device.name} has mtu {device.mtu}; expected {spec.mtu}")
+    if device.mac != mac:
+        problems.append(f"{device.name} has the MAC address {device.mac}; expected {mac}")
+    return problems
+
+
+def _route_problems(routes: list[rt.RouteInfo], ifindex: int, spec: LinkSpec) -> list[str]:
+    router = str(spec.router)
+    problems = []
+    if not any((r.dst, r.prefix_len, r.oif, r.gateway) == (router, 32, ifindex, "") for r in routes):
+        problems.append(f"the pod has no route to {router} through {spec.ifname}")
+    default = [r for r in routes if r.prefix_len == 0 and (r.oif, r.gateway) == (ifindex, router)]
+    if not default:
+        problems.append(f"the pod has no default route via {router} through {spec.ifname}")
+    elif all(r.mtu != spec.route_mtu for r in default):
+        problems.append(f"the pod's default route has mtu {default[0].mtu}; expected {spec.route_mtu}")
+    return problems
+
+
+# -- refusals
+
+
+def _refused(exc: OSError, spec: LinkSpec) -> FimbriaError:
+    operation = exc.operation if isinstance(exc, rt.NetlinkError) else ""
+    if exc.errno == errno.EEXIST and operation.startswith("create"):
+        return AlreadyExists(
+            f"CNI_IFNAME {spec.ifname}: the pod already has an interface of that name",
+            reason="INTERFACE_NAME_TAKEN",
+            metadata={"ifname": spec.ifname},
+        )
+    if exc.errno == errno.EEXIST:
+        return FailedPrecondition(
+            f"the pod already has what its link needs: {exc}",
+            reason="ROUTE_TAKEN",
+            metadata={"ifname": spec.ifname},
+        )
+    return _kernel_error(exc, spec.host_name)
+
+
+def _kernel_error(exc: OSError, device: str) -> FimbriaError:
+    metadata = {"device": device, "errno": errno.errorcode.get(exc.errno or 0, str(exc.errno))}
+    if isinstance(exc, TimeoutError):
+        return Unavailable(
+            f"{device}: the kernel did not answer over netlink", reason="KERNEL_TIMEOUT", metadata=metadata
+        )
+    if exc.errno in (errno.EPERM, errno.EACCES):
+        return PermissionDenied(
+            f"{exc}; the loader needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
+            reason="CAPABILITY_MISSING",
+            metadata=metadata,
+        )
+    if exc.errno == errno.EOPNOTSUPP:
+        return FailedPrecondition(
+            f"{exc}; the kernel has no veth devices (CONFIG_VETH)",
+            reason="KERNEL_FEATURE_MISSING",
+            metadata={**metadata, "feature": "veth"},
+        )
+    return Internal(f"the kernel refused: {exc}", reason="KERNEL_REFUSED", metadata=metadata)
