@@ -19,7 +19,7 @@ setup: ## install what is missing: Debian packages (as root) and .venv
 protos: setup ## generate gen/ from protos/
 	@scripts/protos
 
-build/fimbria-cni: services/loader/cni/fimbria_cni.c | setup
+build/fimbria-cni: services/loader/cni/fimbria_cni.c services/loader/cni/json_text.h services/loader/cni/loader_exchange.h | setup
 	@mkdir -p build
 	$(CLANG) -O2 -static -Wall -Wextra -Werror -Wshadow -o $@.tmp $<
 	@mv $@.tmp $@

@@ -13,8 +13,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-import structlog
-
+from services.chassis.logs import get_logger
 from services.loader.cni.errors import CniError
 from services.loader.cni.request import CniRequest, decode, parse_request
 
@@ -22,7 +21,7 @@ SUFFIX = ".json"
 BAD_SUFFIX = ".bad"
 MAX_FILE_BYTES = 2 * 1024 * 1024
 
-_log = structlog.get_logger("cni")
+_log = get_logger(__name__)
 
 
 def file_name(container_id: str, ifname: str) -> str:

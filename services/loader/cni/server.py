@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import structlog
-
 from services.chassis.errors import FailedPrecondition, FimbriaError, NotFound
+from services.chassis.logs import get_logger
 from services.loader.cni import wire
 from services.loader.cni.delete_queue import DeleteQueue, QueuedDelete
 from services.loader.cni.errors import CniCode, CniError, cni_error, retryable
@@ -33,7 +32,7 @@ _CLONE_NEWNET = 0x40000000
 _REQUEST_SECONDS = 10.0
 _BACKLOG = 256
 
-_log = structlog.get_logger("cni")
+_log = get_logger(__name__)
 
 
 class CniHandler(Protocol):
