@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import logging
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -24,6 +23,7 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.chassis.errors import Aborted, FimbriaError, Internal, ResourceExhausted, Unavailable
+from services.chassis.logs import get_logger
 from services.chassis.sqlite import DatabaseOpenError, open_error, prepare_file, reader_engine, writer_engine
 
 __all__ = ["Database", "DatabaseOpenError"]
@@ -32,7 +32,7 @@ T = TypeVar("T")
 Operation = Callable[[AsyncConnection], Awaitable[T]]
 
 MAX_BATCH: Final = 256
-log = logging.getLogger(__name__)
+log = get_logger(__name__)
 
 
 @dataclass(slots=True, eq=False)
@@ -163,7 +163,9 @@ class Database:
                 await self._commit(batch)
             except Exception as exc:
                 failure = _store_error(exc)
-                log.warning("transaction failed: %s", exc)
+                log.warning(
+                    "transaction failed", operations=len(batch), reason=failure.reason, error=str(exc)
+                )
                 for pending in batch:
                     pending.failure = pending.failure or failure
             self._settle(batch)

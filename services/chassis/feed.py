@@ -8,6 +8,7 @@ can never miss an event below N, whichever process wrote it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
@@ -17,12 +18,15 @@ import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
-from services.chassis.errors import OutOfRange
+from services.chassis.errors import FimbriaError, OutOfRange
+from services.chassis.logs import get_logger
 
 BATCH_EVENTS: Final = 1000
 TAIL_EVENTS: Final = 4096
 POLL_SECONDS: Final = 0.25
 PROGRESS_SECONDS: Final = 10.0
+
+log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +275,9 @@ class Feed:
     def _enter(self) -> None:
         self._watchers += 1
         if self._poller is None:
-            self._poller = asyncio.create_task(self._poll(), name=f"feed-poll-{self._name}")
+            # The poller outlives the watch that starts it, and does not belong to that one's trace.
+            context = contextvars.Context()
+            self._poller = asyncio.create_task(self._poll(), name=f"feed-poll-{self._name}", context=context)
 
     def _leave(self) -> None:
         self._watchers -= 1
@@ -283,5 +289,9 @@ class Feed:
         """Notices what other processes commit."""
         while True:
             await asyncio.sleep(POLL_SECONDS)
-            async with self._db.read() as conn:
-                self._observe((await self._position(conn))[0])
+            try:
+                async with self._db.read() as conn:
+                    self._observe((await self._position(conn))[0])
+            except FimbriaError as exc:
+                # The next round may do better; this process's own commits wake watchers without it.
+                log.warning("cannot look for changes by others", feed=self._name, reason=exc.reason)

@@ -37,6 +37,8 @@ DEFAULT_DEADLINE_SECONDS: Final = 30.0
 # Health, reflection and channelz are called all the time by things, not by people: no spans, no log lines.
 INFRASTRUCTURE: Final = "/grpc."
 
+DRAINING: Final = "DRAINING"
+
 R = TypeVar("R")
 ServicerContext = Any
 Behaviour = Callable[[Any, ServicerContext], Any]
@@ -150,7 +152,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
             task.uncancel()
             raise Unavailable(
                 "the service is stopping; resume the stream on another replica, or here when it is back",
-                reason="DRAINING",
+                reason=DRAINING,
             ) from None
         finally:
             self._streams.discard(task)
@@ -191,10 +193,10 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 code = grpc.StatusCode.CANCELLED
                 raise
             except Exception as exc:
-                failure = self._unexpected(exc, path, span, deadline)
+                failure = self._unexpected(exc, span, deadline)
             code = failure.code
             mark_failed(span, failure)
-            log.info("call failed", method=path, code=code.name, reason=failure.reason, error=failure.message)
+            self._report(failure, path)
             await _abort(context, failure)
         finally:
             elapsed = time.perf_counter() - started
@@ -203,19 +205,27 @@ class ServerCalls(grpc.aio.ServerInterceptor):
             self._finish(span, path, code, elapsed)
             detach(token)
 
-    def _unexpected(self, exc: Exception, path: str, span: Span, deadline: CallDeadline) -> FimbriaError:
+    def _report(self, failure: FimbriaError, path: str) -> None:
+        line = {"method": path, "code": failure.code.name, "reason": failure.reason, "error": failure.message}
+        if isinstance(failure, Internal):
+            log.error("call failed", exc_info=failure, **line)
+        elif failure.reason != DRAINING:
+            log.info("call failed", **line)
+
+    def _unexpected(self, exc: Exception, span: Span, deadline: CallDeadline) -> FimbriaError:
         if isinstance(exc, TimeoutError) and deadline.at is not None and time.monotonic() >= deadline.at:
             return DeadlineExceeded(
                 f"not done within {DEFAULT_DEADLINE_SECONDS:g} s, the limit for calls without a deadline",
                 reason="DEADLINE_EXCEEDED",
             )
         trace_id = f"{span.get_span_context().trace_id:032x}"
-        log.exception("call failed unexpectedly", method=path, reason="INTERNAL")
-        return Internal(
+        failure = Internal(
             f"internal error; the log of {self._telemetry.service} tells more under trace {trace_id}",
             reason="INTERNAL",
             metadata={"trace_id": trace_id},
         )
+        failure.__cause__ = exc
+        return failure
 
     def _finish(self, span: Span, path: str, code: grpc.StatusCode, seconds: float) -> None:
         span.set_attribute(names.RPC_STATUS, code.name)

@@ -121,9 +121,7 @@ class ServiceServer:
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError:
-            bound = 0
-        if not bound:
-            raise ListenError(f"cannot listen on {address}: {_bind_problem(host, int(port))}")
+            raise ListenError(f"cannot listen on {address}: {_bind_problem(host, int(port))}") from None
         return f"{host}:{bound}"
 
     def _bind_unix(self, address: str) -> str:
@@ -137,13 +135,12 @@ class ServiceServer:
         # The socket must never be connectable by others, not even between bind and chmod.
         mask = os.umask(0o177)
         try:
-            bound = self._server.add_insecure_port(f"unix:{path}")
+            self._server.add_insecure_port(f"unix:{path}")
         except RuntimeError:
-            bound = 0
+            problem = "expected a directory that exists and that this process may write"
+            raise ListenError(f"cannot listen on {address}: {problem}") from None
         finally:
             os.umask(mask)
-        if not bound:
-            raise ListenError(f"cannot listen on {address}: expected a directory that this process may write")
         self._sockets.append(path)
         return f"unix:{path}"
 

@@ -16,6 +16,7 @@ A service's ``__main__`` is its settings class and a function that wires its dom
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import os
 import sys
@@ -121,6 +122,8 @@ async def _run(name: str, settings: S, build: Build[S]) -> None:
             if settings.ready_file:
                 write_ready_file(settings.ready_file, addresses)
                 stack.callback(_remove_ready_file, settings.ready_file)
+            # What start-up made stays: the collector need not look at it again.
+            gc.freeze()
             log.info("serving", addresses=addresses, pid=os.getpid())
             await server.serve_until_stopped()
             log.info("stopping")

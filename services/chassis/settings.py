@@ -193,7 +193,7 @@ def _parse_flags(
         if name in ("--help", "-h"):
             raise HelpRequested(usage(cls, "python -m services.NAME"))
         if name not in known:
-            raise SettingsError(name, value if equals else "given", f"one of {', '.join(sorted(known))}")
+            raise SettingsError("flag", name, f"one of {', '.join(sorted(known))}")
         if not equals:
             if not arguments:
                 raise SettingsError(name, None, "a value after the flag")
