@@ -79,7 +79,7 @@ def down(output: str) -> None:
         click.echo(f"there is no lab in {made.paths.directory}")
         return
     click.echo(
-        f"removed lab {made.paths.id}: {swept.processes} processes, {len(swept.namespaces)} network namespaces"
+        f"removed lab {made.paths.id}: {swept.processes} processes, {len(swept.namespaces)} namespaces"
         f"{', BPF pins' if swept.pins else ''}{', files' if swept.files else ''}"
     )
     if swept.kept:

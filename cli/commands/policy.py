@@ -123,7 +123,7 @@ def apply_manifests(
 
 
 def wait_enforced(cluster: Cluster, revision: int, timeout: float) -> list[dict[str, Any]]:
-    """Wait until every node enforces the revision; how far each node is. CliError when one does not in time."""
+    """Wait until every node enforces the revision; how far each is. CliError when one is late."""
     from fimbria.policy.v1 import policy_pb2
 
     from cli.client import call
@@ -195,7 +195,7 @@ def delete(refs: tuple[str, ...], file: str | None, wait: bool, timeout: float, 
 
 
 def _keys(cluster: Cluster, ref: str) -> list[policy_pb2.PolicyKey]:
-    """The keys that a reference stands for; none for a policy that is not there and whose kind is not said."""
+    """The keys that a reference stands for; none where the kind is not said and nothing is there."""
     from fimbria.policy.v1 import policy_pb2
 
     first, _, rest = ref.partition("/")

@@ -57,7 +57,7 @@ def _service(paths: LabPaths, service: str) -> ProcessSpec:
         "FIMBRIA_DATABASE_URL": f"sqlite:///{paths.data / service}.db",
     }
     if service == "ipam":
-        environ["FIMBRIA_POOL_CIDR"] = POOL_CIDR
+        environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"] = POOL_CIDR
     if service == "policy":
         environ["FIMBRIA_IDENTITY_TARGET"] = paths.target("identity")
     return ProcessSpec(service, f"services.{service}", environ)

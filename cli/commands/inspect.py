@@ -1,0 +1,203 @@
+"""`fimbria endpoint|identity|ip|node|pool list`: what the services hold."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli.commands import options
+from cli.errors import CliError
+from cli.output import output_option, print_rows
+
+if TYPE_CHECKING:
+    from fimbria.loader.v1 import loader_pb2
+
+
+@click.group()
+def endpoint() -> None:
+    """Endpoints: the pods' interfaces that the nodes' datapaths serve."""
+
+
+@endpoint.command("list")
+@click.option("--node", "nodes", multiple=True, help="Only endpoints of this node; may be given again.")
+@output_option()
+@options.dir_option
+def list_endpoints(nodes: tuple[str, ...], output: str) -> None:
+    """The endpoints of every node; one whose loader does not answer is passed over with a warning."""
+    from fimbria.loader.v1 import loader_pb2
+
+    from cli.client import pages
+
+    rows: list[dict[str, Any]] = []
+    failed: CliError | None = None
+    with options.cluster() as cluster:
+        for node in nodes or tuple(cluster.targets.loaders):
+            stub = cluster.endpoints(node)
+            try:
+                listed = pages(stub.ListEndpoints, loader_pb2.ListEndpointsRequest(), "endpoints")
+            except CliError as error:
+                failed = error
+                click.echo(f"warning: the loader of {node} does not answer: {error.message}", err=True)
+                continue
+            rows += [_endpoint_row(item) for item in listed]
+    columns = [
+        ("node", "NODE"),
+        ("id", "ENDPOINT"),
+        ("pod", "POD"),
+        ("ipv4", "IP"),
+        ("identity", "IDENTITY"),
+        ("state", "STATE"),
+        ("policy_revision", "POLICY"),
+        ("host_device", "DEVICE"),
+        ("last_error", "ERROR"),
+    ]
+    print_rows(rows, columns, output)
+    if failed is not None:
+        sys.exit(failed.exit_code)
+
+
+def _endpoint_row(item: loader_pb2.Endpoint) -> dict[str, Any]:
+    from fimbria.loader.v1 import loader_pb2
+
+    return {
+        "node": item.node,
+        "id": item.id,
+        "pod": f"{item.pod_namespace}/{item.pod_name}",
+        "ipv4": item.ipv4,
+        "mac": item.mac,
+        "identity": item.identity,
+        "subject": item.subject,
+        "labels": list(item.labels),
+        "state": loader_pb2.EndpointState.Name(item.state).removeprefix("ENDPOINT_STATE_").lower(),
+        "last_error": item.last_error,
+        "policy_revision": item.policy_revision,
+        "ipcache_revision": item.ipcache_revision,
+        "host_device": item.host_device,
+        "ifindex": item.ifindex,
+        "ifname": item.ifname,
+        "netns": item.netns,
+        "container_id": item.container_id,
+        "create_time": item.create_time.ToJsonString(),
+    }
+
+
+@click.group()
+def identity() -> None:
+    """Numeric identities: one for each set of security-relevant labels."""
+
+
+@identity.command("list")
+@click.option("--reserved", is_flag=True, help="Also the reserved identities (host, world, …).")
+@output_option()
+@options.dir_option
+def list_identities(reserved: bool, output: str) -> None:
+    """The cluster's identities and their labels."""
+    from fimbria.identity.v1 import identity_pb2
+
+    from cli.client import pages
+
+    with options.cluster() as cluster:
+        request = identity_pb2.ListIdentitiesRequest(include_reserved=reserved)
+        listed = pages(cluster.identities.ListIdentities, request, "identities")
+    rows = [
+        {"id": item.id, "name": item.name, "labels": list(item.labels), "revision": item.revision}
+        for item in listed
+    ]
+    print_rows(rows, [("id", "IDENTITY"), ("name", "NAME"), ("labels", "LABELS")], output)
+
+
+@click.group()
+def ip() -> None:
+    """The ipcache: whose an address is, and behind which node."""
+
+
+@ip.command("list")
+@click.option("--node", default="", help="Only entries that this node published.")
+@output_option()
+@options.dir_option
+def list_ips(node: str, output: str) -> None:
+    """The entries of the ipcache."""
+    from fimbria.identity.v1 import identity_pb2
+
+    from cli.client import pages
+
+    with options.cluster() as cluster:
+        request = identity_pb2.ListIpCacheEntriesRequest(node=node)
+        listed = pages(cluster.ipcache.ListIpCacheEntries, request, "entries")
+    rows = [
+        {
+            "prefix": item.prefix,
+            "identity": item.identity,
+            "tunnel_endpoint": item.tunnel_endpoint,
+            "node": item.node,
+            "owner": item.owner,
+            "revision": item.revision,
+        }
+        for item in listed
+    ]
+    columns = [("prefix", "PREFIX"), ("identity", "IDENTITY"), ("owner", "OWNER"), ("node", "NODE")]
+    print_rows(rows, [*columns, ("tunnel_endpoint", "TUNNEL")], output)
+
+
+@click.group()
+def node() -> None:
+    """The cluster's nodes."""
+
+
+@node.command("list")
+@output_option()
+@options.dir_option
+def list_nodes(output: str) -> None:
+    """Nodes, their underlay addresses and pod CIDRs."""
+    from fimbria.ipam.v1 import ipam_pb2
+
+    from cli.client import pages
+
+    with options.cluster() as cluster:
+        listed = pages(cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(), "nodes")
+    rows = [
+        {
+            "name": item.name,
+            "ipv4": item.ipv4,
+            "pool": item.pool,
+            "pod_cidrs": list(item.pod_cidrs),
+            "router_ipv4": item.router_ipv4,
+            "revision": item.revision,
+            "create_time": item.create_time.ToJsonString(),
+        }
+        for item in listed
+    ]
+    columns = [("name", "NODE"), ("ipv4", "ADDRESS"), ("pool", "POOL"), ("pod_cidrs", "POD CIDRS")]
+    print_rows(rows, [*columns, ("router_ipv4", "ROUTER")], output)
+
+
+@click.group()
+def pool() -> None:
+    """Address pools that the nodes' pod CIDRs are carved from."""
+
+
+@pool.command("list")
+@output_option()
+@options.dir_option
+def list_pools(output: str) -> None:
+    """Pools, their CIDRs and how much of them is in use."""
+    from fimbria.ipam.v1 import ipam_pb2
+
+    from cli.client import pages
+
+    with options.cluster() as cluster:
+        listed = pages(cluster.pools.ListPools, ipam_pb2.ListPoolsRequest(), "pools")
+    rows = [
+        {
+            "name": item.name,
+            "cidrs": list(item.cidrs),
+            "node_mask_size": item.node_mask_size,
+            "node_cidrs_total": item.node_cidrs_total,
+            "node_cidrs_used": item.node_cidrs_used,
+        }
+        for item in listed
+    ]
+    columns = [("name", "POOL"), ("cidrs", "CIDRS"), ("node_mask_size", "NODE MASK")]
+    print_rows(rows, [*columns, ("node_cidrs_used", "USED"), ("node_cidrs_total", "TOTAL")], output)

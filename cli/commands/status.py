@@ -1,0 +1,147 @@
+"""`fimbria status`: the whole cluster at a glance."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cli import errors
+from cli.commands import options
+from cli.errors import CliError
+from cli.output import output_option, print_json, print_rows
+
+if TYPE_CHECKING:
+    from cli.client import Cluster
+
+COLUMNS = [
+    ("name", "NAME"),
+    ("state", "STATE"),
+    ("uptime", "UPTIME"),
+    ("policy_revision", "POLICY"),
+    ("policy_lag", "LAG"),
+    ("identity_revision", "IDENTITY"),
+    ("ipcache_revision", "IPCACHE"),
+    ("node_revision", "NODES"),
+    ("endpoints", "ENDPOINTS"),
+    ("target", "TARGET"),
+    ("problem", "PROBLEM"),
+]
+_TIMEOUT = 3.0
+
+
+@click.command()
+@output_option()
+@options.dir_option
+def status(output: str) -> None:
+    """Every service and loader: serving? since when, at which revisions, how far behind.
+
+    LAG is how many policy revisions a node has not put into force yet. Exit code 3 when something does not
+    serve.
+    """
+    with options.cluster() as cluster:
+        rows = cluster_status(cluster)
+    if output == "json":
+        print_json(rows)
+    else:
+        print_rows(rows, COLUMNS, output)
+    if any(row["state"] != "serving" for row in rows):
+        sys.exit(errors.UNAVAILABLE)
+
+
+def cluster_status(cluster: Cluster) -> list[dict[str, Any]]:
+    """One row for each service and each node's loader."""
+    targets = cluster.targets
+    rows = [_probe(cluster, name, target) for name, target in targets.services.items()]
+    by_name = {row["name"]: row for row in rows}
+    current = _revisions(cluster, by_name)
+    for node, target in targets.loaders.items():
+        row = _probe(cluster, node, target)
+        if row["state"] == "serving":
+            _add_loader(cluster, node, row, current)
+        rows.append(row)
+    return rows
+
+
+def _probe(cluster: Cluster, name: str, target: str) -> dict[str, Any]:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+    from cli.client import call
+
+    row: dict[str, Any] = {"name": name, "target": target, "state": "unreachable", "problem": ""}
+    try:
+        stub: Any = health_pb2_grpc.HealthStub(cluster.channel(target))
+        answer = call(stub.Check, health_pb2.HealthCheckRequest(), timeout=_TIMEOUT)
+        row["state"] = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status).lower()
+    except CliError as error:
+        row["problem"] = error.message
+    return row
+
+
+def _revisions(cluster: Cluster, rows: dict[str, dict[str, Any]]) -> int | None:
+    """Put the services' own revisions into their rows; the policy revision that nodes should have."""
+    from fimbria.identity.v1 import identity_pb2
+    from fimbria.ipam.v1 import ipam_pb2
+    from fimbria.policy.v1 import policy_pb2
+
+    from cli.client import call
+
+    def serving(name: str) -> bool:
+        return name in rows and rows[name]["state"] == "serving"
+
+    if serving("ipam"):
+        nodes = call(cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(page_size=1), timeout=_TIMEOUT)
+        rows["ipam"]["node_revision"] = nodes.revision
+    if serving("identity"):
+        identities = identity_pb2.ListIdentitiesRequest(page_size=1)
+        listed = call(cluster.identities.ListIdentities, identities, timeout=_TIMEOUT)
+        rows["identity"]["identity_revision"] = listed.revision
+        entries = identity_pb2.ListIpCacheEntriesRequest(page_size=1)
+        rows["identity"]["ipcache_revision"] = call(
+            cluster.ipcache.ListIpCacheEntries, entries, timeout=_TIMEOUT
+        ).revision
+    if not serving("policy"):
+        return None
+    enforcement = call(
+        cluster.policies.ListEnforcement, policy_pb2.ListEnforcementRequest(page_size=1), timeout=_TIMEOUT
+    )
+    rows["policy"]["policy_revision"] = enforcement.revision.policy
+    rows["policy"]["identity_revision"] = enforcement.revision.identity
+    return int(enforcement.revision.policy)
+
+
+def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int | None) -> None:
+    from fimbria.loader.v1 import loader_pb2
+
+    from cli.client import call
+
+    told = call(cluster.datapath(node).GetStatus, loader_pb2.GetStatusRequest(), timeout=_TIMEOUT)
+    watches = {watch.name: watch for watch in told.watches}
+    row["endpoints"] = told.endpoints
+    row["uptime"] = _duration(time.time() - told.start_time.seconds)
+    row["lost_events"] = told.lost_events
+    for name, key in (
+        ("policy", "policy_revision"),
+        ("ipcache", "ipcache_revision"),
+        ("nodes", "node_revision"),
+    ):
+        if name in watches:
+            row[key] = watches[name].revision
+    if "policy" in watches:
+        row["identity_revision"] = watches["policy"].identity_revision
+        if current is not None:
+            row["policy_lag"] = max(0, current - watches["policy"].revision)
+    problems = [
+        f"{watch.name}: {watch.error or 'not connected'}" for watch in told.watches if not watch.connected
+    ]
+    row["problem"] = "; ".join(problems)
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, int(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{rest:02}s" if minutes else f"{rest}s"
