@@ -1,0 +1,1 @@
+"""Published policy cases, sent as traffic through a lab."""
