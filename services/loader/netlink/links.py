@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import time
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 
@@ -30,6 +31,7 @@ ENDPOINT_PREFIX = "lxc"
 _NAME_LENGTH = 15
 # Below this no IPv4 host need accept what it is sent; above it no veth goes.
 _MIN_MTU, _MAX_MTU = 576, 65535
+_READY_SECONDS = 0.2
 
 _netns_thread = NamespaceThread()
 
@@ -103,9 +105,11 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
     host_mac = local_mac(spec.host_name, "host")
     pod_mac = spec.pod_mac or local_mac(spec.host_name, "pod")
     with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
-        host = _create_pair(node, spec, host_mac, pod_mac, up=up)
+        host = _create_pair(node, spec, host_mac, pod_mac)
         try:
             pod_link = _configure_pod(pod, spec)
+            if up:
+                _bring_up(node, spec.host_name)
         except BaseException as exc:
             _delete(node, spec.host_name)
             if isinstance(exc, OSError):
@@ -123,10 +127,13 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
 
 
 def set_endpoint_link_up(host_name: str) -> None:
-    """Brings the node's side up. Raises FailedPrecondition (LINK_GONE) when there is none."""
+    """Brings the node's side up; when this returns, what the pod sends is not lost for want of a queue.
+
+    Raises FailedPrecondition (LINK_GONE) when there is no such device.
+    """
     with rt.RouteSocket() as node:
         try:
-            node.request([rt.set_up(host_name)])
+            _bring_up(node, host_name)
         except OSError as exc:
             if exc.errno == errno.ENODEV:
                 raise FailedPrecondition(
@@ -185,9 +192,7 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
 # -- making
 
 
-def _create_pair(
-    node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: str, *, up: bool
-) -> rt.LinkInfo:
+def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: str) -> rt.LinkInfo:
     create = rt.create_veth(spec.host_name, host_mac, spec.mtu, spec.ifname, pod_mac, spec.netns_fd)
     try:
         try:
@@ -203,7 +208,6 @@ def _create_pair(
     try:
         configure = [
             rt.no_autoconf(spec.host_name),
-            rt.set_up(spec.host_name, up=up),
             rt.get_link(spec.host_name),
         ]
         return rt.links(node.request(configure)[-1])[0]
@@ -227,6 +231,21 @@ def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec) -> rt.LinkInfo:
         ]
     )
     return link
+
+
+def _bring_up(node: rt.RouteSocket, host_name: str) -> None:
+    (host,) = rt.links(node.request([rt.set_up(host_name), rt.get_link(host_name)])[1])
+    if host.peer_netnsid is None:
+        return
+    # The pod's side, which was up before, learns of its carrier from a kernel worker and drops what it is
+    # given until then; one in ten pods lost its first packet that way, and with it a second. Asking for the
+    # device makes kernels from 6.8 do that work at once, and tells on older ones whether it is done.
+    deadline = time.monotonic() + _READY_SECONDS
+    while time.monotonic() < deadline:
+        (peer,) = rt.links(node.request([rt.get_peer(host.peer_netnsid, host.peer_ifindex)])[0])
+        if peer.ready or not peer.up:
+            return
+        time.sleep(0.0005)
 
 
 def _delete(node: rt.RouteSocket, name: str) -> bool:

@@ -28,7 +28,7 @@ _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 28, 29
-IFLA_LINK_NETNSID = 37
+IFLA_OPERSTATE, IFLA_LINK_NETNSID, IFLA_TARGET_NETNSID = 16, 37, 46
 _IFLA_INFO_KIND, _IFLA_INFO_DATA = 1, 2
 _VETH_INFO_PEER = 1
 _IFLA_INET_CONF, _IPV4_DEVCONF_RP_FILTER = 1, 8
@@ -44,6 +44,7 @@ RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _RTN_UNICAST = 1
 
 IFF_UP = 0x1
+IF_OPER_UP = 6
 
 _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
@@ -82,7 +83,12 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class LinkInfo:
-    """What the kernel says about one device; addresses are ``aa:bb:…``."""
+    """What the kernel says about one device.
+
+    ``mac`` is ``aa:bb:…``. ``peer_netnsid`` is the number that the device's namespace has for its peer's,
+    None for a peer in the same one. ``ready`` means that packets which are sent now go out: it is up,
+    connected, and the kernel has seen to its queues.
+    """
 
     ifindex: int
     name: str
@@ -91,7 +97,8 @@ class LinkInfo:
     mac: str
     kind: str
     peer_ifindex: int
-    peer_elsewhere: bool
+    peer_netnsid: int | None
+    ready: bool
 
     @property
     def up(self) -> bool:
@@ -233,6 +240,13 @@ def get_link(name: str) -> Message:
     return Message(f"look up {name}", RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
+def get_peer(netnsid: int, ifindex: int) -> Message:
+    """Asks for a device of another namespace, by the number which this namespace has for that."""
+    body = _IFINFO.pack(0, 0, ifindex, 0, 0) + _u32(IFLA_TARGET_NETNSID, netnsid)
+    body += _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+    return Message(f"look up the peer with index {ifindex}", RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, body)
+
+
 def dump_links() -> Message:
     """Asks for all devices."""
     body = _IFINFO.pack(0, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
@@ -347,7 +361,8 @@ def _link(payload: bytes) -> LinkInfo:
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
         kind=_string(info.get(_IFLA_INFO_KIND)),
         peer_ifindex=_number(attrs.get(IFLA_LINK)),
-        peer_elsewhere=IFLA_LINK_NETNSID in attrs,
+        peer_netnsid=_number(attrs[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attrs else None,
+        ready=_number(attrs.get(IFLA_OPERSTATE)) == IF_OPER_UP,
     )
 
 
