@@ -51,8 +51,8 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
 async def ensure_default_pool(pools: PoolStore, settings: IpamSettings) -> None:
     """Makes the pool `default` that the settings describe.
 
-    One of other content, from an earlier start with other settings, raises AlreadyExists: going on with it would
-    ignore what the operator asked for.
+    One of other content, from an earlier start with other settings, raises AlreadyExists: going on with it
+    would ignore what the operator asked for.
     """
     if not settings.ipam_default_pool_cidr:
         return
