@@ -23,6 +23,8 @@ class StoredSpan:
     end_ns: int
     status: str
     attributes: dict[str, Any]
+    process: str = ""
+    """The lab's name of the process: a service, a node, or the command line."""
 
     @property
     def seconds(self) -> float:
@@ -69,10 +71,12 @@ class Trace:
         """From the first start to the last end."""
         return (max(span.end_ns for span in self.spans) - self.start_ns) / 1e9
 
-    def services(self) -> list[str]:
-        """Services that took part, in order of their first span."""
+    def processes(self) -> list[str]:
+        """Processes that took part, in order of their first span."""
         return list(
-            dict.fromkeys(span.service for span in sorted(self.spans, key=lambda span: span.start_ns))
+            dict.fromkeys(
+                span.process or span.service for span in sorted(self.spans, key=lambda span: span.start_ns)
+            )
         )
 
 
@@ -82,12 +86,12 @@ def read(directory: Path) -> list[StoredSpan]:
     for path in sorted(directory.glob("*.jsonl")):
         with open(path, encoding="utf-8", errors="replace") as file:
             for line in file:
-                if span := _parse(line):
+                if span := _parse(line, path.stem):
                     spans.append(span)
     return spans
 
 
-def _parse(line: str) -> StoredSpan | None:
+def _parse(line: str, process: str) -> StoredSpan | None:
     try:
         told = json.loads(line)
         return StoredSpan(
@@ -101,6 +105,7 @@ def _parse(line: str) -> StoredSpan | None:
             end_ns=int(told["end_ns"]),
             status=told["status"],
             attributes=dict(told["attributes"]),
+            process=process,
         )
     except (ValueError, KeyError, TypeError):
         return None
@@ -148,7 +153,7 @@ def _draw(node: Node, first: str, rest: str, start_ns: int, lines: list[str], at
     failed = " FAILED" if span.status == "ERROR" else ""
     times = f"{offset:9.2f} ms {span.seconds * 1e3:9.2f} ms"
     label = f"{first}{span.name}"
-    lines.append(f"{times}  {label:<44} {kind} {span.service:<9}{failed} {facts}".rstrip())
+    lines.append(f"{times}  {label:<44} {kind} {span.process or span.service:<9}{failed} {facts}".rstrip())
     for index, child in enumerate(node.children):
         last = index == len(node.children) - 1
         _draw(
@@ -174,6 +179,7 @@ def document(node: Node) -> dict[str, Any]:
     return {
         "name": span.name,
         "service": span.service,
+        "process": span.process,
         "kind": span.kind,
         "span_id": span.span_id,
         "start_ns": span.start_ns,

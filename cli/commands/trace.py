@@ -18,7 +18,7 @@ COLUMNS = [
     ("time", "TIME"),
     ("milliseconds", "MS"),
     ("spans", "SPANS"),
-    ("services", "SERVICES"),
+    ("processes", "PROCESSES"),
 ]
 
 
@@ -52,7 +52,7 @@ def list_traces(root: str | None, last: int, output: str) -> None:
             "start_ns": item.start_ns,
             "milliseconds": round(item.seconds * 1e3, 2),
             "spans": len(item.spans),
-            "services": item.services(),
+            "processes": item.processes(),
         }
         for item in found
     ]
