@@ -7,6 +7,7 @@ other types that JSON does not have.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -74,8 +75,7 @@ def read_documents(text: str) -> list[Document]:
     found: list[Document] = []
     budget = [MAX_VALUES]
     try:
-        # JSON is YAML, so one reader serves both.
-        for value in yaml.load_all(text, Loader=_Loader):
+        for value in _values(text):
             if value is not None:
                 _check_json(value, "", 0, budget)
                 found.extend(_unfold(value, ""))
@@ -86,6 +86,26 @@ def read_documents(text: str) -> list[Document]:
         raise DocumentError("", f"not valid YAML or JSON: {error}") from None
     if not found:
         raise DocumentError("", "no document in it, expected at least one policy")
+    return found
+
+
+def _values(text: str) -> Iterator[object]:
+    """JSON is YAML, but its own reader is twenty times as fast; what it cannot read may still be YAML."""
+    if text.lstrip()[:1] == "{":
+        try:
+            yield json.loads(text, object_pairs_hook=_object)
+            return
+        except json.JSONDecodeError:
+            pass
+    yield from yaml.load_all(text, Loader=_Loader)
+
+
+def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise DocumentError("", f"the field {twice!r} stands twice in one object")
     return found
 
 

@@ -8,18 +8,20 @@ between.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from services.policy.entries import (
     ANY_IDENTITY,
+    DEFAULT_ALLOW,
+    Enforcers,
     EntryKey,
     EntryValue,
     PortKey,
     SubjectPolicy,
     declared_ports,
     literal_ports,
+    wildcard,
 )
 from services.policy.resolve import BoundPolicy
 from services.policy.rules import Direction, NamedPort, PolicyRef, PortName, Rule, RuleSpec
@@ -57,6 +59,14 @@ class IdentityDelete:
 
 
 @dataclass(frozen=True, slots=True)
+class PortsPut:
+    """All the ports that pods with this identity declare, wherever they are; none: no longer any."""
+
+    number: int
+    ports: frozenset[NamedPort]
+
+
+@dataclass(frozen=True, slots=True)
 class SubjectAdd:
     subject: Subject
 
@@ -66,7 +76,7 @@ class SubjectRemove:
     subject: Subject
 
 
-Event = PolicyPut | PolicyDelete | IdentityPut | IdentityDelete | SubjectAdd | SubjectRemove
+Event = PolicyPut | PolicyDelete | IdentityPut | IdentityDelete | PortsPut | SubjectAdd | SubjectRemove
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,8 @@ class SubjectChange:
     """
 
     subject: Subject
-    enforced_by: tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]
+    enforced: tuple[bool, bool]
+    enforced_by: Enforcers
     upserts: tuple[tuple[EntryKey, EntryValue], ...] = ()
     deletes: tuple[EntryKey, ...] = ()
     reset: bool = False
@@ -89,8 +100,12 @@ _ALLOW = 1 << 32
 _COOKIE = _ALLOW - 1
 
 
+# The claim of DEFAULT_ALLOW gives way to those of all rules.
+_BY_DEFAULT = _ALLOW | _COOKIE
+
+
 def _value(claim: int) -> EntryValue:
-    return EntryValue(claim < _ALLOW, claim & _COOKIE)
+    return DEFAULT_ALLOW if claim == _BY_DEFAULT else EntryValue(claim < _ALLOW, claim & _COOKIE)
 
 
 class _SubjectState:
@@ -98,7 +113,18 @@ class _SubjectState:
     first.
     """
 
-    __slots__ = ("claims", "enforced_by", "journal", "known", "respecified", "specs", "subject", "was_known")
+    __slots__ = (
+        "claims",
+        "enforced",
+        "enforced_by",
+        "journal",
+        "known",
+        "open",
+        "respecified",
+        "specs",
+        "subject",
+        "was_known",
+    )
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -106,7 +132,10 @@ class _SubjectState:
         self.was_known = False
         self.specs: dict[_Spec, None] = {}
         self.claims: dict[EntryKey, tuple[int, ...]] = {}
-        self.enforced_by: tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]] = ((), ())
+        self.enforced = (False, False)
+        self.enforced_by: Enforcers = ((), ())
+        # Directions in which DEFAULT_ALLOW is claimed.
+        self.open = [False, False]
         # The claim that decided a key before the batch; None where there was none.
         self.journal: dict[EntryKey, int | None] = {}
         self.respecified = False
@@ -125,22 +154,30 @@ class _SubjectState:
         else:
             del self.claims[key]
 
-    def who_enforces(self) -> tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]:
-        ingress, egress = (
-            tuple(sorted({spec.ref for spec in self.specs if spec.spec.default_deny[direction]}))
-            for direction in Direction
-        )
-        return ingress, egress
+    def respecify(self) -> None:
+        """Take over what the present specs make the default."""
+        by: list[tuple[PolicyRef, ...]] = []
+        for direction in Direction:
+            refs = {spec.ref for spec in self.specs if spec.spec.default_deny[direction]}
+            by.append(tuple(sorted(refs)))
+            opened = not refs and any(spec.denies[direction] for spec in self.specs)
+            if opened != self.open[direction]:
+                self.open[direction] = opened
+                (self.claim if opened else self.unclaim)(wildcard(direction), _BY_DEFAULT)
+        self.enforced_by = (by[0], by[1])
+        self.enforced = (bool(by[0]) or self.open[0], bool(by[1]) or self.open[1])
+        self.respecified = False
 
 
 class _Spec:
     """A spec in force, and the subjects that it selects now."""
 
-    __slots__ = ("ref", "rules", "selected", "spec", "subjects")
+    __slots__ = ("denies", "ref", "rules", "selected", "spec", "subjects")
 
     def __init__(self, ref: PolicyRef, spec: RuleSpec) -> None:
         self.ref = ref
         self.spec = spec
+        self.denies = [any(r.deny and r.direction is d for r in spec.rules) for d in Direction]
         self.rules: list[_Rule] = []
         self.subjects: dict[_SubjectState, None] = {}
         self.selected: Matched[_User]
@@ -184,7 +221,7 @@ class Engine:
         self._policies: dict[PolicyRef, list[_Spec]] = {}
         self._subjects: dict[Subject, _SubjectState] = {}
         self._of_identity: dict[int, dict[_SubjectState, None]] = {}
-        self._ports: dict[int, Counter[NamedPort]] = {}
+        self._ports: dict[int, frozenset[NamedPort]] = {}
         self._by_port_name: dict[_Rule, None] = {}
         self._touched: dict[_SubjectState, None] = {}
 
@@ -201,6 +238,8 @@ class Engine:
                     self._set_labels(number, labels)
                 case IdentityDelete(number):
                     self._set_labels(number, None)
+                case PortsPut(number, ports):
+                    self._set_ports(number, ports)
                 case SubjectAdd(subject):
                     self._add_subject(subject)
                 case SubjectRemove(subject):
@@ -213,7 +252,7 @@ class Engine:
         if not state.known:
             return None
         entries = {key: _value(claims[0]) for key, claims in state.claims.items()}
-        return SubjectPolicy(state.who_enforces(), entries)
+        return SubjectPolicy(state.enforced, state.enforced_by, entries)
 
     def labels(self, number: int) -> Labels | None:
         return self._cache.identities.get(number)
@@ -223,8 +262,8 @@ class Engine:
         return next((number for number, known in self._cache.identities.items() if known == labels), None)
 
     def ports_of(self, number: int) -> frozenset[NamedPort]:
-        """The ports that the watched subjects with this identity declare."""
-        return frozenset(self._ports.get(number, ()))
+        """The ports that pods with this identity declare."""
+        return self._ports.get(number, frozenset())
 
     def identities(self) -> Iterable[int]:
         return self._cache.identities.keys()
@@ -297,14 +336,13 @@ class Engine:
                     state.unclaim(key, rule.claim)
             self._touched[state] = None
 
-    # -- subjects
+    # -- subjects and ports
 
     def _add_subject(self, subject: Subject) -> None:
         if subject in self._subjects:
             return
         state = self._subjects[subject] = _SubjectState(subject)
         self._of_identity.setdefault(subject.identity, {})[state] = None
-        self._declare(subject, 1)
         state.known = subject.identity in self._cache.identities
         for specs in self._policies.values():
             for spec in specs:
@@ -323,24 +361,15 @@ class Engine:
         if not states:
             del self._of_identity[subject.identity]
         self._touched.pop(state, None)
-        self._declare(subject, -1)
 
-    def _declare(self, subject: Subject, step: int) -> None:
-        """Count the subject's ports in or out, and follow up in the egress rules that name one of them."""
-        if not subject.ports:
-            return
-        number = subject.identity
+    def _set_ports(self, number: int, after: frozenset[NamedPort]) -> None:
+        """Follow up in the egress rules that name a port."""
         before = self.ports_of(number)
-        counted = self._ports.setdefault(number, Counter())
-        counted.update(dict.fromkeys(subject.ports, step))
-        for port in subject.ports:
-            if not counted[port]:
-                del counted[port]
-        if not counted:
-            del self._ports[number]
-        after = self.ports_of(number)
         if before == after:
             return
+        self._ports[number] = after
+        if not after:
+            del self._ports[number]
         for rule in self._by_port_name:
             if not (rule.everybody or rule.covers(number)):
                 continue
@@ -405,28 +434,30 @@ class Engine:
         return found
 
     def _change(self, state: _SubjectState) -> SubjectChange | None:
+        before = state.enforced, state.enforced_by
+        if state.respecified:
+            state.respecify()
+        after = state.enforced, state.enforced_by
         if not state.known:
             return None
-        enforced_by = state.who_enforces() if state.respecified else state.enforced_by
         if not state.was_known:
-            return SubjectChange(state.subject, enforced_by, reset=True)
+            return SubjectChange(state.subject, *after, reset=True)
         upserts, deletes = [], []
-        for key, before in state.journal.items():
+        for key, claim in state.journal.items():
             held = state.claims.get(key)
             if held is None:
-                if before is not None:
+                if claim is not None:
                     deletes.append(key)
-            elif held[0] != before:
+            elif held[0] != claim:
                 upserts.append((key, _value(held[0])))
-        if not upserts and not deletes and enforced_by == state.enforced_by:
+        if not upserts and not deletes and before == after:
             return None
-        return SubjectChange(state.subject, enforced_by, tuple(upserts), tuple(deletes))
+        return SubjectChange(state.subject, *after, tuple(upserts), tuple(deletes))
 
     def _settle(self, state: _SubjectState) -> None:
         """What is there now is what the next batch is compared with."""
         if state.respecified:
-            state.enforced_by = state.who_enforces()
+            state.respecify()
         state.was_known = state.known
-        state.respecified = False
         state.journal.clear()
         self._touched.pop(state, None)

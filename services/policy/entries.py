@@ -50,21 +50,30 @@ class EntryValue(NamedTuple):
 
 
 EVERY_PORT = PortKey(0, 0, 0)
+# What passes where policies deny something and none is default deny; no rule says it, so its cookie is 0.
+DEFAULT_ALLOW = EntryValue(False, 0)
+
+Enforcers = tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]
+
+
+def wildcard(direction: Direction) -> EntryKey:
+    """The key that covers everything in a direction."""
+    return EntryKey(direction, ANY_IDENTITY, *EVERY_PORT)
 
 
 @dataclass(frozen=True, slots=True)
 class SubjectPolicy:
     """A subject's whole state.
 
-    `enforced_by` names for (ingress, egress) the policies that make the subject refuse what nothing allows,
-    in order; where it names none, everything passes that no entry denies.
+    Where `enforced` holds for (ingress, egress), what no entry allows is denied; elsewhere everything passes.
+    `enforced_by` names the policies that make the subject refuse what nothing allows, in order. Policies that
+    deny something but are not default deny give an enforced direction that nothing is named for, with an
+    entry that allows everything (DEFAULT_ALLOW).
     """
 
-    enforced_by: tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]] = ((), ())
+    enforced: tuple[bool, bool] = (False, False)
+    enforced_by: Enforcers = ((), ())
     entries: Mapping[EntryKey, EntryValue] = field(default_factory=dict)
-
-    def enforced(self, direction: Direction) -> bool:
-        return bool(self.enforced_by[direction])
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -126,7 +135,7 @@ def judge(policy: SubjectPolicy, direction: Direction, identity: int, protocol: 
         if value.deny:
             return Judgement(False, key, value)
         allow = allow or Judgement(True, key, value)
-    return allow or Judgement(not policy.enforced(direction))
+    return allow or Judgement(not policy.enforced[direction])
 
 
 def covering_keys(direction: Direction, identity: int, protocol: int, port: int) -> Iterator[EntryKey]:

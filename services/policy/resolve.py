@@ -8,11 +8,13 @@ from dataclasses import dataclass
 
 from services.policy.entries import (
     ANY_IDENTITY,
+    DEFAULT_ALLOW,
     EntryKey,
     EntryValue,
     SubjectPolicy,
     declared_ports,
     literal_ports,
+    wildcard,
 )
 from services.policy.rules import Direction, NamedPort, Policy, PolicyRef, PortName, Rule
 from services.policy.selector import Labels
@@ -43,6 +45,7 @@ def resolve(
     names.
     """
     enforced: tuple[set[PolicyRef], set[PolicyRef]] = (set(), set())
+    denying = [False, False]
     entries: dict[EntryKey, EntryValue] = {}
     owned = tuple(ports)
     known = ports_of or {}
@@ -55,11 +58,19 @@ def resolve(
                     enforced[direction].add(bound.ref)
             for rule in spec.rules:
                 value = EntryValue(rule.deny, bound.cookies[rule.path])
+                denying[rule.direction] |= rule.deny
                 for key in _keys(rule, identities, owned, known):
                     other = entries.get(key)
                     if other is None or (not value.deny, value.cookie) < (not other.deny, other.cookie):
                         entries[key] = value
-    return SubjectPolicy((tuple(sorted(enforced[0])), tuple(sorted(enforced[1]))), entries)
+    for direction in Direction:
+        if denying[direction] and not enforced[direction]:
+            entries.setdefault(wildcard(direction), DEFAULT_ALLOW)
+    return SubjectPolicy(
+        (bool(enforced[0]) or denying[0], bool(enforced[1]) or denying[1]),
+        (tuple(sorted(enforced[0])), tuple(sorted(enforced[1]))),
+        entries,
+    )
 
 
 def _keys(

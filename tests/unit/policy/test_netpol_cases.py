@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every published network-policy case, as far as its manifests are supported, through parser, engine and verdict.
+"""Every published network-policy case, as far as its manifests are supported, through parser, engine and
+verdict.
 
-Which cases are not supported yet is computed from the fields that their manifests use, never from their names; for
-those the refusal is what is tested.
+Which cases are not supported yet is computed from the fields that their manifests use, never from their
+names; for those the refusal is what is tested.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from services.policy.engine import (
     IdentityPut,
     PolicyDelete,
     PolicyPut,
+    PortsPut,
     Subject,
     SubjectAdd,
     SubjectRemove,
@@ -122,8 +124,14 @@ class Cluster:
         old = self.pods.pop(key, None)
         self.pods[key] = Pod(labels, ports, subject)
         self.engine.apply([SubjectAdd(subject)])
+        self._declare(subject.identity)
         if old is not None and all(pod.subject != old.subject for pod in self.pods.values()):
             self.engine.apply([SubjectRemove(old.subject)])
+            self._declare(old.subject.identity)
+
+    def _declare(self, number: int) -> None:
+        pods = [pod for pod in self.pods.values() if pod.subject.identity == number]
+        self.engine.apply([PortsPut(number, frozenset(port for pod in pods for port in pod.ports))])
 
     def put_policy(self, manifest: dict[str, Any]) -> None:
         (parsed,) = parse_manifests(json.dumps(manifest))
@@ -158,6 +166,7 @@ class Cluster:
                 old = self.pods.pop((action["namespace"], action["pod"]))
                 if all(pod.subject != old.subject for pod in self.pods.values()):
                     self.engine.apply([SubjectRemove(old.subject)])
+                self._declare(old.subject.identity)
             case other:
                 raise AssertionError(f"unknown action {other}")
 
@@ -245,7 +254,9 @@ def test_manifest_with_an_unsupported_field_is_refused_by_its_path(manifest: dic
 
 
 def test_most_cases_are_supported() -> None:
-    """A guard against an empty parametrization: 90 cases, of which 10 need CIDRs, ICMP rules or a host firewall."""
+    """A guard against an empty parametrization: 90 cases, of which 10 need CIDRs, ICMP rules or a host
+    firewall.
+    """
     assert len(CASES) == 90
     assert {case["id"] for case in CASES} - {case["id"] for case in SUPPORTED} == {
         case["id"]

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gRPC side of the policy service: requests into domain values and back; nothing is decided here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any, TypeAlias
+
+import grpc
+from fimbria.policy.v1 import policy_pb2 as pb
+from fimbria.policy.v1 import policy_pb2_grpc
+
+from services.chassis.errors import FieldViolation, FimbriaError, InvalidArgument
+from services.chassis.interceptor import call_deadline
+from services.chassis.labels import LabelSet
+from services.chassis.paging import PageRequest, page
+from services.chassis.telemetry import inject
+from services.policy import problems
+from services.policy.convert import (
+    applied_message,
+    key_message,
+    node_message,
+    policy_message,
+    read_key,
+    read_ports,
+    read_protocol,
+    revision_message,
+    subscribe_message,
+    verdict_message,
+)
+from services.policy.distribution import Distributor
+from services.policy.enforcement import Enforcement
+from services.policy.explain import End, explain
+from services.policy.manifest import Manifest, ManifestError, parse_manifests, parse_refs
+from services.policy.node_store import NodeStore
+from services.policy.rules import Protocol
+from services.policy.selector import Labels
+from services.policy.store import PolicyStore
+from services.policy.subscription import serve_subscription
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+DEFAULT_WAIT_SECONDS = 30.0
+# Time left to answer with what lags, before the call's own deadline cuts the answer off.
+ANSWER_SECONDS = 0.1
+# Parsing more than this stalls the streams; a thread has the time.
+LONG_MANIFESTS = 32 * 1024
+# Numbers for label sets that no identity stands for; beyond what identities can have.
+_SENDER, _RECEIVER = 1 << 24, (1 << 24) + 1
+
+
+class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
+    """fimbria.policy.v1.PolicyService."""
+
+    def __init__(
+        self, store: PolicyStore, nodes: NodeStore, distributor: Distributor, enforcement: Enforcement
+    ) -> None:
+        self._store = store
+        self._nodes = nodes
+        self._distributor = distributor
+        self._enforcement = enforcement
+
+    async def ApplyPolicies(
+        self, request: pb.ApplyPoliciesRequest, context: Context
+    ) -> pb.ApplyPoliciesResponse:
+        manifests = await _parse(request.manifests)
+        applied = await self._store.apply(manifests, trace=inject().traceparent, dry_run=request.dry_run)
+        return pb.ApplyPoliciesResponse(
+            policies=[applied_message(stored, outcome) for stored, outcome in applied.policies],
+            revision=applied.revision,
+        )
+
+    async def DeletePolicies(
+        self, request: pb.DeletePoliciesRequest, context: Context
+    ) -> pb.DeletePoliciesResponse:
+        refs = [read_key(key, f"keys[{index}]") for index, key in enumerate(request.keys)]
+        if request.manifests:
+            try:
+                refs += parse_refs(request.manifests)
+            except ManifestError as error:
+                raise problems.manifests_refused(error, done="nothing was deleted") from None
+        if not refs:
+            raise problems.field_invalid("keys", "", "at least one key, or manifests that name policies")
+        deleted, revision = await self._store.delete(dict.fromkeys(refs), trace=inject().traceparent)
+        return pb.DeletePoliciesResponse(deleted=map(key_message, deleted), revision=revision)
+
+    async def GetPolicy(self, request: pb.GetPolicyRequest, context: Context) -> pb.Policy:
+        return policy_message(await self._store.get(read_key(request.key, "key")))
+
+    async def ListPolicies(
+        self, request: pb.ListPoliciesRequest, context: Context
+    ) -> pb.ListPoliciesResponse:
+        wanted = PageRequest.parse(
+            request.page_size, request.page_token, scope=f"policies\0{request.namespace}"
+        )
+        found, revision = await self._store.page(request.namespace, wanted)
+        return pb.ListPoliciesResponse(
+            policies=map(policy_message, found.items),
+            next_page_token=found.next_page_token,
+            revision=revision,
+        )
+
+    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
+        protocol = read_protocol(request.protocol)
+        if not request.port and protocol is not Protocol.ICMP:
+            raise problems.field_invalid("port", request.port, "a port from 1 to 65535")
+        # "from" is a keyword of Python.
+        sender = self._end(getattr(request, "from"), "from", _SENDER)
+        receiver = self._end(request.to, "to", _RECEIVER)
+        if sender.labels == receiver.labels:
+            receiver = End(sender.identity, receiver.labels, receiver.ports)
+        policies = (stored.bound for stored in self._distributor.policies.values())
+        egress, ingress = explain(policies, sender, receiver, protocol, request.port)
+        return pb.ExplainResponse(
+            allowed=egress.allowed and ingress.allowed,
+            egress=verdict_message(egress),
+            ingress=verdict_message(ingress),
+            revision=revision_message(self._distributor.revision),
+        )
+
+    async def Subscribe(
+        self, request_iterator: AsyncIterator[pb.SubscribeRequest], context: Context
+    ) -> AsyncIterator[pb.SubscribeResponse]:
+        async for message in serve_subscription(request_iterator, self._distributor, self._enforcement):
+            yield subscribe_message(message)
+
+    async def WaitEnforced(
+        self, request: pb.WaitEnforcedRequest, context: Context
+    ) -> pb.WaitEnforcedResponse:
+        seconds = DEFAULT_WAIT_SECONDS
+        if request.HasField("timeout"):
+            seconds = request.timeout.ToNanoseconds() / 1e9
+        deadline = call_deadline.get()
+        if deadline is not None and deadline.at is not None:
+            seconds = min(seconds, deadline.at - time.monotonic() - ANSWER_SECONDS)
+        nodes = await self._enforcement.wait(request.revision, request.nodes, max(seconds, 0.0))
+        return pb.WaitEnforcedResponse(nodes=map(node_message, nodes))
+
+    async def ListEnforcement(
+        self, request: pb.ListEnforcementRequest, context: Context
+    ) -> pb.ListEnforcementResponse:
+        found = page(
+            self._enforcement.nodes(),
+            key=lambda node: node.name,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            scope="enforcement",
+        )
+        return pb.ListEnforcementResponse(
+            nodes=map(node_message, found.items),
+            next_page_token=found.next_page_token,
+            revision=revision_message(self._distributor.revision),
+        )
+
+    async def ForgetNode(self, request: pb.ForgetNodeRequest, context: Context) -> pb.ForgetNodeResponse:
+        self._enforcement.forget(request.node)
+        self._distributor.forget(request.node)
+        await self._nodes.forget(request.node)
+        return pb.ForgetNodeResponse()
+
+    def _end(self, peer: pb.Peer, field: str, spare: int) -> End:
+        """Raises InvalidArgument, NotFound (IDENTITY_NOT_FOUND), Unavailable (IDENTITIES_UNKNOWN)."""
+        engine = self._distributor.engine
+        declared = frozenset(read_ports(peer.named_ports))
+        if peer.labels:
+            if peer.identity:
+                raise problems.field_invalid(
+                    f"{field}.identity", peer.identity, "either labels or an identity"
+                )
+            labels = Labels(_label_set(peer.labels, field))
+            number = engine.number_of(labels)
+            known = engine.ports_of(number) if number is not None else frozenset()
+            return End(number if number is not None else spare, labels, declared or known)
+        if not peer.identity:
+            raise problems.field_invalid(field, "", "labels or an identity")
+        found = engine.labels(peer.identity)
+        if found is None:
+            if not self._distributor.identities_known:
+                raise problems.identities_unknown()
+            raise problems.identity_not_found(peer.identity, f"{field}.identity")
+        return End(peer.identity, found, declared or engine.ports_of(peer.identity))
+
+
+def _label_set(labels: Any, field: str) -> LabelSet:
+    try:
+        return LabelSet(labels)
+    except FimbriaError as error:
+        raise InvalidArgument(
+            f"{field}: {error}",
+            reason=error.reason,
+            metadata=error.metadata,
+            violations=[FieldViolation(f"{field}.{v.field}", v.description) for v in error.violations],
+        ) from None
+
+
+async def _parse(text: str) -> list[Manifest]:
+    try:
+        if len(text) <= LONG_MANIFESTS:
+            return parse_manifests(text)
+        return await asyncio.to_thread(parse_manifests, text)
+    except ManifestError as error:
+        raise problems.manifests_refused(error) from None

@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Domain types to messages of fimbria.policy.v1, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from fimbria.policy.v1 import policy_pb2 as pb
+from fimbria.types.v1 import types_pb2
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.chassis.telemetry import TraceContext
+from services.policy import problems
+from services.policy.describe import describe_rule, describe_subject
+from services.policy.distribution import Progress, Revision, RuleName, Shared, Update
+from services.policy.enforcement import NodeState
+from services.policy.engine import SubjectChange
+from services.policy.entries import EntryKey, EntryValue, SubjectPolicy
+from services.policy.explain import Verdict
+from services.policy.manifest import CILIUM_CLUSTERWIDE, DEFAULT_NAMESPACE
+from services.policy.names import namespace_problem, object_name_problem
+from services.policy.rules import Direction, NamedPort, PolicyRef, Protocol
+from services.policy.store import Outcome, StoredPolicy
+
+_DIRECTIONS = {Direction.INGRESS: pb.DIRECTION_INGRESS, Direction.EGRESS: pb.DIRECTION_EGRESS}
+_PROTOCOLS: dict[types_pb2.Protocol.ValueType, Protocol] = {
+    types_pb2.PROTOCOL_TCP: Protocol.TCP,
+    types_pb2.PROTOCOL_UDP: Protocol.UDP,
+    types_pb2.PROTOCOL_SCTP: Protocol.SCTP,
+    types_pb2.PROTOCOL_ICMP: Protocol.ICMP,
+}
+_OUTCOMES = {
+    Outcome.CREATED: pb.AppliedPolicy.OUTCOME_CREATED,
+    Outcome.CHANGED: pb.AppliedPolicy.OUTCOME_CHANGED,
+    Outcome.UNCHANGED: pb.AppliedPolicy.OUTCOME_UNCHANGED,
+}
+
+
+def key_message(ref: PolicyRef) -> pb.PolicyKey:
+    return pb.PolicyKey(kind=ref.kind, namespace=ref.namespace, name=ref.name)
+
+
+def read_key(key: pb.PolicyKey, field: str) -> PolicyRef:
+    """Raises InvalidArgument. No namespace means the default one for a namespaced kind, as in manifests."""
+    if problem := object_name_problem(key.name):
+        raise problems.field_invalid(f"{field}.name", key.name, problem)
+    if key.kind == CILIUM_CLUSTERWIDE:
+        if key.namespace:
+            raise problems.field_invalid(f"{field}.namespace", key.namespace, f"none for a {key.kind}")
+        return PolicyRef(key.kind, "", key.name)
+    if key.namespace and (problem := namespace_problem(key.namespace)):
+        raise problems.field_invalid(f"{field}.namespace", key.namespace, problem)
+    return PolicyRef(key.kind, key.namespace or DEFAULT_NAMESPACE, key.name)
+
+
+def timestamp(nanoseconds: int) -> Timestamp | None:
+    if not nanoseconds:
+        return None
+    return Timestamp(seconds=nanoseconds // 10**9, nanos=nanoseconds % 10**9)
+
+
+def policy_message(stored: StoredPolicy) -> pb.Policy:
+    return pb.Policy(
+        key=key_message(stored.ref),
+        revision=stored.revision,
+        manifest=stored.manifest,
+        rules=[
+            pb.Rule(
+                cookie=stored.bound.cookies[rule.path],
+                direction=_DIRECTIONS[rule.direction],
+                path=rule.path,
+                deny=rule.deny,
+                description=describe_rule(rule),
+            )
+            for rule in stored.bound.policy.rules()
+        ],
+        update_time=timestamp(stored.updated_ns),
+        subject=describe_subject(stored.bound.policy),
+    )
+
+
+def applied_message(stored: StoredPolicy, outcome: Outcome) -> pb.AppliedPolicy:
+    return pb.AppliedPolicy(policy=policy_message(stored), outcome=_OUTCOMES[outcome])
+
+
+def revision_message(revision: Revision) -> pb.Revision:
+    return pb.Revision(policy=revision.policy, identity=revision.identity)
+
+
+def trace_message(trace: TraceContext) -> types_pb2.TraceContext | None:
+    if not trace:
+        return None
+    return types_pb2.TraceContext(traceparent=trace.traceparent, tracestate=trace.tracestate)
+
+
+def read_protocol(protocol: types_pb2.Protocol.ValueType) -> Protocol:
+    return _PROTOCOLS[protocol]
+
+
+def read_ports(ports: Iterable[types_pb2.NamedPort]) -> tuple[NamedPort, ...]:
+    """Sorted and without repeats, so that equal declarations are equal subjects."""
+    return tuple(sorted({NamedPort(port.name, _PROTOCOLS[port.protocol], port.port) for port in ports}))
+
+
+def node_message(node: NodeState) -> pb.NodeEnforcement:
+    told = node.acknowledged
+    return pb.NodeEnforcement(
+        node=node.name,
+        acknowledged=pb.Revision(policy=told.policy, identity=told.identity),
+        subscribed=node.subscribed,
+        error=told.error,
+        update_time=timestamp(told.updated_ns),
+        subjects=node.subjects,
+    )
+
+
+def verdict_message(verdict: Verdict) -> pb.Verdict:
+    deciding = verdict.rule
+    return pb.Verdict(
+        allowed=verdict.allowed,
+        enforced=verdict.enforced,
+        rule=_rule_ref(deciding.cookie, RuleName(deciding.ref, deciding.rule.path, deciding.rule.deny))
+        if deciding is not None
+        else None,
+        enforced_by=[key_message(ref) for ref in verdict.enforced_by],
+        reason=verdict.reason,
+    )
+
+
+def subscribe_message(message: Update | Progress) -> pb.SubscribeResponse:
+    """What a stream sends. A change that goes to several streams is rendered once."""
+    response = pb.SubscribeResponse(
+        revision=revision_message(message.revision), trace=trace_message(message.trace)
+    )
+    if isinstance(message, Progress):
+        response.progress.SetInParent()
+        return response
+    shared = message.shared
+    if shared.rendered is None:
+        shared.rendered = _render(shared)
+    if isinstance(shared.rendered, pb.SubjectSnapshot):
+        response.snapshot.CopyFrom(shared.rendered)
+        response.snapshot.subject = message.number
+    elif isinstance(shared.rendered, pb.SubjectDelta):
+        response.delta.CopyFrom(shared.rendered)
+        response.delta.subject = message.number
+    return response
+
+
+def _render(shared: Shared) -> pb.SubjectSnapshot | pb.SubjectDelta:
+    content = shared.content
+    rules = [_rule_ref(cookie, rule) for cookie, rule in shared.rules.items()]
+    ingress, egress = (_direction(content, direction) for direction in Direction)
+    if isinstance(content, SubjectPolicy):
+        return pb.SubjectSnapshot(
+            identity=shared.subject.identity,
+            ingress=ingress,
+            egress=egress,
+            entries=[_entry(key, value) for key, value in content.entries.items()],
+            rules=rules,
+        )
+    return pb.SubjectDelta(
+        ingress=ingress,
+        egress=egress,
+        upserts=[_entry(key, value) for key, value in content.upserts],
+        deletes=[_entry(key) for key in content.deletes],
+        rules=rules,
+    )
+
+
+def _direction(content: SubjectPolicy | SubjectChange, direction: Direction) -> pb.DirectionPolicy:
+    return pb.DirectionPolicy(
+        enforced=content.enforced[direction],
+        enforced_by=[key_message(ref) for ref in content.enforced_by[direction]],
+    )
+
+
+def _entry(key: EntryKey, value: EntryValue | None = None) -> pb.PolicyEntry:
+    return pb.PolicyEntry(
+        direction=_DIRECTIONS[Direction(key.direction)],
+        identity=key.identity,
+        protocol=key.protocol,
+        port=key.port,
+        port_prefix_length=key.prefix,
+        deny=value.deny if value is not None else False,
+        rule_cookie=value.cookie if value is not None else 0,
+    )
+
+
+def _rule_ref(cookie: int, rule: RuleName) -> pb.RuleRef:
+    return pb.RuleRef(cookie=cookie, policy=key_message(rule.ref), path=rule.path, deny=rule.deny)

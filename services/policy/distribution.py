@@ -1,0 +1,345 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From changes to streams: the engine's deltas go to every node that watches the subject.
+
+Everything here is synchronous and runs on one event loop, so that a change is resolved once and reaches all
+streams in the order in which it happened. Nothing is sent before the identities have been seen as a whole
+once: a snapshot resolved against half of them would take away what is allowed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from services.chassis.errors import FimbriaError
+from services.chassis.telemetry import TraceContext
+from services.policy import problems
+from services.policy.declared_ports import DeclaredPorts
+from services.policy.engine import (
+    Engine,
+    Event,
+    IdentityDelete,
+    IdentityPut,
+    PolicyDelete,
+    PolicyPut,
+    PortsPut,
+    Subject,
+    SubjectAdd,
+    SubjectChange,
+    SubjectRemove,
+)
+from services.policy.entries import SubjectPolicy
+from services.policy.rules import PolicyRef
+from services.policy.selector import Labels
+from services.policy.store import StoredPolicy
+
+MAX_WAITING = 50_000
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Revision:
+    """A point in the service's view of the world."""
+
+    policy: int = 0
+    identity: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleName:
+    """Where a rule stands, and whether it denies."""
+
+    ref: PolicyRef
+    path: str
+    deny: bool
+
+
+@dataclass(slots=True)
+class Shared:
+    """A change that goes to several streams; `rendered` is for whoever turns it into a message, once.
+
+    `rules` are those that the entries in it name, by cookie.
+    """
+
+    subject: Subject
+    content: SubjectPolicy | SubjectChange
+    rules: dict[int, RuleName]
+    rendered: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What a stream is told about its subject `number`: its whole state, or what has changed of it."""
+
+    number: int
+    shared: Shared
+    revision: Revision
+    trace: TraceContext
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Everything up to the revision has been told."""
+
+    revision: Revision
+    trace: TraceContext
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """A subject that a node asks for. `answered` is called when its first snapshot is on the way, or never
+    will be.
+    """
+
+    number: int
+    subject: Subject
+    identity_revision: int = 0
+    trace: TraceContext = field(default_factory=TraceContext)
+    answered: Callable[[], None] = lambda: None
+
+
+class Subscription:
+    """One node's stream: what it watches, and what it has not been sent yet."""
+
+    def __init__(self, node: str) -> None:
+        self.node = node
+        self.watched: dict[int, Watch] = {}
+        # Watched subjects whose snapshot waits for their identity.
+        self.pending: dict[int, Watch] = {}
+        self._waiting: deque[Update | Progress] = deque()
+        self._arrived = asyncio.Event()
+        self._ended: FimbriaError | None = None
+        self._closed = False
+
+    def send(self, message: Update | Progress) -> None:
+        # Progress says "up to here": the newer one says it for both, and keeps the trace that is worth more.
+        if isinstance(message, Progress) and self._waiting and isinstance(self._waiting[-1], Progress):
+            older = self._waiting.pop()
+            message = Progress(message.revision, message.trace or older.trace)
+        if len(self._waiting) >= MAX_WAITING:
+            self.end(problems.subscriber_too_slow(self.node, len(self._waiting)))
+            return
+        self._waiting.append(message)
+        self._arrived.set()
+
+    def end(self, error: FimbriaError | None = None) -> None:
+        """No more messages; whoever reads the stream gets the error at once, or the end after what is
+        waiting.
+        """
+        self._ended = self._ended or error
+        self._closed = True
+        self._arrived.set()
+
+    async def next(self) -> Update | Progress | None:
+        """The next message; None at the end. Raises the error that the stream was ended with."""
+        while True:
+            if self._ended is not None:
+                raise self._ended
+            if self._waiting:
+                return self._waiting.popleft()
+            if self._closed:
+                return None
+            self._arrived.clear()
+            await self._arrived.wait()
+
+
+class Distributor:
+    """The live state of the service: policies, identities, subjects, and the streams that hear of them."""
+
+    def __init__(
+        self,
+        policies: Iterable[StoredPolicy] = (),
+        revision: int = 0,
+        ports: DeclaredPorts | None = None,
+    ) -> None:
+        self.engine = Engine()
+        self.policies: dict[PolicyRef, StoredPolicy] = {stored.ref: stored for stored in policies}
+        self._rules: dict[int, RuleName] = {}
+        self.revision = Revision(policy=revision)
+        self.identities_known = False
+        self._subscriptions: dict[str, Subscription] = {}
+        self._watchers: dict[Subject, dict[tuple[Subscription, int], None]] = {}
+        self.ports = ports or DeclaredPorts()
+        for stored in self.policies.values():
+            self._note_rules(stored)
+        self.engine.apply([PolicyPut(stored.bound) for stored in self.policies.values()])
+        self._follow_ports(self.ports.identities())
+
+    # -- what happens to policies and identities
+
+    def take_policies(
+        self, changes: Iterable[StoredPolicy | PolicyRef], revision: int, trace: TraceContext
+    ) -> None:
+        """Policies that are new or changed, or the names of those that are gone, up to a revision."""
+        events: list[Event] = []
+        for change in changes:
+            former = self.policies.pop(change if isinstance(change, PolicyRef) else change.ref, None)
+            for cookie in former.bound.cookies.values() if former is not None else ():
+                self._rules.pop(cookie, None)
+            if isinstance(change, PolicyRef):
+                events.append(PolicyDelete(change))
+            else:
+                self.policies[change.ref] = change
+                self._note_rules(change)
+                events.append(PolicyPut(change.bound))
+        self._advance(events, Revision(revision, self.revision.identity), trace)
+
+    def take_identities(
+        self, changes: Iterable[tuple[int, Labels | None]], revision: int, trace: TraceContext
+    ) -> None:
+        """Identities with their labels, or None for those that are gone, up to a revision."""
+        events: list[Event] = []
+        for number, labels in changes:
+            if labels is None:
+                # The number may come back as another identity, which does not declare these ports.
+                self.ports.forget_identity(number)
+                events += (IdentityDelete(number), PortsPut(number, self.ports.of(number)))
+            else:
+                events.append(IdentityPut(number, labels))
+        self._advance(events, Revision(self.revision.policy, revision), trace)
+
+    def take_all_identities(self, identities: dict[int, Labels], revision: int) -> None:
+        """The whole set of identities, as it is at a revision; others are gone. From now on streams are
+        served.
+        """
+        gone = [(number, None) for number in self.engine.identities() if number not in identities]
+        self.identities_known = True
+        self.take_identities([*identities.items(), *gone], revision, TraceContext())
+
+    # -- what nodes ask for
+
+    def subscribe(self, node: str) -> Subscription:
+        """Open a node's stream; an older one of the same node ends with Aborted (SUBSCRIPTION_REPLACED)."""
+        older = self._subscriptions.pop(node, None)
+        if older is not None:
+            older.end(problems.subscription_replaced(node))
+            self._drop_watches(older)
+        subscription = self._subscriptions[node] = Subscription(node)
+        if self.identities_known:
+            subscription.send(Progress(self.revision, TraceContext()))
+        return subscription
+
+    def unsubscribe(self, subscription: Subscription) -> bool:
+        """Close a stream; True if it was its node's present one."""
+        subscription.end()
+        self._drop_watches(subscription)
+        if self._subscriptions.get(subscription.node) is not subscription:
+            return False
+        del self._subscriptions[subscription.node]
+        return True
+
+    def watch(self, subscription: Subscription, watch: Watch) -> None:
+        """Tell a subject's state from now on; watching it again under the same number tells all of it
+        again.
+        """
+        if self._subscriptions.get(subscription.node) is not subscription:
+            watch.answered()
+            return
+        former = subscription.watched.get(watch.number)
+        subscription.watched[watch.number] = watch
+        subscribers = self._watchers.setdefault(watch.subject, {})
+        subscribers[subscription, watch.number] = None
+        if len(subscribers) == 1:
+            self.engine.apply([SubjectAdd(watch.subject)])
+        self._follow_ports(self.ports.declare(subscription.node, watch.subject), watch.trace)
+        if former is not None:
+            self._stop(subscription, former, keep=watch)
+            if former.subject != watch.subject:
+                self._withdraw(subscription, former)
+        subscription.pending[watch.number] = watch
+        self._answer(subscription, watch)
+
+    def unwatch(self, subscription: Subscription, number: int) -> None:
+        watch = subscription.watched.pop(number, None)
+        if watch is not None:
+            self._stop(subscription, watch)
+            self._withdraw(subscription, watch)
+
+    def acknowledged(self, subscription: Subscription) -> None:
+        """The node has realized what it asked for, so that it has asked for all that it has."""
+        if self._subscriptions.get(subscription.node) is subscription:
+            self._follow_ports(self.ports.settle(subscription.node))
+
+    def forget(self, node: str) -> None:
+        """The node has left the cluster: the ports of its pods are no longer known."""
+        self._follow_ports(self.ports.forget_node(node))
+
+    # -- inside
+
+    def _note_rules(self, stored: StoredPolicy) -> None:
+        for rule in stored.bound.policy.rules():
+            self._rules[stored.bound.cookies[rule.path]] = RuleName(stored.ref, rule.path, rule.deny)
+
+    def _share(self, subject: Subject, content: SubjectPolicy | SubjectChange) -> Shared:
+        values = (
+            content.entries.values()
+            if isinstance(content, SubjectPolicy)
+            else (value for _, value in content.upserts)
+        )
+        cookies = {value.cookie for value in values if value.cookie}
+        return Shared(subject, content, {cookie: self._rules[cookie] for cookie in sorted(cookies)})
+
+    def _advance(self, events: list[Event], revision: Revision, trace: TraceContext) -> None:
+        changes = self.engine.apply(events)
+        if revision == self.revision and not changes:
+            return
+        self.revision = revision
+        if not self.identities_known:
+            return
+        self._deliver(changes, trace)
+        for subscription in self._subscriptions.values():
+            for watch in list(subscription.pending.values()):
+                self._answer(subscription, watch)
+            subscription.send(Progress(revision, trace))
+
+    def _deliver(self, changes: Iterable[SubjectChange], trace: TraceContext) -> None:
+        for change in changes:
+            content = self.engine.state(change.subject) if change.reset else change
+            if content is None or not self.identities_known:
+                continue
+            shared = self._share(change.subject, content)
+            for subscription, number in self._watchers.get(change.subject, ()):
+                # A subject that has not had its snapshot gets it from _answer.
+                if number not in subscription.pending:
+                    subscription.send(Update(number, shared, self.revision, trace))
+
+    def _answer(self, subscription: Subscription, watch: Watch) -> None:
+        """Send a subject's first snapshot as soon as its identity is known."""
+        if not self.identities_known or self.revision.identity < watch.identity_revision:
+            return
+        state = self.engine.state(watch.subject)
+        if state is None:
+            return
+        del subscription.pending[watch.number]
+        subscription.send(Update(watch.number, self._share(watch.subject, state), self.revision, watch.trace))
+        watch.answered()
+
+    def _stop(self, subscription: Subscription, watch: Watch, keep: Watch | None = None) -> None:
+        if subscription.pending.pop(watch.number, None) is not None:
+            watch.answered()
+        if keep is not None and keep.subject == watch.subject:
+            return
+        subscribers = self._watchers[watch.subject]
+        subscribers.pop((subscription, watch.number), None)
+        if not subscribers:
+            del self._watchers[watch.subject]
+            self.engine.apply([SubjectRemove(watch.subject)])
+
+    def _withdraw(self, subscription: Subscription, watch: Watch) -> None:
+        if all(other.subject != watch.subject for other in subscription.watched.values()):
+            self._follow_ports(self.ports.withdraw(subscription.node, watch.subject))
+
+    def _follow_ports(self, numbers: Iterable[int], trace: TraceContext | None = None) -> None:
+        """Ports of these identities may have changed, and with them egress rules of other subjects."""
+        events = [PortsPut(number, self.ports.of(number)) for number in numbers]
+        if events:
+            self._deliver(self.engine.apply(events), trace or TraceContext())
+
+    def _drop_watches(self, subscription: Subscription) -> None:
+        watches = list(subscription.watched.values())
+        subscription.watched.clear()
+        for watch in watches:
+            self._stop(subscription, watch)
+        # A node that is away still has its pods: what they declare counts until it says otherwise.
+        self.ports.disconnect(subscription.node)

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writing behind: state that changes often is stored a moment later, many changes in one write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from services.chassis.errors import FimbriaError
+from services.chassis.logs import get_logger
+
+PAUSE_SECONDS = 0.1
+RETRY_SECONDS = 1.0
+
+log = get_logger(__name__)
+
+
+class Saver:
+    """Calls `save` with the names that were marked since it was called last; again after a failure."""
+
+    def __init__(self, what: str, save: Callable[[list[str]], Awaitable[None]]) -> None:
+        self._what = what
+        self._save = save
+        self._marked: dict[str, None] = {}
+        self._wanted = asyncio.Event()
+
+    def mark(self, name: str) -> None:
+        self._marked[name] = None
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Save whenever something is marked, forever."""
+        while True:
+            await self._wanted.wait()
+            await asyncio.sleep(PAUSE_SECONDS if await self.flush() else RETRY_SECONDS)
+
+    async def flush(self) -> bool:
+        """Save now; False when it failed, and nothing is forgotten then."""
+        self._wanted.clear()
+        names, self._marked = list(self._marked), {}
+        try:
+            if names:
+                await self._save(names)
+        except FimbriaError as error:
+            log.warning("not saved", what=self._what, reason=error.reason, error=str(error))
+            self._marked = {**dict.fromkeys(names), **self._marked}
+            self._wanted.set()
+            return False
+        return True
