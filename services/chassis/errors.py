@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
+from urllib.parse import quote
 
 import grpc
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
 
 ERROR_DOMAIN = "fimbria"
 STATUS_DETAILS_KEY = "grpc-status-details-bin"
+
+# A status travels in trailing metadata, of which gRPC accepts 8 KiB by default; beyond that, the caller would
+# learn about the size of the error and nothing about the error. Sizes are in bytes, before base64.
+MESSAGE_BYTES = 1500
+VIOLATIONS_BYTES = 2500
+_PLAIN = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,12 +182,16 @@ def error_class(code: grpc.StatusCode) -> type[FimbriaError]:
 
 
 def rich_status(exc: FimbriaError) -> status_pb2.Status:
-    """The ``google.rpc.Status`` of the error: ErrorInfo, and BadRequest and RetryInfo where set."""
+    """The ``google.rpc.Status`` of the error: ErrorInfo, and BadRequest and RetryInfo where set.
+
+    An error too large for gRPC's metadata is cut: its message at MESSAGE_BYTES, its violations at
+    VIOLATIONS_BYTES, and the metadata ``violations_left_out`` then says how many are missing.
+    """
     from google.protobuf import any_pb2
     from google.rpc import error_details_pb2, status_pb2
 
     number: int = exc.code.value[0]
-    status = status_pb2.Status(code=number, message=exc.message)
+    status = status_pb2.Status(code=number, message=_cut(exc.message, MESSAGE_BYTES))
 
     def add(
         detail: error_details_pb2.ErrorInfo | error_details_pb2.BadRequest | error_details_pb2.RetryInfo,
@@ -189,17 +200,33 @@ def rich_status(exc: FimbriaError) -> status_pb2.Status:
         packed.Pack(detail)
         status.details.append(packed)
 
-    add(error_details_pb2.ErrorInfo(reason=exc.reason, domain=ERROR_DOMAIN, metadata=exc.metadata))
+    metadata = {key: _cut(value, 256) for key, value in exc.metadata.items()}
+    bad = error_details_pb2.BadRequest()
+    for position, violation in enumerate(exc.violations):
+        if bad.ByteSize() > VIOLATIONS_BYTES:
+            metadata["violations_left_out"] = str(len(exc.violations) - position)
+            break
+        bad.field_violations.add(
+            field=_cut(violation.field, 256), description=_cut(violation.description, 512)
+        )
+    add(error_details_pb2.ErrorInfo(reason=exc.reason, domain=ERROR_DOMAIN, metadata=metadata))
     if exc.violations:
-        bad = error_details_pb2.BadRequest()
-        for violation in exc.violations:
-            bad.field_violations.add(field=violation.field, description=violation.description)
         add(bad)
     if exc.retry_after is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromNanoseconds(round(exc.retry_after * 1e9))
         add(retry)
     return status
+
+
+def _cut(text: str, size: int) -> str:
+    """The text, or as much of it as fits ``size`` bytes in gRPC's percent-encoding, with an ellipsis."""
+    if len(quote(text, safe=_PLAIN)) <= size:
+        return text
+    kept = text[:size]
+    while len(quote(kept, safe=_PLAIN)) > size - 9:
+        kept = kept[: len(kept) * 9 // 10]
+    return kept + "…"
 
 
 def error_from_status(status: status_pb2.Status) -> FimbriaError:

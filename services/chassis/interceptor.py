@@ -33,6 +33,7 @@ from services.chassis.telemetry import Telemetry, detach, mark_failed, remote_co
 from services.chassis.validation import validate
 
 DEFAULT_DEADLINE_SECONDS: Final = 30.0
+HEALTH_NOTICE_SECONDS: Final = 0.05
 
 # Health, reflection and channelz are called all the time by things, not by people: no spans, no log lines.
 INFRASTRUCTURE: Final = "/grpc."
@@ -68,6 +69,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self._streams: set[asyncio.Task[Any]] = set()
+        self._infrastructure: set[asyncio.Task[Any]] = set()
         self._draining = False
         self._duration = telemetry.meter.create_histogram(
             names.RPC_SERVER_DURATION, unit="s", description="Time from a call's arrival to its status."
@@ -77,6 +79,12 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         """Ends all running streams with UNAVAILABLE (DRAINING), which tells a watcher to resume elsewhere."""
         self._draining = True
         for task in self._streams:
+            task.cancel()
+        # Whoever watches the health service is told NOT_SERVING first.
+        asyncio.get_running_loop().call_later(HEALTH_NOTICE_SECONDS, self._end_infrastructure)
+
+    def _end_infrastructure(self) -> None:
+        for task in self._infrastructure:
             task.cancel()
 
     async def intercept_service(
@@ -125,7 +133,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
     def _stream(self, inner: Behaviour, path: str, parent: Context | None, many: bool) -> Behaviour:
         async def serve(request: Any, context: ServicerContext) -> None:
             async def answer() -> None:
-                await self._tracked(_send_all(inner, _checked(request, many), context))
+                await self._tracked(_send_all(inner, _checked(request, many), context), self._streams)
 
             await self._observed(path, parent, context, answer, context.time_remaining())
 
@@ -134,16 +142,16 @@ class ServerCalls(grpc.aio.ServerInterceptor):
     def _untraced(self, inner: Behaviour) -> Behaviour:
         async def serve(request: Any, context: ServicerContext) -> None:
             try:
-                await self._tracked(_send_all(inner, request, context))
+                await self._tracked(_send_all(inner, request, context), self._infrastructure)
             except Unavailable as exc:
                 await _abort(context, exc)
 
         return serve
 
-    async def _tracked(self, sending: Awaitable[None]) -> None:
+    async def _tracked(self, sending: Awaitable[None], running: set[asyncio.Task[Any]]) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._streams.add(task)
+        running.add(task)
         try:
             await sending
         except asyncio.CancelledError:
@@ -155,7 +163,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
                 reason=DRAINING,
             ) from None
         finally:
-            self._streams.discard(task)
+            running.discard(task)
 
     async def _observed(
         self,

@@ -51,7 +51,7 @@ def configure_logging(service: str, settings: CommonSettings) -> None:
     structlog.configure(
         processors=[*shared, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=_StandardError,
         cache_logger_on_first_use=False,
     )
     handler = logging.StreamHandler(sys.stderr)
@@ -67,6 +67,22 @@ def configure_logging(service: str, settings: CommonSettings) -> None:
     root.setLevel(logging.WARNING)
     logging.getLogger("services").setLevel(level)
     logging.getLogger("opentelemetry").setLevel(logging.ERROR)
+
+
+class _StandardError:
+    """Writes finished lines. Whoever reads them may go away; that must not fail a request."""
+
+    def __init__(self, *_: Any) -> None:
+        return
+
+    def msg(self, line: str) -> None:
+        try:
+            sys.stderr.write(line + "\n")
+            sys.stderr.flush()
+        except (OSError, ValueError):
+            return
+
+    debug = info = warning = error = critical = exception = log = msg
 
 
 def get_logger(name: str) -> Any:
