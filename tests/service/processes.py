@@ -13,6 +13,8 @@ from pathlib import Path
 
 START_SECONDS = 30.0
 POLL_SECONDS = 0.02
+# A watch that stays silent fails its test rather than hang it.
+WATCH_SECONDS = 20.0
 
 
 @dataclass

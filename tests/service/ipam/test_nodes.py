@@ -17,6 +17,7 @@ from services.chassis.errors import (
     ResourceExhausted,
 )
 from tests.service.ipam.conftest import Home, Place
+from tests.service.processes import WATCH_SECONDS
 from tests.service.refusals import refused
 
 Nodes: TypeAlias = "ipam_pb2_grpc.NodeServiceAsyncStub"
@@ -148,7 +149,7 @@ async def test_nodes_are_listed_in_pages_and_bad_tokens_refused(
 
 
 async def test_a_watch_gives_the_state_then_the_changes(nodes: Nodes, home: Home, place: Place) -> None:
-    watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest())
+    watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest(), timeout=WATCH_SECONDS)
     present: dict[str, ipam_pb2.Node] = {}
     async for message in watch:
         if message.snapshot_complete:
@@ -173,7 +174,9 @@ async def test_a_watch_resumes_after_the_revision_that_it_names(
     nodes: Nodes, home: Home, place: Place
 ) -> None:
     moved = await nodes.RegisterNode(register(home.node.name, place.underlay(8), home.pool))
-    watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest(from_revision=home.node.revision))
+    watch = nodes.WatchNodes(
+        ipam_pb2.WatchNodesRequest(from_revision=home.node.revision), timeout=WATCH_SECONDS
+    )
     message = await anext(aiter(watch))
     assert not message.snapshot_complete
     assert [event.node for event in message.events] == [moved]
@@ -182,6 +185,6 @@ async def test_a_watch_resumes_after_the_revision_that_it_names(
 
 
 async def test_a_revision_that_has_not_happened_is_out_of_range(nodes: Nodes) -> None:
-    watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest(from_revision=1 << 40))
+    watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest(from_revision=1 << 40), timeout=WATCH_SECONDS)
     error = await refused(anext(aiter(watch)), OutOfRange, "REVISION_UNKNOWN")
     assert int(error.metadata["restart_revision"]) < 1 << 40
