@@ -207,6 +207,7 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
         raise _refused(exc, spec) from exc
     try:
         configure = [
+            rt.no_reverse_path_filter(spec.host_name),
             rt.no_autoconf(spec.host_name),
             rt.get_link(spec.host_name),
         ]
@@ -220,7 +221,13 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
 
 def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec) -> rt.LinkInfo:
     answers = pod.request(
-        [rt.set_up("lo"), rt.no_autoconf(spec.ifname), rt.set_up(spec.ifname), rt.get_link(spec.ifname)]
+        [
+            rt.set_up("lo"),
+            rt.no_reverse_path_filter(spec.ifname),
+            rt.no_autoconf(spec.ifname),
+            rt.set_up(spec.ifname),
+            rt.get_link(spec.ifname),
+        ]
     )
     link = rt.links(answers[-1])[0]
     pod.request(

@@ -46,6 +46,7 @@ _MAIN_TABLE = 254
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _IFF_UP, _IFF_NOARP = 0x1, 0x80
 _ADDR_GEN_MODE_NONE = 1
+_IPV6_MIN_MTU = 1280
 _MIN_MTU = 576 + OVERLAY_OVERHEAD
 
 
@@ -230,17 +231,29 @@ class NodeNetwork:
         index, mac = device["index"], self._mac(name)
         if device.get("address") != mac:
             _call(name, ip.link, "set", index=index, address=mac)
-        if device.get("mtu") != mtu:
-            _call(name, ip.link, "set", index=index, mtu=mtu)
         flags = int(device["flags"])
+        if device.get("mtu") != mtu:
+            if device.get("mtu") < _IPV6_MIN_MTU and flags & _IFF_UP:
+                # With a larger MTU the device gets IPv6, and an address at once unless it is down.
+                _call(name, ip.link, "set", index=index, state="down")
+                flags &= ~_IFF_UP
+            _call(name, ip.link, "set", index=index, mtu=mtu)
         if not flags & _IFF_UP:
-            # An IPv6 address of the device's own making would come with the first "up".
-            spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]}
-            _call(name, ip.link, "set", index=index, IFLA_AF_SPEC=spec)
+            self._no_autoconf(ip, name, index)
         wanted = _IFF_UP | (0 if arp else _IFF_NOARP)
         if flags & (_IFF_UP | _IFF_NOARP) != wanted:
             _call(name, ip.link, "set", index=index, flags=wanted, change=_IFF_UP | _IFF_NOARP)
         return device
+
+    def _no_autoconf(self, ip: Any, name: str, index: int) -> None:
+        """Keeps a device that is down from making an IPv6 address when it comes up."""
+        spec = {"attrs": [("AF_INET6", {"attrs": [("IFLA_INET6_ADDR_GEN_MODE", _ADDR_GEN_MODE_NONE)]})]}
+        try:
+            ip.link("set", index=index, IFLA_AF_SPEC=spec)
+        except NetlinkError as exc:
+            # No IPv6 in this kernel, or not with this MTU.
+            if exc.code != errno.EAFNOSUPPORT:
+                raise _kernel_error(exc.code, str(exc), name) from exc
 
     def _mac(self, device: str) -> str:
         return local_mac(str(self._settings.router), device)

@@ -10,6 +10,7 @@ Sockets here are blocking, with a time-out; they are meant for one thread at a t
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -73,12 +74,13 @@ class NetlinkError(OSError):
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One request: ``operation`` names it in errors."""
+    """One request: ``operation`` names it in errors, of which those in ``tolerated`` (errno) are none."""
 
     operation: str
     kind: int
     flags: int
     body: bytes
+    tolerated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +177,9 @@ class RouteSocket:
                 if index not in waiting:
                     continue
                 if kind == NLMSG_ERROR:
-                    replies[index].error = _error(messages[index].operation, flags, payload)
+                    error = _error(messages[index].operation, flags, payload)
+                    if error is not None and error.errno not in messages[index].tolerated:
+                        replies[index].error = error
                     waiting.discard(index)
                 elif kind == NLMSG_DONE:
                     waiting.discard(index)
@@ -217,13 +221,24 @@ def set_up(name: str, *, up: bool = True) -> Message:
     return Message(f"set {name} {'up' if up else 'down'}", RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
-def no_autoconf(name: str) -> Message:
-    """No reverse-path filter, and no IPv6 address of the device's own making when it comes up."""
+def no_reverse_path_filter(name: str) -> Message:
+    """The device takes packets from any source address."""
     conf = _attr(_IFLA_INET_CONF, _u32(_IPV4_DEVCONF_RP_FILTER, 0))
-    conf6 = _attr(_IFLA_INET6_ADDR_GEN_MODE, bytes((_IN6_ADDR_GEN_MODE_NONE,)))
-    spec = _attr(socket.AF_INET, conf) + _attr(socket.AF_INET6, conf6)
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _attr(IFLA_AF_SPEC, spec)
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+    body += _attr(IFLA_AF_SPEC, _attr(socket.AF_INET, conf))
     return Message(f"configure {name}", RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, body)
+
+
+def no_autoconf(name: str) -> Message:
+    """The device makes no IPv6 address of its own when it comes up.
+
+    Where it has no IPv6 at all (a kernel without, an MTU below 1280) there is nothing to be done.
+    """
+    mode = _attr(_IFLA_INET6_ADDR_GEN_MODE, bytes((_IN6_ADDR_GEN_MODE_NONE,)))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+    body += _attr(IFLA_AF_SPEC, _attr(socket.AF_INET6, mode))
+    flags = NLM_F_REQUEST | NLM_F_ACK
+    return Message(f"configure {name}", RTM_NEWLINK, flags, body, tolerated=(errno.EAFNOSUPPORT,))
 
 
 def delete_link(name: str) -> Message:

@@ -1,0 +1,127 @@
+"""What a configuration and CNI_ARGS say about a pod, and how they are refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from services.loader.cni.errors import CniCode, CniError
+from services.loader.cni.pod import NamedPort, parse_args, parse_pod
+
+ARGS = {"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web"}
+
+
+def config(**conventions: Any) -> dict[str, Any]:
+    return {"cniVersion": "1.0.0", "name": "fimbria", "args": {"cni": conventions}}
+
+
+def refusal(conf: dict[str, Any], args: dict[str, str] | None = None) -> CniError:
+    with pytest.raises(CniError) as caught:
+        parse_pod(ARGS if args is None else args, conf, "c1")
+    return caught.value
+
+
+def test_labels_ports_and_names_arrive() -> None:
+    pod = parse_pod(
+        ARGS,
+        config(
+            labels=[{"key": "app", "value": "web"}, {"key": "app.kubernetes.io/part-of", "value": ""}],
+            namespaceLabels=[{"key": "team", "value": "a"}],
+            ports=[
+                {"name": "http", "port": 80, "protocol": "TCP"},
+                {"name": "dns", "port": 53, "protocol": "UDP"},
+            ],
+        ),
+        "c1",
+    )
+    assert (pod.namespace, pod.name) == ("shop", "web")
+    assert pod.ports == (NamedPort("http", 80, "TCP"), NamedPort("dns", 53, "UDP"))
+    assert "k8s:app=web" in pod.label_set()
+    assert "k8s:io.kubernetes.pod.namespace=shop" in pod.label_set()
+    assert "k8s:io.cilium.k8s.namespace.labels.team=a" in pod.label_set()
+
+
+def test_a_port_is_tcp_unless_it_says_otherwise() -> None:
+    pod = parse_pod(ARGS, config(ports=[{"name": "http", "port": 80}]), "c1")
+    assert pod.ports[0].protocol == "TCP"
+
+
+def test_without_kubernetes_the_pod_is_named_after_its_container() -> None:
+    pod = parse_pod({}, {"cniVersion": "1.0.0"}, "Ab_c.9-")
+    assert (pod.namespace, pod.name) == ("default", "ab-c.9")
+
+
+@pytest.mark.parametrize(
+    ("conventions", "field"),
+    [
+        ({"labels": {"app": "web"}}, "args.cni.labels"),
+        ({"labels": ["app=web"]}, "args.cni.labels[0]"),
+        ({"labels": [{"value": "web"}]}, "args.cni.labels[0].key"),
+        ({"labels": [{"key": "app", "value": 1}]}, "args.cni.labels[0].value"),
+        ({"labels": [{"key": "app", "value": "ok"}, {"key": "-bad", "value": ""}]}, "args.cni.labels[1].key"),
+        ({"labels": [{"key": "app", "value": "no spaces"}]}, "args.cni.labels[0].value"),
+        ({"labels": [{"key": "a", "value": "1"}, {"key": "a", "value": "2"}]}, "args.cni.labels[1].key"),
+        ({"labels": [{"key": "io.kubernetes.pod.namespace", "value": "kube-system"}]}, "args.cni.labels"),
+        ({"labels": [{"key": f"k{n}", "value": ""} for n in range(257)]}, "args.cni.labels"),
+        ({"namespaceLabels": [{"key": "", "value": ""}]}, "args.cni.namespaceLabels[0].key"),
+        ({"ports": [{"name": "http", "port": 0}]}, "args.cni.ports[0].port"),
+        ({"ports": [{"name": "http", "port": 65536}]}, "args.cni.ports[0].port"),
+        ({"ports": [{"name": "http", "port": True}]}, "args.cni.ports[0].port"),
+        ({"ports": [{"name": "http", "port": "80"}]}, "args.cni.ports[0].port"),
+        ({"ports": [{"name": "HTTP", "port": 80}]}, "args.cni.ports[0].name"),
+        ({"ports": [{"name": "80", "port": 80}]}, "args.cni.ports[0].name"),
+        ({"ports": [{"name": "a--b", "port": 80}]}, "args.cni.ports[0].name"),
+        ({"ports": [{"port": 80}]}, "args.cni.ports[0].name"),
+        ({"ports": [{"name": "http", "port": 80, "protocol": "ICMP"}]}, "args.cni.ports[0].protocol"),
+        ({"ports": [{"name": "a", "port": 1}, {"name": "a", "port": 2}]}, "args.cni.ports[1].name"),
+    ],
+)
+def test_a_bad_field_is_named(conventions: dict[str, Any], field: str) -> None:
+    error = refusal(config(**conventions))
+    assert error.code is CniCode.INVALID_CONFIG
+    assert f": {field}:" in error.msg
+
+
+def test_args_of_the_wrong_type_are_named() -> None:
+    assert "args.cni: got 3" in refusal({"args": {"cni": 3}}).msg
+    assert "args: got []" in refusal({"args": []}).msg
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {"K8S_POD_NAMESPACE": "Shop", "K8S_POD_NAME": "web"},
+        {"K8S_POD_NAMESPACE": "", "K8S_POD_NAME": "web"},
+        {"K8S_POD_NAMESPACE": "shop", "K8S_POD_NAME": "web/1"},
+        {"K8S_POD_NAMESPACE": "a" * 64, "K8S_POD_NAME": "web"},
+    ],
+)
+def test_bad_pod_names_are_an_environment_error(args: dict[str, str]) -> None:
+    error = refusal(config(), args)
+    assert error.code is CniCode.INVALID_ENVIRONMENT
+    assert "CNI_ARGS" in error.msg
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"ipam": {"type": "host-local"}},
+        {"ipMasq": True},
+        {"args": {"cni": {"ips": ["10.0.0.9"]}}},
+        {"runtimeConfig": {"ips": ["10.0.0.9"]}},
+        {"runtimeConfig": {"portMappings": [{"hostPort": 80}]}},
+    ],
+)
+def test_what_would_be_ignored_is_refused_with_code_2(extra: dict[str, Any]) -> None:
+    error = refusal({"cniVersion": "1.0.0", **extra})
+    assert error.code is CniCode.UNSUPPORTED_FIELD
+    assert "unsupported field" in error.msg
+
+
+def test_cni_args_are_pairs() -> None:
+    assert parse_args("IgnoreUnknown=1;;K8S_POD_NAME=a=b") == {"IgnoreUnknown": "1", "K8S_POD_NAME": "a=b"}
+    for text in ("noequals", "=value"):
+        with pytest.raises(CniError) as caught:
+            parse_args(text)
+        assert caught.value.code is CniCode.INVALID_ENVIRONMENT
