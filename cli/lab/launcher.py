@@ -66,6 +66,8 @@ def _child(process: dict[str, Any]) -> None:
         os.environ.update(process["environ"])
         _rename(process["title"])
         sys.argv = [process["module"]]
+        # It was imported to import what it needs; now it runs.
+        del sys.modules[f"{process['module']}.__main__"]
         runpy.run_module(process["module"], run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as error:

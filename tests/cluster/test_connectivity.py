@@ -1,0 +1,110 @@
+"""Pods of a lab without any policy, as a user makes and reaches them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from itertools import permutations
+
+import pytest
+
+from cli.__main__ import run
+from cli.lab import netns
+from cli.lab.lab import Lab
+from tests.cluster.conftest import CLIENT, STRANGER, WEB
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.mark.parametrize("protocol", ["TCP", "UDP", "SCTP"])
+def test_every_pod_reaches_every_other_within_a_node_and_across(shop: Lab, protocol: str) -> None:
+    pairs = list(permutations((WEB, CLIENT, STRANGER), 2))
+    results = shop.probe_many([(source, target, 80, protocol) for source, target in pairs])
+    assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
+
+
+def test_the_node_reaches_its_pods_and_they_reach_it(shop: Lab) -> None:
+    results = shop.probe_many(
+        [
+            ("@host", WEB, 80, "TCP"),
+            ("@host", CLIENT, 80, "UDP"),
+            (WEB, "@host", 80, "TCP"),
+            (CLIENT, "@host", 80, "UDP"),
+        ]
+    )
+    assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
+
+
+def test_a_pod_reaches_itself(shop: Lab) -> None:
+    assert shop.probe_many([(WEB, WEB, 80, "TCP")])[0].allowed
+
+
+def test_the_list_tells_where_a_pod_is_and_who(shop: Lab) -> None:
+    rows = {f"{row['namespace']}/{row['name']}": row for row in shop.pods()}
+    web = rows[WEB]
+    assert web["node"] == "node-1" and rows[CLIENT]["node"] == "node-2"
+    assert web["labels"] == {"app": "web"}
+    assert web["identity"] >= 256 and web["endpoint_id"] >= 1
+    assert len({row["identity"] for row in rows.values()}) == 3
+    shown = json.loads(netns.ip("-j", "-4", "addr", "show", "eth0", netns=web["netns"].rpartition("/")[2]))
+    assert [info["local"] for info in shown[0]["addr_info"]] == web["ips"]
+    assert shown[0]["mtu"] == 1450
+
+
+def test_exec_passes_output_and_exit_code_and_keeps_sys(shop: Lab) -> None:
+    base = ["fimbria", "--dir", str(shop.paths.directory), "lab", "exec", WEB, "--"]
+    command = ["python", "-m", "cli", *base[1:]]
+    done = subprocess.run(
+        [*command, "sh", "-c", "ip -4 -o addr; exit 7"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 7
+    row = next(row for row in shop.pods() if row["name"] == "web")
+    assert row["ips"][0] in done.stdout
+    pins = subprocess.run([*command, "ls", str(shop.paths.pins)], capture_output=True, text=True, check=True)
+    assert pins.stdout.split() == ["node-1", "node-2"]
+
+
+def test_a_pod_may_be_removed_and_made_again(shop: Lab) -> None:
+    row = shop.run("shop/short", node="node-1", labels=["app=short"])
+    assert shop.probe_many([(CLIENT, "shop/short", 80, "TCP")])[0].allowed
+    shop.delete("shop/short")
+    assert "shop/short" not in {f"{r['namespace']}/{r['name']}" for r in shop.pods()}
+    assert not netns.exists(row["netns"].rpartition("/")[2])
+    again = shop.run("shop/short", node="node-2", labels=["app=short"])
+    assert again["identity"] == row["identity"] and again["node"] == "node-2"
+    assert shop.probe_many([(WEB, "shop/short", 80, "TCP")])[0].allowed
+    shop.delete("shop/short")
+
+
+def test_a_command_in_a_pod_ends_with_the_pod(shop: Lab) -> None:
+    shop.run("shop/short")
+    child = shop.command("shop/short", ["sleep", "60"])
+    shop.delete("shop/short")
+    assert child.wait(5) == -9
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["status"],
+        ["lab", "status"],
+        ["lab", "list"],
+        ["lab", "namespace", "list"],
+        ["endpoint", "list"],
+        ["identity", "list", "--reserved"],
+        ["ip", "list"],
+        ["node", "list"],
+        ["pool", "list"],
+        ["policy", "list"],
+        ["flows"],
+        ["trace", "list"],
+    ],
+)
+def test_whatever_lists_prints_a_table_and_json(
+    shop: Lab, arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--dir", str(shop.paths.directory)]
+    assert run([*where, *arguments]) == 0
+    assert capsys.readouterr().out.splitlines()[0].isupper()
+    assert run([*where, *arguments, "-o", "json"]) == 0
+    assert isinstance(json.loads(capsys.readouterr().out), list)

@@ -1,0 +1,117 @@
+"""The prober and the network under the nodes, without any service."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cli.lab import netns, sweep, underlay
+from cli.lab.paths import LabPaths, netns_path
+from cli.lab.prober import Attempt, probe_many
+
+pytestmark = pytest.mark.cluster
+NODES = ["node-1", "node-2"]
+PROTOCOLS = ("TCP", "UDP", "SCTP")
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabPaths]:
+    paths = LabPaths.of(tmp_path_factory.mktemp("underlay") / "lab")
+    underlay.ensure(paths, NODES)
+    yield paths
+    sweep.remove(paths)
+    assert not netns.named(paths.netns_prefix)
+
+
+@pytest.fixture
+def ends(paths: LabPaths) -> tuple[Path, Path, str]:
+    first, second = (netns_path(paths.node_netns(node)) for node in NODES)
+    return first, second, underlay.node_address("node-2")
+
+
+def test_making_the_underlay_again_changes_nothing(paths: LabPaths) -> None:
+    before = [netns.ip("addr", netns=name) for name in netns.named(paths.netns_prefix)]
+    underlay.ensure(paths, NODES)
+    assert [netns.ip("addr", netns=name) for name in netns.named(paths.netns_prefix)] == before
+
+
+def test_a_half_made_node_is_made_whole(paths: LabPaths, ends: tuple[Path, Path, str]) -> None:
+    first, second, address = ends
+    netns.ip("link", "delete", underlay.DEVICE, netns=paths.node_netns("node-2"))
+    underlay.ensure(paths, NODES)
+    (outcome,) = probe_many([Attempt(first, address, 80, "TCP", second)])
+    assert outcome.reached
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_an_open_way_is_reached(ends: tuple[Path, Path, str], protocol: str) -> None:
+    first, second, address = ends
+    (outcome,) = probe_many([Attempt(first, address, 80, protocol, second)])
+    assert outcome.reached and outcome.seconds < 0.4
+    assert outcome.source_port > 1024
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_a_blocked_way_is_not_reached(paths: LabPaths, ends: tuple[Path, Path, str], protocol: str) -> None:
+    first, second, address = ends
+    netns.ip(
+        "route", "add", "blackhole", f"{underlay.node_address('node-1')}/32", netns=paths.node_netns("node-2")
+    )
+    try:
+        (outcome,) = probe_many([Attempt(first, address, 80, protocol, second)], timeout=0.2)
+        assert not outcome.reached
+        assert outcome.how == "no answer within 0.2 s"
+    finally:
+        netns.ip(
+            "route",
+            "del",
+            "blackhole",
+            f"{underlay.node_address('node-1')}/32",
+            netns=paths.node_netns("node-2"),
+        )
+
+
+def test_a_refusal_is_an_answer(ends: tuple[Path, Path, str]) -> None:
+    first, _, address = ends
+    for outcome in probe_many([Attempt(first, address, 81, protocol) for protocol in ("TCP", "UDP")]):
+        assert outcome.reached and "refused" in outcome.how
+
+
+def test_no_route_is_told_apart_from_a_drop(paths: LabPaths, ends: tuple[Path, Path, str]) -> None:
+    first, _, _ = ends
+    netns.ip("route", "add", "unreachable", "192.0.2.9/32", netns=paths.node_netns("node-1"))
+    for outcome in probe_many([Attempt(first, "192.0.2.9", 80, protocol) for protocol in PROTOCOLS]):
+        assert not outcome.reached
+        assert outcome.how in ("no route to host", "network is unreachable")
+
+
+def test_a_listener_of_the_pods_own_is_probed_and_kept(ends: tuple[Path, Path, str]) -> None:
+    first, second, address = ends
+
+    def listen() -> socket.socket:
+        own = socket.create_server(("", 8080))
+        own.settimeout(2)
+        return own
+
+    with netns.run_in(second, listen) as own:
+        (outcome,) = probe_many([Attempt(first, address, 8080, "TCP", second)])
+        assert outcome.reached
+        own.accept()[0].close()
+
+
+def test_many_probes_take_hardly_longer_than_one(ends: tuple[Path, Path, str]) -> None:
+    first, second, address = ends
+    attempts = [Attempt(first, address, 1000 + n % 40, PROTOCOLS[n % 3], second) for n in range(1200)]
+    outcomes = probe_many(attempts, timeout=2)
+    assert len(outcomes) == 1200
+    assert all(outcome.reached for outcome in outcomes)
+
+
+def test_the_caller_stays_in_its_own_namespace(ends: tuple[Path, Path, str]) -> None:
+    before = Path("/proc/self/task").iterdir()
+    namespaces = {(task / "ns/net").stat().st_ino for task in before}
+    probe_many([Attempt(ends[0], ends[2], 80, "TCP", ends[1])])
+    assert {(task / "ns/net").stat().st_ino for task in Path("/proc/self/task").iterdir()} == namespaces
