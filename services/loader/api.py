@@ -1,0 +1,245 @@
+"""The loader's gRPC services: convert, delegate, nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Final, TypeAlias
+
+import grpc
+from fimbria.loader.v1 import loader_pb2 as pb
+from fimbria.loader.v1 import loader_pb2_grpc
+from fimbria.types.v1 import types_pb2
+
+from services.chassis.errors import Aborted, DeadlineExceeded, Internal
+from services.chassis.paging import page
+from services.loader.flows import Lost
+from services.loader.interfaces import DatapathError
+from services.loader.loader import Loader
+from services.loader.messages import (
+    connection_message,
+    endpoint_message,
+    entry_message,
+    filter_of,
+    flow_message,
+    map_message,
+    program_message,
+    timestamp,
+    traffic_message,
+    watch_message,
+)
+from services.loader.node import NodeRuntime
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
+WAIT_SECONDS: Final = 30.0
+DEFAULT_CONNECTIONS: Final = 100
+
+
+class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
+    """fimbria.loader.v1.EndpointService."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Context) -> pb.Endpoint:
+        node = self._loader.node()
+        return endpoint_message(node.registry.get(request.id), node.record.name)
+
+    async def ListEndpoints(
+        self, request: pb.ListEndpointsRequest, context: Context
+    ) -> pb.ListEndpointsResponse:
+        node = self._loader.node()
+        found = page(
+            node.registry,
+            key=lambda endpoint: endpoint.record.id,
+            page_size=request.page_size,
+            page_token=request.page_token,
+            scope="endpoints",
+        )
+        return pb.ListEndpointsResponse(
+            endpoints=[endpoint_message(endpoint, node.record.name) for endpoint in found.items],
+            next_page_token=found.next_page_token,
+        )
+
+    async def UpdateEndpointLabels(
+        self, request: pb.UpdateEndpointLabelsRequest, context: Context
+    ) -> pb.Endpoint:
+        node = self._loader.node()
+        endpoint = await node.manager.update_labels(request.id, request.labels)
+        return endpoint_message(endpoint, node.record.name)
+
+    async def DeleteEndpoint(
+        self, request: pb.DeleteEndpointRequest, context: Context
+    ) -> pb.DeleteEndpointResponse:
+        await self._loader.node().manager.delete_endpoint(request.id)
+        return pb.DeleteEndpointResponse()
+
+    async def RegenerateEndpoint(
+        self, request: pb.RegenerateEndpointRequest, context: Context
+    ) -> pb.Endpoint:
+        node = self._loader.node()
+        return endpoint_message(await node.manager.regenerate(request.id), node.record.name)
+
+    async def WatchEndpoints(
+        self, request: pb.WatchEndpointsRequest, context: Context
+    ) -> AsyncIterator[pb.WatchEndpointsResponse]:
+        node = self._loader.node()
+        async for change in node.registry.watch():
+            if change is None:
+                yield pb.WatchEndpointsResponse(snapshot_complete=True)
+                continue
+            if change.endpoint is None:
+                event = pb.EndpointEvent(
+                    type=types_pb2.CHANGE_TYPE_DELETE, endpoint=pb.Endpoint(id=change.id)
+                )
+            else:
+                event = pb.EndpointEvent(
+                    type=types_pb2.CHANGE_TYPE_PUT,
+                    endpoint=endpoint_message(change.endpoint, node.record.name),
+                )
+            yield pb.WatchEndpointsResponse(events=[event])
+        raise Aborted("the watcher is too slow to follow; watch again", reason="WATCH_TOO_SLOW")
+
+
+class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
+    """fimbria.loader.v1.DatapathService."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    async def GetStatus(self, request: pb.GetStatusRequest, context: Context) -> pb.DatapathStatus:
+        node = self._loader.node()
+        # Counting the entries of large maps takes milliseconds each.
+        maps = await asyncio.to_thread(node.kernel.maps)
+        return pb.DatapathStatus(
+            node=node.record.name,
+            node_ipv4=node.record.ipv4,
+            pod_cidrs=node.record.pod_cidrs,
+            router_ipv4=node.record.router_ipv4,
+            pin_directory=node.pin_directory,
+            programs=[program_message(program) for program in node.kernel.programs()],
+            maps=[map_message(found) for found in maps],
+            watches=[
+                watch_message(node.nodes.state),
+                watch_message(node.ipcache.state),
+                watch_message(node.policy.state, node.policy.identity_revision.value),
+            ],
+            endpoints=len(node.registry),
+            metrics=[traffic_message(count) for count in node.kernel.traffic()],
+            start_time=timestamp(int(node.start_time * 1e9)),
+            lost_events=node.kernel.lost_events(),
+        )
+
+    async def ListPolicyEntries(
+        self, request: pb.ListPolicyEntriesRequest, context: Context
+    ) -> pb.ListPolicyEntriesResponse:
+        node = self._loader.node()
+        record = node.registry.get(request.endpoint_id).record
+        try:
+            head = node.kernel.subjects().get(record.subject)
+            # No row: the endpoint passes nothing.
+            if head is None:
+                return pb.ListPolicyEntriesResponse(ingress_enforced=True, egress_enforced=True)
+            entries = node.kernel.policy_counts(head.instance)
+        except DatapathError as problem:
+            raise _refused(problem) from problem
+        entries.sort(key=lambda entry: entry.key)
+        return pb.ListPolicyEntriesResponse(
+            entries=[
+                entry_message(entry, node.policy.rules.get(entry.value.cookie, "")) for entry in entries
+            ],
+            ingress_enforced=head.ingress_enforced,
+            egress_enforced=head.egress_enforced,
+            instance=head.instance,
+            epoch=head.epoch,
+            revision=head.revision,
+        )
+
+    async def ListIpCache(self, request: pb.ListIpCacheRequest, context: Context) -> pb.ListIpCacheResponse:
+        node = self._loader.node()
+        try:
+            found = page(
+                node.kernel.ipcache().items(),
+                key=lambda item: item[0],
+                page_size=request.page_size,
+                page_token=request.page_token,
+                scope="ipcache",
+            )
+        except DatapathError as problem:
+            raise _refused(problem) from problem
+        return pb.ListIpCacheResponse(
+            entries=[
+                pb.KernelIpCacheEntry(
+                    prefix=prefix, identity=meaning.identity, tunnel_endpoint=meaning.tunnel
+                )
+                for prefix, meaning in found.items
+            ],
+            next_page_token=found.next_page_token,
+        )
+
+    async def ListConnections(
+        self, request: pb.ListConnectionsRequest, context: Context
+    ) -> pb.ListConnectionsResponse:
+        node = self._loader.node()
+        limit = request.limit or DEFAULT_CONNECTIONS
+        try:
+            connections, total = await asyncio.to_thread(node.kernel.connections, limit)
+        except DatapathError as problem:
+            raise _refused(problem) from problem
+        return pb.ListConnectionsResponse(
+            connections=[connection_message(connection) for connection in connections], total=total
+        )
+
+    async def WaitApplied(self, request: pb.WaitAppliedRequest, context: Context) -> pb.WaitAppliedResponse:
+        node = self._loader.node()
+        timeout = request.timeout.ToNanoseconds() / 1e9 if request.HasField("timeout") else WAIT_SECONDS
+        reached = await asyncio.gather(
+            node.ipcache.applied.wait(request.ipcache_revision, timeout),
+            node.policy.policy_revision.wait(request.policy_revision, timeout),
+            node.nodes.applied.wait(request.node_revision, timeout),
+        )
+        applied = _applied(node)
+        if not all(reached):
+            raise DeadlineExceeded(
+                f"node {node.record.name} has not come so far within {timeout:g} seconds; it is at "
+                + ", ".join(f"{name} {value}" for name, value in applied.items()),
+                reason="REVISION_NOT_APPLIED",
+                metadata=applied,
+            )
+        return pb.WaitAppliedResponse(**applied)
+
+
+class ObserverApi(loader_pb2_grpc.ObserverServiceServicer):
+    """fimbria.loader.v1.ObserverService."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+
+    async def GetFlows(
+        self, request: pb.GetFlowsRequest, context: Context
+    ) -> AsyncIterator[pb.GetFlowsResponse]:
+        node = self._loader.node()
+        async for item in node.flows.get(
+            allow=[filter_of(each) for each in request.allow],
+            deny=[filter_of(each) for each in request.deny],
+            last=request.last,
+            since_ns=request.since.ToNanoseconds() if request.HasField("since") else 0,
+            follow=request.follow,
+        ):
+            if isinstance(item, Lost):
+                yield pb.GetFlowsResponse(lost=item.count)
+            else:
+                yield pb.GetFlowsResponse(flow=flow_message(item, node.record.name, node.labels.get))
+
+
+def _applied(node: NodeRuntime) -> dict[str, int]:
+    return {
+        "ipcache_revision": node.ipcache.applied.value,
+        "policy_revision": node.policy.policy_revision.value,
+        "node_revision": node.nodes.applied.value,
+    }
+
+
+def _refused(problem: DatapathError) -> Internal:
+    return Internal(str(problem), reason="DATAPATH_FAILED")

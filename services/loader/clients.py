@@ -1,0 +1,101 @@
+"""The three cluster services as the loader calls them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+import grpc
+from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
+from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+
+from services.chassis.errors import error_from_rpc
+from services.loader.endpoint import EndpointRecord
+from services.loader.interfaces import Allocation, ResolvedIdentity
+from services.loader.records import NodeRecord
+
+T = TypeVar("T")
+
+
+async def call(pending: Awaitable[T], target: str) -> T:
+    """The answer of an RPC. Raises FimbriaError."""
+    try:
+        return await pending
+    except grpc.RpcError as error:
+        raise error_from_rpc(error, target) from error
+
+
+class IpamClient:
+    """IPAM on behalf of one node. ``timeout`` in seconds bounds each call."""
+
+    def __init__(self, channel: grpc.aio.Channel, node: str, target: str, timeout: float = 5.0) -> None:
+        self._addresses = ipam_pb2_grpc.AddressServiceStub(channel)
+        self._nodes = ipam_pb2_grpc.NodeServiceStub(channel)
+        self._node = node
+        self._target = target
+        self._timeout = timeout
+
+    async def register(self, ipv4: str, pool: str) -> NodeRecord:
+        """Registers the node; again is fine."""
+        request = ipam_pb2.RegisterNodeRequest(name=self._node, ipv4=ipv4, pool=pool)
+        node = await call(self._nodes.RegisterNode(request, timeout=self._timeout), self._target)
+        return NodeRecord(node.name, node.ipv4, node.pool, tuple(node.pod_cidrs), node.router_ipv4)
+
+    async def allocate(self, owner: str) -> Allocation:
+        """An address for the owner; the same again for the same owner."""
+        request = ipam_pb2.AllocateRequest(node=self._node, owner=owner)
+        address = await call(self._addresses.Allocate(request, timeout=self._timeout), self._target)
+        return Allocation(address.address, address.router_ipv4)
+
+    async def release(self, owner: str) -> None:
+        """Gives the owner's address back."""
+        request = ipam_pb2.ReleaseRequest(node=self._node, owner=owner)
+        await call(self._addresses.Release(request, timeout=self._timeout), self._target)
+
+
+class IdentityServiceClient:
+    """The identity service on behalf of one node."""
+
+    def __init__(
+        self, channel: grpc.aio.Channel, node: str, node_ipv4: str, target: str, timeout: float = 5.0
+    ) -> None:
+        self._identities = identity_pb2_grpc.IdentityServiceStub(channel)
+        self._ipcache = identity_pb2_grpc.IpCacheServiceStub(channel)
+        self._node = node
+        self._node_ipv4 = node_ipv4
+        self._target = target
+        self._timeout = timeout
+
+    async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
+        """The number of a label set."""
+        request = identity_pb2.ResolveRequest(labels=labels)
+        identity = await call(self._identities.Resolve(request, timeout=self._timeout), self._target)
+        return ResolvedIdentity(identity.id, identity.revision)
+
+    async def labels(self, identity: int) -> tuple[str, ...]:
+        """The labels of a number."""
+        request = identity_pb2.GetIdentityRequest(id=identity)
+        found = await call(self._identities.GetIdentity(request, timeout=self._timeout), self._target)
+        return tuple(found.labels)
+
+    async def publish(self, records: Sequence[EndpointRecord], *, replace: bool = False) -> int:
+        """Tells the cluster of endpoints; with ``replace`` there are no others here. Returns the feed's
+        revision.
+        """
+        entries = [
+            identity_pb2.IpCacheEntry(
+                prefix=record.prefix,
+                identity=record.identity,
+                tunnel_endpoint=self._node_ipv4,
+                owner=record.spec.pod,
+            )
+            for record in records
+        ]
+        request = identity_pb2.PublishRequest(node=self._node, entries=entries, replace_node=replace)
+        answer = await call(self._ipcache.Publish(request, timeout=self._timeout), self._target)
+        return answer.revision
+
+    async def withdraw(self, prefixes: Sequence[str]) -> None:
+        """Takes prefixes back."""
+        request = identity_pb2.WithdrawRequest(node=self._node, prefixes=prefixes)
+        await call(self._ipcache.Withdraw(request, timeout=self._timeout), self._target)

@@ -1,0 +1,240 @@
+"""How an endpoint comes to be: what an ADD does between the request and the answer.
+
+Address and identity are asked for at the same time. The device comes up last, when the datapath holds it:
+from its first packet on an endpoint is under its policy. Whatever fails, everything is taken back in
+reverse.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from dataclasses import replace
+from typing import Any, Final
+
+from services.chassis import names
+from services.chassis.errors import FimbriaError, Internal
+from services.chassis.logs import get_logger
+from services.chassis.telemetry import span
+from services.loader.endpoint import EndpointRecord, Phase, State
+from services.loader.interfaces import (
+    AddressClient,
+    Allocation,
+    DatapathError,
+    EndpointKernel,
+    EndpointLink,
+    IdentityClient,
+    NodeLinks,
+    ResolvedIdentity,
+)
+from services.loader.ipcache_sync import IpcacheSync
+from services.loader.policy_sync import PolicySync
+from services.loader.registry import EndpointRegistry
+from services.loader.releases import Releases
+from services.loader.subjects import Subject, SubjectKey
+from services.loader.undo import Undo
+
+# How long an ADD waits for the node's policy maps to know the new identity before it goes on without.
+_BARRIER_SECONDS: Final = 1.0
+
+
+_log = get_logger(__name__)
+
+
+class EndpointMaker:
+    """Makes endpoints, and takes half-made ones apart."""
+
+    def __init__(
+        self,
+        *,
+        registry: EndpointRegistry,
+        releases: Releases,
+        addresses: AddressClient,
+        identities: IdentityClient,
+        kernel: EndpointKernel,
+        links: NodeLinks,
+        policy: PolicySync,
+        ipcache: IpcacheSync,
+    ) -> None:
+        self._registry = registry
+        self._releases = releases
+        self._addresses = addresses
+        self._identities = identities
+        self._kernel = kernel
+        self._links = links
+        self._policy = policy
+        self._ipcache = ipcache
+        # A publication of everything must not overtake, or be overtaken by, one of a single endpoint.
+        self.publishing = asyncio.Lock()
+
+    async def create(self, record: EndpointRecord, netns_fd: int | None) -> EndpointRecord:
+        """Makes the endpoint of a new record; returns the record as it is then. Raises FimbriaError and
+        leaves nothing.
+        """
+        undo = Undo()
+        try:
+            return await self._create(record, netns_fd, undo)
+        except BaseException as problem:
+            self._registry.set_status(record.id, state=State.DELETING, last_error=str(problem))
+            await undo.run()
+            if isinstance(problem, DatapathError | OSError):
+                raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
+            raise
+
+    async def dismantle(self, record: EndpointRecord, subject: Subject | None) -> None:
+        """Removes an endpoint from the node, and notes what has to be given back to the services. Idempotent.
+
+        Raises FimbriaError or OSError when the node itself refuses; the record is still there then.
+        """
+        self._releases.add(record.spec.owner, record.ipv4)
+        # The device first: without programs it would be an open door for as long as it takes to remove it.
+        await self._links.delete_endpoint_link(record.spec.host_device)
+        if record.ifindex:
+            try:
+                self._kernel.detach(record.ifindex, record.ipv4)
+            except DatapathError as problem:
+                raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
+        if record.ipv4:
+            self._ipcache.remove_local(record.ipv4)
+        if subject is not None:
+            self._policy.release(subject, record.id)
+        self._registry.remove(record.id)
+
+    async def publish(self, record: EndpointRecord) -> int:
+        """Tells the cluster of an endpoint; returns the revision of the ipcache feed."""
+        async with self.publishing:
+            return await self._identities.publish([record])
+
+    async def _create(self, record: EndpointRecord, netns_fd: int | None, undo: Undo) -> EndpointRecord:
+        spec = record.spec
+        self._registry.save(record)
+
+        async def forget() -> None:
+            self._registry.remove(record.id)
+
+        async def release() -> None:
+            self._releases.add(spec.owner, "")
+            await self._releases.try_settle(spec.owner)
+
+        undo.add("record", forget)
+        undo.add("address", release)
+        allocation = asyncio.create_task(self._addresses.allocate(spec.owner))
+        identity = asyncio.create_task(self._identities.resolve(spec.labels))
+        link, subject, revision = await _all(
+            self._link(record, allocation, netns_fd, undo),
+            self._subject(record, identity, undo),
+            self._publication(record, allocation, identity, undo),
+        )
+        address, number = allocation.result(), identity.result()
+        record = replace(
+            _addressed(record, address, number),
+            phase=Phase.READY,
+            subject=subject.number,
+            ifindex=link.ifindex,
+            host_mac=link.host_mac,
+            pod_mac=link.pod_mac,
+            mtu=link.mtu,
+        )
+        await self._realize(record, subject, undo)
+        self._registry.save(record)
+        self._registry.set_status(
+            record.id,
+            state=State.READY,
+            policy_revision=subject.realized.revision if subject.realized else 0,
+            ipcache_revision=revision,
+        )
+        return record
+
+    async def _link(
+        self, record: EndpointRecord, allocation: Awaitable[Allocation], netns_fd: int | None, undo: Undo
+    ) -> EndpointLink:
+        address = await allocation
+
+        async def delete() -> None:
+            await self._links.delete_endpoint_link(record.spec.host_device)
+
+        undo.add("link", delete)
+        wanted = replace(record, ipv4=address.ipv4, router_ipv4=address.router_ipv4)
+        return await self._links.create_endpoint_link(wanted, netns_fd)
+
+    async def _subject(
+        self, record: EndpointRecord, identity: Awaitable[ResolvedIdentity], undo: Undo
+    ) -> Subject:
+        number = await identity
+        key = SubjectKey(number.id, record.spec.named_ports)
+        subject = await self._policy.subscribe(key, number.revision, record.id)
+
+        async def unsubscribe() -> None:
+            self._policy.release(subject, record.id)
+
+        undo.add("subject", unsubscribe)
+        return subject
+
+    async def _publication(
+        self,
+        record: EndpointRecord,
+        allocation: Awaitable[Allocation],
+        identity: Awaitable[ResolvedIdentity],
+        undo: Undo,
+    ) -> int:
+        # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early.
+        address, number = await _all(allocation, identity)
+
+        async def withdraw() -> None:
+            self._releases.add(record.spec.owner, address.ipv4)
+
+        undo.add("publication", withdraw)
+        return await self.publish(_addressed(record, address, number))
+
+    async def _realize(self, record: EndpointRecord, subject: Subject, undo: Undo) -> None:
+        async def detach() -> None:
+            await self._links.delete_endpoint_link(record.spec.host_device)
+            self._kernel.detach(record.ifindex, record.ipv4)
+            self._ipcache.remove_local(record.ipv4)
+
+        undo.add("datapath", detach)
+        attributes: dict[str, Any] = {
+            names.ENDPOINT_ID: record.id,
+            names.IDENTITY: record.identity,
+            names.REGENERATION_LEVEL: "reload",
+        }
+        with span(names.ENDPOINT_REGENERATE, **attributes) as current:
+            self._policy.realize(subject)
+            current.set_attribute(names.POLICY_REVISION, subject.realized.revision if subject.realized else 0)
+            with span(names.BPF_ATTACH):
+                self._kernel.attach(record)
+            self._ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
+            if self._ipcache.waiting(record.ipv4):
+                known = await self._policy.identity_revision.wait(record.identity_revision, _BARRIER_SECONDS)
+                if not known:
+                    _log.warning(
+                        "endpoint.identity_not_known_yet", endpoint=record.id, identity=record.identity
+                    )
+            await self._links.open_endpoint_link(record.spec.host_device)
+            with span(names.ENDPOINT_REALIZED):
+                pass
+
+
+def _addressed(record: EndpointRecord, address: Allocation, identity: ResolvedIdentity) -> EndpointRecord:
+    return replace(
+        record,
+        ipv4=address.ipv4,
+        router_ipv4=address.router_ipv4,
+        identity=identity.id,
+        identity_revision=identity.revision,
+    )
+
+
+async def _all(*pending: Awaitable[Any]) -> list[Any]:
+    """The results of all; when some fail, the first one's error, after all have ended: nothing may still be
+    under way when it is undone.
+    """
+    results = await asyncio.gather(*pending, return_exceptions=True)
+    failures = [result for result in results if isinstance(result, BaseException)]
+    # A refusal tells more than that a service was away.
+    failures.sort(
+        key=lambda failure: not isinstance(failure, FimbriaError) or failure.retry_after is not None
+    )
+    if failures:
+        raise failures[0]
+    return results

@@ -1,0 +1,85 @@
+"""The node's devices over netlink, done by one thread so that the event loop never waits for RTNL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ipaddress import IPv4Address, IPv4Network
+from typing import TypeVar
+
+from services.chassis.errors import InvalidArgument
+from services.loader.endpoint import EndpointRecord
+from services.loader.interfaces import EndpointLink
+from services.loader.netlink import links
+from services.loader.netlink.links import LinkSpec
+from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings
+
+T = TypeVar("T")
+
+
+class NetlinkDevices:
+    """The :class:`~services.loader.interfaces.NodeLinks` of a real node."""
+
+    def __init__(self, settings: NodeNetworkSettings) -> None:
+        self._network = NodeNetwork(settings)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink")
+        self._mtu = 0
+        self._route_mtu = 0
+
+    async def ensure(self) -> NodeDevices:
+        """Makes or repairs the node's own devices. Raises FimbriaError."""
+        devices = await self._call(self._network.ensure)
+        self._mtu, self._route_mtu = devices.mtu, devices.route_mtu
+        return devices
+
+    async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
+        """Makes the veth pair with its address and routes, the node's side down."""
+        spec = self._spec(record, netns_fd)
+        link = await self._call(lambda: links.create_endpoint_link(spec, up=False))
+        return EndpointLink(link.ifindex, link.host_mac, link.pod_mac, link.mtu)
+
+    async def open_endpoint_link(self, device: str) -> None:
+        """Brings the node's side up."""
+        await self._call(lambda: links.set_endpoint_link_up(device))
+
+    async def delete_endpoint_link(self, device: str) -> None:
+        """Removes the pair; one that is not there is fine."""
+        await self._call(lambda: links.delete_endpoint_link(device))
+
+    async def check_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> list[str]:
+        """What is not as it was made, in words."""
+        spec = self._spec(record, netns_fd)
+        return await self._call(lambda: links.check_endpoint_link(spec))
+
+    async def endpoint_links(self) -> Mapping[str, int]:
+        """Name and interface index of every endpoint device on the node."""
+        found = await self._call(links.list_endpoint_links)
+        return {link.name: link.ifindex for link in found}
+
+    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Routes these CIDRs, and no others, into the overlay."""
+        networks = [IPv4Network(cidr) for cidr in cidrs]
+        await self._call(lambda: self._network.set_remote_pod_cidrs(networks))
+
+    def close(self) -> None:
+        """Ends the thread; what it is at is finished."""
+        self._thread.shutdown(wait=False)
+
+    async def _call(self, work: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _spec(self, record: EndpointRecord, netns_fd: int | None) -> LinkSpec:
+        if netns_fd is None:
+            raise InvalidArgument(
+                f"CNI_NETNS is missing or gone: {record.spec.netns!r}", reason="NETNS_INVALID"
+            )
+        return LinkSpec(
+            host_name=record.spec.host_device,
+            netns_fd=netns_fd,
+            ifname=record.spec.ifname,
+            address=IPv4Address(record.ipv4),
+            router=IPv4Address(record.router_ipv4),
+            mtu=self._mtu,
+            route_mtu=self._route_mtu,
+        )

@@ -1,0 +1,310 @@
+"""What the loader's core needs of the world: the kernel's datapath, its network devices, the three
+services.
+
+The core is written against these; :mod:`services.loader.kernel` and :mod:`services.loader.clients` are the
+real ones, and a fake of each is a few dictionaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from services.loader.endpoint import EndpointRecord
+from services.loader.ipcache_table import Changes, Meaning
+from services.loader.policy_map import EntryKey, EntryValue, Realized
+
+
+class DatapathError(Exception):
+    """The kernel refused a write or a load; the message names the operation and the kernel's words."""
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectHead:
+    """A subject's row without its entries."""
+
+    instance: int
+    epoch: int
+    revision: int
+    ingress_enforced: bool
+    egress_enforced: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EntryCount:
+    """A policy-map entry as it is in the kernel, with what it has decided."""
+
+    key: EntryKey
+    value: EntryValue
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class AttachedEndpoint:
+    """An endpoint's row in the kernel."""
+
+    ifindex: int
+    endpoint_id: int
+    identity: int
+    subject: int
+    ipv4: str
+    host_mac: str
+    pod_mac: str
+
+
+@dataclass(frozen=True, slots=True)
+class PacketReport:
+    """What the datapath said of one packet.
+
+    ``verdict`` is "forwarded" or "dropped"; ``reason`` names a drop's reason, else it is empty;
+    ``direction`` is 0 for ingress and 1 for egress; ``time_ns`` is on CLOCK_MONOTONIC.
+    """
+
+    time_ns: int
+    dropped: bool
+    reason: str
+    reason_code: int
+    direction: int
+    protocol: int
+    source: str
+    source_port: int
+    source_identity: int
+    destination: str
+    destination_port: int
+    destination_identity: int
+    rule_cookie: int
+    policy_revision: int
+    tcp_flags: int
+    endpoint_id: int
+    location: str
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedConnection:
+    """A conntrack entry as its initiator sees it; ``expires_in`` in seconds."""
+
+    source: str
+    source_port: int
+    destination: str
+    destination_port: int
+    protocol: int
+    expires_in: float
+    closing: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramInfo:
+    """A loaded program."""
+
+    name: str
+    id: int
+    tag: str
+    verified_insns: int
+    devices: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MapInfo:
+    """A map; ``entries`` is None where nobody counts them."""
+
+    name: str
+    type: str
+    max_entries: int
+    entries: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficCount:
+    """Packets and bytes of one reason and direction."""
+
+    reason: str
+    reason_code: int
+    direction: int
+    packets: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Collected:
+    """What a round of conntrack garbage collection did."""
+
+    seen: int
+    removed: int
+
+
+class PolicyKernel(Protocol):
+    """Policy entries and subject rows. Every method raises DatapathError; a single put, delete or row is
+    atomic.
+    """
+
+    def put_policy(self, instance: int, entries: Iterable[tuple[EntryKey, EntryValue]]) -> None:
+        """Adds or replaces entries."""
+
+    def delete_policy(self, instance: int, keys: Iterable[EntryKey]) -> None:
+        """Removes entries; those that are not there are passed over."""
+
+    def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        """Every entry, by instance."""
+
+    def policy_counts(self, instance: int) -> list[EntryCount]:
+        """One instance's entries with their counters."""
+
+    def put_subject(self, subject: int, realized: Realized) -> None:
+        """Puts a subject's policy into force."""
+
+    def delete_subject(self, subject: int) -> None:
+        """Removes a subject's row; its endpoints pass nothing from then on."""
+
+    def subjects(self) -> dict[int, SubjectHead]:
+        """Every subject's row."""
+
+
+class IpcacheKernel(Protocol):
+    """The ipcache. Every method raises DatapathError."""
+
+    def write_ipcache(self, changes: Changes) -> None:
+        """Adds, replaces and removes entries."""
+
+    def ipcache(self) -> dict[str, Meaning]:
+        """Every entry, by prefix."""
+
+
+class EndpointKernel(Protocol):
+    """Endpoint rows and the programs on their devices. Every method raises DatapathError."""
+
+    def attach(self, record: EndpointRecord) -> None:
+        """Writes the endpoint's rows and attaches the programs to its device; again is fine, and never
+        unhooks a device meanwhile.
+        """
+
+    def detach(self, ifindex: int, ipv4: str) -> None:
+        """Removes the endpoint's rows and programs; what is not there is passed over."""
+
+    def attached(self) -> list[AttachedEndpoint]:
+        """Every endpoint row."""
+
+
+class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
+    """All of the node's kernel state."""
+
+    def rebuild(self) -> None:
+        """Compiles and loads the programs anew and replaces those of the node's devices; endpoints are
+        attached anew by the caller.
+        """
+
+    def collect_connections(self) -> Collected:
+        """Removes expired connections. May take long: for a thread."""
+
+    def connections(self, limit: int) -> tuple[list[TrackedConnection], int]:
+        """At most ``limit`` connections, and how many there are."""
+
+    def programs(self) -> list[ProgramInfo]:
+        """Loaded programs."""
+
+    def maps(self) -> list[MapInfo]:
+        """Maps."""
+
+    def traffic(self) -> list[TrafficCount]:
+        """Packets and bytes by reason and direction."""
+
+    def lost_events(self) -> int:
+        """How many events found the ring buffer full."""
+
+    def open_events(self, callback: Callable[[PacketReport], None]) -> EventSource:
+        """Starts to read events; the callback runs within :meth:`EventSource.consume`."""
+
+    def close(self) -> None:
+        """Lets go of everything; what is pinned stays and forwards."""
+
+
+class EventSource(Protocol):
+    """The ring buffer's reading end."""
+
+    def fileno(self) -> int:
+        """Becomes readable when there are events."""
+
+    def consume(self) -> int:
+        """Hands what there is to the callback; returns how many that were."""
+
+    def close(self) -> None:
+        """Ends reading."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointLink:
+    """An endpoint's veth pair; MACs ``aa:bb:cc:dd:ee:ff``."""
+
+    ifindex: int
+    host_mac: str
+    pod_mac: str
+    mtu: int
+
+
+class NodeLinks(Protocol):
+    """The node's network devices. The methods are quick to call and do their work elsewhere."""
+
+    async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
+        """Makes the veth pair with its address and routes, the node's side down. Raises FimbriaError;
+        nothing is left of a failure.
+        """
+
+    async def open_endpoint_link(self, device: str) -> None:
+        """Brings the node's side up. Raises FimbriaError."""
+
+    async def delete_endpoint_link(self, device: str) -> None:
+        """Removes the pair; one that is not there is fine."""
+
+    async def check_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> list[str]:
+        """What is not as it was made, in words."""
+
+    async def endpoint_links(self) -> Mapping[str, int]:
+        """Name and interface index of every endpoint device on the node."""
+
+    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        """Routes these CIDRs, and no others, into the overlay."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocation:
+    """An address that IPAM gave to an endpoint."""
+
+    ipv4: str
+    router_ipv4: str
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedIdentity:
+    """A label set's number, and the revision at which it was made."""
+
+    id: int
+    revision: int
+
+
+class AddressClient(Protocol):
+    """IPAM's addresses. Methods raise FimbriaError."""
+
+    async def allocate(self, owner: str) -> Allocation:
+        """An address for the owner; the same again for the same owner."""
+
+    async def release(self, owner: str) -> None:
+        """Gives the owner's address back."""
+
+
+class IdentityClient(Protocol):
+    """Identities and the cluster's ipcache. Methods raise FimbriaError."""
+
+    async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
+        """The number of a label set."""
+
+    async def labels(self, identity: int) -> tuple[str, ...]:
+        """The labels of a number."""
+
+    async def publish(self, records: Sequence[EndpointRecord], *, replace: bool = False) -> int:
+        """Tells the cluster of endpoints; with ``replace`` there are no others here. Returns the feed's
+        revision.
+        """
+
+    async def withdraw(self, prefixes: Sequence[str]) -> None:
+        """Takes prefixes back."""

@@ -1,0 +1,158 @@
+"""The cluster's ipcache in this node's kernel, in the order that keeps policy ahead of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, Callable, Mapping
+from typing import Any, Final
+
+from fimbria.identity.v1 import identity_pb2 as pb
+from fimbria.types.v1 import types_pb2
+
+from services.chassis import names
+from services.chassis.logs import get_logger
+from services.chassis.telemetry import remote_context, span
+from services.loader.backoff import Backoff
+from services.loader.interfaces import DatapathError, IpcacheKernel
+from services.loader.ipcache_table import Changes, FeedEntry, IpcacheTable, Meaning
+from services.loader.watch import WatchState, follow
+from services.loader.watermark import Watermark
+
+# A change of a few entries has a cause that somebody may ask for; a snapshot has not.
+_TRACED_EVENTS: Final = 16
+
+_log = get_logger(__name__)
+
+
+class IpcacheSync:
+    """Keeps the kernel's ipcache. ``identity_revision`` tells how far the policy maps have come."""
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        kernel: IpcacheKernel,
+        open_stream: Callable[[int], AsyncIterable[pb.WatchIpCacheResponse]],
+        identity_revision: Watermark,
+        target: str = "",
+    ) -> None:
+        self._node = node
+        self._kernel = kernel
+        self._open_stream = open_stream
+        self._target = target
+        self._table = IpcacheTable(kernel.ipcache())
+        self._retry: asyncio.Task[None] | None = None
+        self._complete = False
+        self._nodes_complete = False
+        self.state = WatchState("ipcache")
+        self.applied = Watermark()
+        identity_revision.listen(self._reach)
+        self._table.reach(identity_revision.value)
+
+    async def run(self) -> None:
+        """Follows the feed until cancelled."""
+        await follow(
+            self._open_stream,
+            begin=self._table.begin_snapshot,
+            take=self._take,
+            end=self._end,
+            state=self.state,
+            target=self._target,
+        )
+
+    async def close(self) -> None:
+        """Ends what runs beside :meth:`run`."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    def put_local(self, ipv4: str, identity: int, identity_revision: int) -> None:
+        """An endpoint of this node has the address. It is in the kernel at once unless the policy maps do
+        not know the identity yet.
+        """
+        self._table.put_local(f"{ipv4}/32", identity, identity_revision)
+        self._flush()
+
+    def remove_local(self, ipv4: str) -> None:
+        """The endpoint with the address is gone."""
+        self._table.remove_local(f"{ipv4}/32")
+        self._flush()
+
+    def set_nodes(self, entries: Mapping[str, Meaning], *, complete: bool) -> None:
+        """The addresses of nodes, by prefix; ``complete`` when they are all there are in the cluster."""
+        self._table.set_host(entries)
+        self._nodes_complete = self._nodes_complete or complete
+        self._settle()
+        self._flush()
+
+    def owner(self, ipv4: str) -> str:
+        """What an address belongs to ("shop/web"), as far as this node has been told; else empty."""
+        return self._table.owner(f"{ipv4}/32")
+
+    def waiting(self, ipv4: str) -> bool:
+        """Whether the address's identity waits for the policy maps."""
+        return f"{ipv4}/32" in self._table.waiting
+
+    def _take(self, message: pb.WatchIpCacheResponse) -> None:
+        for event in message.events:
+            entry = event.entry
+            if event.type == types_pb2.CHANGE_TYPE_DELETE:
+                self._table.delete_feed(entry.prefix)
+                continue
+            tunnel = "" if entry.node == self._node else entry.tunnel_endpoint
+            self._table.put_feed(
+                entry.prefix,
+                FeedEntry(
+                    Meaning(entry.identity, tunnel), entry.identity_revision, entry.revision, entry.owner
+                ),
+            )
+        self._table.received(message.revision)
+        trace = message.events[0].trace if len(message.events) in range(1, _TRACED_EVENTS) else None
+        if trace is None or not trace.traceparent:
+            self._flush()
+            return
+        attributes: dict[str, Any] = {"map": "ipcache", names.NODE_NAME: self._node}
+        parent = remote_context(trace.traceparent, trace.tracestate)
+        with span(names.BPF_MAPS_SYNC, parent=parent, **attributes) as current:
+            changes = self._flush()
+            current.set_attribute(names.ADDS, len(changes.puts))
+            current.set_attribute(names.DELETES, len(changes.deletes))
+
+    def _end(self) -> None:
+        self._table.end_snapshot()
+        self._complete = True
+        self._settle()
+        self._flush()
+
+    def _settle(self) -> None:
+        # Only when both sources have told all they have is a leftover in the kernel known to be one.
+        if self._complete and self._nodes_complete:
+            self._table.settle()
+
+    def _reach(self, identity_revision: int) -> None:
+        self._table.reach(identity_revision)
+        self._flush()
+
+    def _flush(self) -> Changes:
+        changes = self._table.changes()
+        try:
+            if changes:
+                self._kernel.write_ipcache(changes)
+                self._table.written(changes)
+        except DatapathError as problem:
+            self.state.error = str(problem)
+            _log.error("ipcache.write_failed", error=str(problem))
+            if self._retry is None or self._retry.done():
+                self._retry = asyncio.create_task(self._try_again())
+            return Changes()
+        revision = self._table.applied_revision
+        self.state.revision = revision
+        self.applied.set(revision)
+        return changes
+
+    async def _try_again(self) -> None:
+        backoff = Backoff(first=0.2)
+        while self._table.changes():
+            await asyncio.sleep(backoff.next())
+            # The retry is this loop; a failure in it must not start another.
+            self._flush()
+        self.state.error = ""

@@ -1,0 +1,305 @@
+"""The real datapath behind :class:`~services.loader.interfaces.Datapath`: the core's types to the maps' and
+back.
+"""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+from services.loader.bpf.datapath import KernelDatapath
+from services.loader.bpf.drop_reasons import EVENT_LOST
+from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.bpf.events import Event
+from services.loader.bpf.layout import (
+    EndpointRow,
+    IpcacheValue,
+    PolicyKey,
+    PolicyValue,
+    SubjectRow,
+    direction_shape,
+)
+from services.loader.endpoint import EndpointRecord
+from services.loader.interfaces import (
+    AttachedEndpoint,
+    Collected,
+    DatapathError,
+    EntryCount,
+    EventSource,
+    MapInfo,
+    PacketReport,
+    ProgramInfo,
+    SubjectHead,
+    TrackedConnection,
+    TrafficCount,
+)
+from services.loader.ipcache_table import Changes, Meaning
+from services.loader.policy_map import EGRESS, INGRESS, EntryKey, EntryValue, Realized
+
+
+class Kernel:
+    """The node's kernel state. ``reopen`` compiles and loads the programs anew when :meth:`rebuild` is
+    called.
+
+    To be used from one thread, but for the connections, which may be walked from any.
+    """
+
+    def __init__(self, datapath: KernelDatapath, reopen: Callable[[], KernelDatapath]) -> None:
+        self._datapath = datapath
+        self._reopen = reopen
+        self._walking = threading.Lock()
+
+    # -- policy
+
+    def put_policy(self, instance: int, entries: Iterable[tuple[EntryKey, EntryValue]]) -> None:
+        """Adds or replaces entries."""
+        batch = [(_key(instance, key), _value(value)) for key, value in entries]
+        if batch:
+            with _refusals():
+                self._datapath.policy_put(batch)
+
+    def delete_policy(self, instance: int, keys: Iterable[EntryKey]) -> None:
+        """Removes entries; those that are not there are passed over."""
+        batch = [_key(instance, key) for key in keys]
+        if batch:
+            with _refusals():
+                self._datapath.policy_delete(batch)
+
+    def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        """Every entry, by instance."""
+        with _refusals():
+            found = self._datapath.policy_entries()
+        entries: dict[int, dict[EntryKey, EntryValue]] = {}
+        for key, value in found.items():
+            entries.setdefault(key.instance, {})[_entry_key(key)] = EntryValue(value.deny, value.rule_cookie)
+        return entries
+
+    def policy_counts(self, instance: int) -> list[EntryCount]:
+        """One instance's entries with their counters."""
+        with _refusals():
+            found = self._datapath.policy_entries(instance)
+        return [
+            EntryCount(_entry_key(key), EntryValue(value.deny, value.rule_cookie), value.packets, value.bytes)
+            for key, value in found.items()
+        ]
+
+    def put_subject(self, subject: int, realized: Realized) -> None:
+        """Puts a subject's policy into force."""
+        entries = [(_key(realized.instance, key), _value(value)) for key, value in realized.entries.items()]
+        row = SubjectRow(
+            instance=realized.instance,
+            epoch=realized.epoch,
+            revision=realized.revision,
+            ingress=direction_shape(entries, INGRESS, enforced=realized.ingress_enforced),
+            egress=direction_shape(entries, EGRESS, enforced=realized.egress_enforced),
+        )
+        with _refusals():
+            self._datapath.subject_put(subject, row)
+
+    def delete_subject(self, subject: int) -> None:
+        """Removes a subject's row."""
+        with _refusals():
+            self._datapath.subject_delete(subject)
+
+    def subjects(self) -> dict[int, SubjectHead]:
+        """Every subject's row."""
+        with _refusals():
+            rows = self._datapath.subjects()
+        return {
+            number: SubjectHead(
+                row.instance, row.epoch, row.revision, row.ingress.enforced, row.egress.enforced
+            )
+            for number, row in rows.items()
+        }
+
+    # -- ipcache
+
+    def write_ipcache(self, changes: Changes) -> None:
+        """Adds, replaces and removes entries."""
+        with _refusals():
+            if changes.puts:
+                self._datapath.ipcache_put(
+                    [
+                        (prefix, IpcacheValue(meaning.identity, meaning.tunnel))
+                        for prefix, meaning in changes.puts.items()
+                    ]
+                )
+            if changes.deletes:
+                self._datapath.ipcache_delete(list(changes.deletes))
+
+    def ipcache(self) -> dict[str, Meaning]:
+        """Every entry, by prefix."""
+        with _refusals():
+            found = self._datapath.ipcache()
+        return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
+
+    # -- endpoints
+
+    def attach(self, record: EndpointRecord) -> None:
+        """Writes the endpoint's rows and attaches the programs to its device."""
+        with _refusals():
+            self._datapath.attach_endpoint(
+                EndpointRow(
+                    ifindex=record.ifindex,
+                    ipv4=record.ipv4,
+                    identity=record.identity,
+                    subject=record.subject,
+                    endpoint_id=record.id,
+                    pod_mac=record.pod_mac,
+                    host_mac=record.host_mac,
+                )
+            )
+
+    def detach(self, ifindex: int, ipv4: str) -> None:
+        """Removes the endpoint's rows and programs; what is not there is passed over."""
+        with _refusals():
+            self._datapath.detach_endpoint(ifindex, ipv4)
+
+    def attached(self) -> list[AttachedEndpoint]:
+        """Every endpoint row."""
+        with _refusals():
+            rows = self._datapath.endpoints()
+        return [
+            AttachedEndpoint(
+                ifindex=row.ifindex,
+                endpoint_id=row.endpoint_id,
+                identity=row.identity,
+                subject=row.subject,
+                ipv4=row.ipv4,
+                host_mac=row.host_mac,
+                pod_mac=row.pod_mac,
+            )
+            for row in rows
+        ]
+
+    # -- the node
+
+    def rebuild(self) -> None:
+        """Compiles and loads the programs anew and replaces those of the node's devices."""
+        with _refusals():
+            fresh = self._reopen()
+        with self._walking:
+            old, self._datapath = self._datapath, fresh
+        old.close()
+
+    def collect_connections(self) -> Collected:
+        """Removes expired connections."""
+        with _refusals(), self._walking:
+            stats = self._datapath.conntrack_gc(time.monotonic())
+        return Collected(stats.seen, stats.removed)
+
+    def connections(self, limit: int) -> tuple[list[TrackedConnection], int]:
+        """At most ``limit`` connections, and how many there are."""
+        with _refusals(), self._walking:
+            found = self._datapath.conntrack()
+        now = time.monotonic()
+        return [
+            TrackedConnection(
+                source=entry.source,
+                source_port=entry.source_port,
+                destination=entry.destination,
+                destination_port=entry.destination_port,
+                protocol=entry.protocol,
+                expires_in=max(entry.expires - now, 0.0),
+                closing=entry.closing,
+            )
+            for entry in found[:limit]
+        ], len(found)
+
+    def programs(self) -> list[ProgramInfo]:
+        """Loaded programs."""
+        return [
+            ProgramInfo(
+                program.name,
+                program.id,
+                program.tag,
+                program.verified_insns,
+                tuple(_device_name(ifindex) for ifindex in program.devices),
+            )
+            for program in self._datapath.programs()
+        ]
+
+    def maps(self) -> list[MapInfo]:
+        """Maps."""
+        with self._walking:
+            return [
+                MapInfo(found.name, found.type, found.max_entries, found.entries)
+                for found in self._datapath.maps(count=True)
+            ]
+
+    def traffic(self) -> list[TrafficCount]:
+        """Packets and bytes by reason and direction."""
+        return [
+            TrafficCount(metric.reason_name, metric.reason, metric.direction, metric.packets, metric.bytes)
+            for metric in self._datapath.metrics()
+            if metric.packets
+        ]
+
+    def lost_events(self) -> int:
+        """How many events found the ring buffer full."""
+        return sum(metric.packets for metric in self._datapath.metrics() if metric.reason == EVENT_LOST)
+
+    def open_events(self, callback: Callable[[PacketReport], None]) -> EventSource:
+        """Starts to read events."""
+
+        def take(event: Event) -> None:
+            callback(_report(event))
+
+        return self._datapath.events(take)
+
+    def close(self) -> None:
+        """Lets go of everything; what is pinned stays and forwards."""
+        self._datapath.close()
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except (BpfError, DatapathUnavailable, MapMismatch, ValueError) as problem:
+        raise DatapathError(str(problem)) from problem
+
+
+def _device_name(ifindex: int) -> str:
+    try:
+        return socket.if_indextoname(ifindex)
+    except OSError:
+        return str(ifindex)
+
+
+def _key(instance: int, key: EntryKey) -> PolicyKey:
+    return PolicyKey(instance, key.identity, key.direction, key.protocol, key.port, key.prefix_length)
+
+
+def _entry_key(key: PolicyKey) -> EntryKey:
+    return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix)
+
+
+def _value(value: EntryValue) -> PolicyValue:
+    return PolicyValue(deny=value.deny, rule_cookie=value.cookie)
+
+
+def _report(event: Event) -> PacketReport:
+    dropped = not event.allowed
+    return PacketReport(
+        time_ns=event.time_ns,
+        dropped=dropped,
+        reason=event.reason_name,
+        reason_code=event.reason,
+        direction=event.direction,
+        protocol=event.protocol,
+        source=event.source,
+        source_port=event.source_port,
+        source_identity=event.source_identity,
+        destination=event.destination,
+        destination_port=event.destination_port,
+        destination_identity=event.destination_identity,
+        rule_cookie=event.rule_cookie,
+        policy_revision=event.policy_revision,
+        tcp_flags=event.tcp_flags,
+        endpoint_id=event.endpoint_id,
+        location=f"{event.file}:{event.line}",
+    )

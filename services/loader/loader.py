@@ -1,0 +1,180 @@
+"""The loader process: a node that is in service, or on its way there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import fcntl
+import os
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+from services.chassis.errors import FailedPrecondition, FimbriaError, Unavailable
+from services.chassis.logs import get_logger
+from services.loader.backoff import Backoff
+from services.loader.clients import IpamClient
+from services.loader.cni.request import AddRequest, CniRequest
+from services.loader.cni.result import CniResult
+from services.loader.node import Channels, NodeRuntime, bring_up
+from services.loader.records import NodeRecord, StateDirectory
+from services.loader.settings import LoaderSettings
+
+_log = get_logger(__name__)
+
+
+class Loader:
+    """Holds the node. Also the :class:`~services.loader.cni.server.CniHandler`: before the node is ready,
+    every call is asked to come again.
+    """
+
+    def __init__(
+        self,
+        settings: LoaderSettings,
+        channels: Channels,
+        background: Callable[[Coroutine[Any, Any, Any], str], object],
+    ) -> None:
+        self._settings = settings
+        self._channels = channels
+        self._background = background
+        self._ipv4 = settings.underlay_ipv4()
+        self._state = StateDirectory(Path(settings.state_dir))
+        self._ipam = IpamClient(channels.ipam, settings.node_name, settings.ipam_target)
+        self._runtime: NodeRuntime | None = None
+        self._problem = "it has not been registered yet"
+
+    @property
+    def settings(self) -> LoaderSettings:
+        """What the process was told."""
+        return self._settings
+
+    def node(self) -> NodeRuntime:
+        """The running node. Raises Unavailable (NODE_NOT_READY)."""
+        if self._runtime is None:
+            raise Unavailable(
+                f"node {self._settings.node_name} is not ready: {self._problem}",
+                reason="NODE_NOT_READY",
+                metadata={"node": self._settings.node_name},
+                retry_after=1.0,
+            )
+        return self._runtime
+
+    async def start(self) -> None:
+        """Puts the node into service. When IPAM is away, a node that was registered before starts with what
+        it has; a new one goes on trying in the background. Raises FimbriaError for what trying again does
+        not mend.
+        """
+        known = self._state.load_node()
+        if known is not None and (known.name, known.ipv4, known.pool) != self._asked():
+            known = None
+        try:
+            record = await self._register(0 if known else self._settings.start_seconds)
+        except Unavailable as problem:
+            self._problem = problem.message
+            if known is None:
+                _log.warning("node.not_registered", error=problem.message)
+                self._background(self._start_later(), "registration")
+                return
+            _log.warning("node.started_without_ipam", error=problem.message)
+            await self._bring_up(known)
+            self._background(self._confirm(known), "registration")
+        else:
+            await self._bring_up(record)
+
+    async def close(self) -> None:
+        """Lets go of the node; it forwards on."""
+        if self._runtime is not None:
+            await self._runtime.close()
+
+    # -- CniHandler
+
+    async def add(self, request: AddRequest) -> CniResult:
+        """See :meth:`EndpointManager.add`."""
+        return await self.node().manager.add(request)
+
+    async def delete(self, request: CniRequest) -> None:
+        """See :meth:`EndpointManager.delete`."""
+        await self.node().manager.delete(request)
+
+    async def check(self, request: CniRequest) -> CniResult:
+        """See :meth:`EndpointManager.check`."""
+        return await self.node().manager.check(request)
+
+    # -- registration
+
+    def _asked(self) -> tuple[str, str, str]:
+        return self._settings.node_name, self._ipv4, self._settings.pool
+
+    async def _register(self, seconds: float) -> NodeRecord:
+        """Registers the node, trying for so many seconds while IPAM is away."""
+        backoff = Backoff(most=1.0)
+        deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            try:
+                record = await self._ipam.register(self._ipv4, self._settings.pool)
+                self._state.save_node(record)
+                return record
+            except Unavailable:
+                wait = backoff.next()
+                if asyncio.get_running_loop().time() + wait > deadline:
+                    raise
+                await asyncio.sleep(wait)
+
+    async def _start_later(self) -> None:
+        backoff = Backoff(most=10.0)
+        while True:
+            try:
+                await self._bring_up(await self._register(0))
+                return
+            except FimbriaError as problem:
+                if problem.message != self._problem:
+                    _log.error("node.not_ready", reason=problem.reason, error=problem.message)
+                self._problem = problem.message
+                await asyncio.sleep(backoff.next())
+
+    async def _confirm(self, known: NodeRecord) -> None:
+        """Registers a node that started without; what IPAM says then is for the next start."""
+        backoff = Backoff(most=10.0)
+        while True:
+            try:
+                record = await self._register(0)
+            except FimbriaError:
+                await asyncio.sleep(backoff.next())
+                continue
+            if record != known:
+                _log.error(
+                    "node.registration_changed",
+                    known=list(known.pod_cidrs),
+                    registered=list(record.pod_cidrs),
+                    action="restart the loader",
+                )
+            return
+
+    async def _bring_up(self, record: NodeRecord) -> None:
+        runtime = await bring_up(self._settings, record, self._state, self._channels)
+        self._runtime = runtime
+        for name, work in runtime.background():
+            # Outside of the span and the call that led here: these go on for as long as the process does.
+            contextvars.Context().run(self._background, work, name)
+
+
+class StateLock:
+    """Keeps a second loader from using the same state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._path = directory / "lock"
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._descriptor)
+            raise FailedPrecondition(
+                f"another loader uses the state directory {directory}; stop it or set FIMBRIA_STATE_DIR",
+                reason="STATE_DIRECTORY_BUSY",
+                metadata={"state_dir": str(directory)},
+            ) from None
+
+    def release(self) -> None:
+        """Lets others use the directory."""
+        os.close(self._descriptor)

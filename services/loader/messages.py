@@ -1,0 +1,179 @@
+"""The loader's domain types as messages of its API, and the other way round."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from fimbria.loader.v1 import loader_pb2 as pb
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from services.loader.endpoint import Endpoint, State
+from services.loader.flows import Flow, FlowEnd, FlowFilter
+from services.loader.interfaces import EntryCount, MapInfo, ProgramInfo, TrackedConnection, TrafficCount
+from services.loader.policy_messages import PROTOCOL_NUMBERS, ports_message
+from services.loader.watch import WatchState
+
+STATES: Final = {
+    State.CREATING: pb.ENDPOINT_STATE_CREATING,
+    State.READY: pb.ENDPOINT_STATE_READY,
+    State.REGENERATING: pb.ENDPOINT_STATE_REGENERATING,
+    State.DEGRADED: pb.ENDPOINT_STATE_DEGRADED,
+    State.DELETING: pb.ENDPOINT_STATE_DELETING,
+}
+_DIRECTIONS: Final = {0: "ingress", 1: "egress"}
+
+Labels = Callable[[int], tuple[str, ...]]
+
+
+def direction_name(direction: int) -> str:
+    """ "ingress", "egress", or empty for neither."""
+    return _DIRECTIONS.get(direction, "")
+
+
+def timestamp(nanoseconds: int) -> Timestamp:
+    """A time since the epoch."""
+    message = Timestamp()
+    message.FromNanoseconds(nanoseconds)
+    return message
+
+
+def endpoint_message(endpoint: Endpoint, node: str) -> pb.Endpoint:
+    """An endpoint."""
+    record, status = endpoint.record, endpoint.status
+    spec = record.spec
+    return pb.Endpoint(
+        id=record.id,
+        container_id=spec.container_id,
+        ifname=spec.ifname,
+        pod_namespace=spec.pod_namespace,
+        pod_name=spec.pod_name,
+        netns=spec.netns,
+        host_device=spec.host_device,
+        ifindex=record.ifindex,
+        ipv4=record.ipv4,
+        mac=record.pod_mac,
+        labels=spec.labels,
+        identity=record.identity,
+        named_ports=ports_message(spec.named_ports),
+        state=STATES[status.state],
+        last_error=status.last_error,
+        policy_revision=status.policy_revision,
+        ipcache_revision=status.ipcache_revision,
+        subject=record.subject,
+        node=node,
+        create_time=timestamp(int(record.create_time * 1e9)),
+    )
+
+
+def entry_message(entry: EntryCount, rule: str) -> pb.KernelPolicyEntry:
+    """An entry of the policy map."""
+    return pb.KernelPolicyEntry(
+        direction=direction_name(entry.key.direction),
+        identity=entry.key.identity,
+        protocol=entry.key.protocol,
+        port=entry.key.port,
+        port_prefix_length=entry.key.prefix_length,
+        deny=entry.value.deny,
+        rule=rule,
+        rule_cookie=entry.value.cookie,
+        packets=entry.packets,
+        bytes=entry.bytes,
+    )
+
+
+def connection_message(connection: TrackedConnection) -> pb.Connection:
+    """A tracked connection."""
+    expires_in = Duration()
+    expires_in.FromNanoseconds(int(connection.expires_in * 1e9))
+    return pb.Connection(
+        source=connection.source,
+        source_port=connection.source_port,
+        destination=connection.destination,
+        destination_port=connection.destination_port,
+        protocol=connection.protocol,
+        expires_in=expires_in,
+        closing=connection.closing,
+    )
+
+
+def program_message(program: ProgramInfo) -> pb.ProgramStatus:
+    """A loaded program."""
+    return pb.ProgramStatus(
+        name=program.name,
+        id=program.id,
+        tag=program.tag,
+        verified_insns=program.verified_insns,
+        devices=program.devices,
+    )
+
+
+def map_message(found: MapInfo) -> pb.MapStatus:
+    """A map."""
+    message = pb.MapStatus(name=found.name, type=found.type, max_entries=found.max_entries)
+    if found.entries is not None:
+        message.entries = found.entries
+    return message
+
+
+def watch_message(state: WatchState, identity_revision: int = 0) -> pb.WatchStatus:
+    """How far a watch has come."""
+    return pb.WatchStatus(
+        name=state.name,
+        connected=state.connected,
+        revision=state.revision,
+        error=state.error,
+        identity_revision=identity_revision,
+    )
+
+
+def traffic_message(count: TrafficCount) -> pb.TrafficMetric:
+    """Packets and bytes of one reason and direction."""
+    return pb.TrafficMetric(
+        reason=count.reason,
+        reason_code=count.reason_code,
+        direction=direction_name(count.direction),
+        packets=count.packets,
+        bytes=count.bytes,
+    )
+
+
+def flow_message(flow: Flow, node: str, labels: Labels) -> pb.Flow:
+    """A flow."""
+    return pb.Flow(
+        time=timestamp(flow.time_ns),
+        node=node,
+        verdict=pb.FLOW_VERDICT_DROPPED if flow.dropped else pb.FLOW_VERDICT_FORWARDED,
+        reason=flow.reason,
+        reason_code=flow.reason_code,
+        direction=direction_name(flow.direction),
+        protocol=flow.protocol,
+        source=_end_message(flow.source, labels),
+        destination=_end_message(flow.destination, labels),
+        rule=flow.rule,
+        rule_cookie=flow.rule_cookie,
+        policy_revision=flow.policy_revision,
+        tcp_flags=flow.tcp_flags,
+        endpoint_id=flow.endpoint_id,
+        location=flow.location,
+    )
+
+
+def filter_of(message: pb.FlowFilter) -> FlowFilter:
+    """A filter."""
+    return FlowFilter(
+        source_pod=message.source_pod,
+        destination_pod=message.destination_pod,
+        source_ip=message.source_ip,
+        destination_ip=message.destination_ip,
+        dropped=None if not message.verdict else message.verdict == pb.FLOW_VERDICT_DROPPED,
+        destination_port=message.destination_port,
+        protocol=PROTOCOL_NUMBERS.get(message.protocol, 0),
+    )
+
+
+def _end_message(end: FlowEnd, labels: Labels) -> pb.FlowEnd:
+    return pb.FlowEnd(
+        ip=end.ip, port=end.port, identity=end.identity, pod=end.pod, labels=labels(end.identity)
+    )

@@ -1,0 +1,327 @@
+"""A node in service: everything that runs once the node has its pod CIDR, put together."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network
+from typing import Any
+
+import grpc
+from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
+from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from fimbria.policy.v1 import policy_pb2_grpc
+
+from services.chassis import names
+from services.chassis.errors import FailedPrecondition, FimbriaError
+from services.chassis.logs import get_logger
+from services.chassis.telemetry import span, tracer
+from services.loader.backoff import Backoff
+from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
+from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.clients import IdentityServiceClient, IpamClient
+from services.loader.creation import EndpointMaker
+from services.loader.devices import NetlinkDevices
+from services.loader.flow_reader import FlowReader, NodeNames
+from services.loader.flows import FlowLog
+from services.loader.gc import collect_conntrack
+from services.loader.identity_labels import IdentityLabels
+from services.loader.ipcache_sync import IpcacheSync
+from services.loader.kernel import Kernel
+from services.loader.manager import EndpointManager
+from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
+from services.loader.nodes_sync import Node, NodesSync
+from services.loader.policy_sync import PolicySync
+from services.loader.records import NodeRecord, StateDirectory
+from services.loader.registry import EndpointRegistry
+from services.loader.releases import Releases
+from services.loader.restore import restore
+from services.loader.settings import LoaderSettings
+from services.loader.subjects import SubjectTable
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Channels:
+    """Channels to the three services."""
+
+    ipam: grpc.aio.Channel
+    identity: grpc.aio.Channel
+    policy: grpc.aio.Channel
+
+
+@dataclass(slots=True)
+class NodeRuntime:
+    """What a running node is made of."""
+
+    record: NodeRecord
+    pin_directory: str
+    kernel: Kernel
+    links: NetlinkDevices
+    registry: EndpointRegistry
+    releases: Releases
+    subjects: SubjectTable
+    policy: PolicySync
+    ipcache: IpcacheSync
+    nodes: NodesSync
+    manager: EndpointManager
+    maker: EndpointMaker
+    identities: IdentityServiceClient
+    labels: IdentityLabels
+    flows: FlowLog
+    reader: FlowReader
+    settings: LoaderSettings
+    start_time: float = field(default_factory=time.time)
+
+    def background(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
+        """What has to run beside the server, with names."""
+        return [
+            ("policy", self.policy.run()),
+            ("ipcache", self.ipcache.run()),
+            ("nodes", self.nodes.run()),
+            ("releases", self.releases.run()),
+            ("publication", self.publish_all()),
+            (
+                "conntrack-gc",
+                collect_conntrack(
+                    self.kernel.collect_connections, seconds=self.settings.conntrack_gc_seconds
+                ),
+            ),
+        ]
+
+    async def publish_all(self) -> None:
+        """Tells the cluster of everything that this node has, and of nothing else; once, as soon as that is
+        possible.
+        """
+        backoff = Backoff()
+        while True:
+            try:
+                for endpoint in self.registry:
+                    await self.manager.refresh(endpoint.record.id)
+                async with self.maker.publishing:
+                    records = [
+                        each.record for each in self.registry if each.record.ipv4 and each.record.identity
+                    ]
+                    await self.identities.publish(records, replace=True)
+            except FimbriaError as problem:
+                _log.warning("publication.postponed", reason=problem.reason, error=problem.message)
+                await asyncio.sleep(backoff.next())
+            else:
+                _log.info("publication.done", endpoints=len(records))
+                return
+
+    async def close(self) -> None:
+        """Lets go of everything. What is pinned goes on forwarding."""
+        self.reader.close()
+        await self.manager.regenerator.close()
+        await self.policy.close()
+        await self.ipcache.close()
+        await self.labels.close()
+        self.links.close()
+        self.kernel.close()
+
+
+async def bring_up(
+    settings: LoaderSettings, record: NodeRecord, state: StateDirectory, channels: Channels
+) -> NodeRuntime:
+    """Puts the node into service, or back into service. Raises FimbriaError with what to do about it."""
+    attributes: dict[str, Any] = {names.NODE_NAME: record.name}
+    with span(names.LOADER_RESTART, **attributes) as current:
+        links = NetlinkDevices(
+            NodeNetworkSettings(
+                node_ipv4=IPv4Address(record.ipv4),
+                router=IPv4Address(record.router_ipv4),
+                pod_cidrs=tuple(IPv4Network(cidr) for cidr in record.pod_cidrs),
+                mtu=settings.mtu,
+                vxlan_port=settings.vxlan_port,
+            )
+        )
+        devices = await links.ensure()
+        kernel = _open_kernel(settings, record, devices)
+        runtime = _assemble(settings, record, state, channels, kernel, links)
+        records = state.load_endpoints()
+        restored = await restore(
+            records,
+            damaged=bool(state.damaged),
+            registry=runtime.registry,
+            subjects=runtime.subjects,
+            kernel=kernel,
+            links=links,
+            maker=runtime.maker,
+            ipcache=runtime.ipcache,
+        )
+        for damaged in state.damaged:
+            _log.error("state.damaged", path=str(damaged.path), error=damaged.problem)
+        current.set_attribute("endpoints", restored.kept)
+        _log.info(
+            "node.ready",
+            node=record.name,
+            pod_cidrs=list(record.pod_cidrs),
+            endpoints=restored.kept,
+            removed=restored.removed,
+            orphans=restored.orphans,
+        )
+        return runtime
+
+
+def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevices) -> Kernel:
+    config = NodeConfig(
+        node_name=record.name,
+        node_ipv4=record.ipv4,
+        router_ipv4=record.router_ipv4,
+        pod_cidrs=record.pod_cidrs,
+        host_ifindex=devices.host_ifindex,
+        net_ifindex=devices.net_ifindex,
+        vxlan_ifindex=devices.vxlan_ifindex,
+        mtu=devices.mtu,
+    )
+
+    def reopen() -> KernelDatapath:
+        return KernelDatapath.open(
+            config,
+            pin_dir=settings.pins,
+            source_dir=settings.source_dir,
+            cache_dir=settings.cache_dir,
+        )
+
+    started = time.time_ns()
+    try:
+        datapath = reopen()
+    except (BpfError, DatapathUnavailable, MapMismatch) as problem:
+        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
+    _trace_load(datapath.report, started)
+    return Kernel(datapath, reopen)
+
+
+def _trace_load(report: LoadReport, started_ns: int) -> None:
+    """Spans for what has just been done, one after the other as it was done."""
+    trace = tracer()
+    at = started_ns
+
+    def done(name: str, seconds: float, attributes: dict[str, Any]) -> None:
+        nonlocal at
+        ended = at + int(seconds * 1e9)
+        trace.start_span(name, start_time=at, attributes=attributes).end(ended)
+        at = ended
+
+    for source in report.objects:
+        done(
+            names.BPF_COMPILE,
+            source.compile_seconds,
+            {"source": source.source, names.CACHE_HIT: source.cache_hit},
+        )
+    for source in report.objects:
+        insns = sum(program.verified_insns for program in source.programs)
+        done(
+            names.BPF_LOAD,
+            source.load_seconds,
+            {"source": source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
+        )
+    done(names.BPF_ATTACH, report.attach_seconds, {})
+
+
+def _assemble(
+    settings: LoaderSettings,
+    record: NodeRecord,
+    state: StateDirectory,
+    channels: Channels,
+    kernel: Kernel,
+    links: NetlinkDevices,
+) -> NodeRuntime:
+    ipam = IpamClient(channels.ipam, record.name, settings.ipam_target)
+    identities = IdentityServiceClient(channels.identity, record.name, record.ipv4, settings.identity_target)
+    heads = kernel.subjects()
+    loop = asyncio.get_running_loop()
+    # What a lost state directory has forgotten, the kernel may still remember.
+    subjects = SubjectTable(
+        kernel,
+        instances=state.numbers("instances", at_least=_above(head.instance for head in heads.values())),
+        epochs=state.numbers("epochs", at_least=_above(head.epoch for head in heads.values())),
+        numbers=state.numbers("subjects", at_least=_above(heads), ahead=64),
+        later=loop.call_later,
+    )
+    registry = EndpointRegistry(state)
+    releases = Releases(state, ipam, identities)
+    manager: EndpointManager | None = None
+
+    def changed(subject: Any) -> None:
+        if manager is not None:
+            manager.subject_changed(subject)
+
+    policy_stub = policy_pb2_grpc.PolicyServiceStub(channels.policy)
+    policy = PolicySync(
+        node=record.name,
+        open_stream=lambda requests: policy_stub.Subscribe(requests),
+        table=subjects,
+        changed=changed,
+        target=settings.policy_target,
+    )
+    ipcache_stub = identity_pb2_grpc.IpCacheServiceStub(channels.identity)
+    ipcache = IpcacheSync(
+        node=record.name,
+        kernel=kernel,
+        open_stream=lambda revision: ipcache_stub.WatchIpCache(
+            identity_pb2.WatchIpCacheRequest(from_revision=revision)
+        ),
+        identity_revision=policy.identity_revision,
+        target=settings.identity_target,
+    )
+    nodes_stub = ipam_pb2_grpc.NodeServiceStub(channels.ipam)
+    nodes = NodesSync(
+        own=Node(record.name, record.ipv4, record.pod_cidrs, record.router_ipv4),
+        open_stream=lambda revision: nodes_stub.WatchNodes(
+            ipam_pb2.WatchNodesRequest(from_revision=revision)
+        ),
+        links=links,
+        ipcache=ipcache,
+        target=settings.ipam_target,
+    )
+    maker = EndpointMaker(
+        registry=registry,
+        releases=releases,
+        addresses=ipam,
+        identities=identities,
+        kernel=kernel,
+        links=links,
+        policy=policy,
+        ipcache=ipcache,
+    )
+    manager = EndpointManager(
+        node=record.name,
+        registry=registry,
+        releases=releases,
+        maker=maker,
+        subjects=subjects,
+        identities=identities,
+        kernel=kernel,
+        links=links,
+        policy=policy,
+        ipcache=ipcache,
+    )
+    flows = FlowLog(NodeNames(registry, ipcache, policy, subjects), capacity=settings.flow_buffer)
+    return NodeRuntime(
+        record=record,
+        pin_directory=settings.pins,
+        kernel=kernel,
+        links=links,
+        registry=registry,
+        releases=releases,
+        subjects=subjects,
+        policy=policy,
+        ipcache=ipcache,
+        nodes=nodes,
+        manager=manager,
+        maker=maker,
+        identities=identities,
+        labels=IdentityLabels(identities),
+        flows=flows,
+        reader=FlowReader(kernel, flows),
+        settings=settings,
+    )
+
+
+def _above(numbers: Any) -> int:
+    return max(numbers, default=0) + 1

@@ -1,0 +1,192 @@
+"""How a subject's policy gets from what the kernel holds to what the policy service says, as plain data.
+
+The kernel keeps all subjects' entries in one hash, told apart by an instance number; a subject's row names
+the instance in force. A plan is a list of writes in this order: ``puts``, then ``removals``, then the row,
+and some time later ``retired``. After every single write each packet gets either the verdict that it got
+before the change or the one that it gets after it:
+
+* Without an entry of one's own in the way, a verdict is "no deny entry covers the packet, and an allow
+  entry does or the direction is not enforced". A change that only widens this (allows added, denies
+  removed, enforcement lifted), or only narrows it, goes in place entry by entry: a packet's verdict turns
+  once, at whichever write concerns it.
+* Any other change is written under a new instance, which nothing refers to until the row does.
+
+A row that narrows what passes carries a new epoch, so that established connections are judged again. Epochs
+are never used twice on a node, not even by different subjects: an endpoint may change its subject.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+INGRESS = 0
+EGRESS = 1
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class EntryKey:
+    """A policy-map key without its instance.
+
+    ``direction`` is INGRESS or EGRESS; ``identity`` and ``protocol`` 0 mean any; ``port`` counts only in
+    its ``prefix_length`` leading bits.
+    """
+
+    direction: int
+    identity: int
+    protocol: int
+    port: int
+    prefix_length: int
+
+    def covers(self, direction: int, identity: int, protocol: int, port: int) -> bool:
+        """Whether the entry speaks of such a packet."""
+        if self.direction != direction or self.identity not in (0, identity):
+            return False
+        if self.protocol not in (0, protocol):
+            return False
+        shift = 16 - self.prefix_length
+        return self.port >> shift == port >> shift
+
+
+@dataclass(frozen=True, slots=True)
+class EntryValue:
+    """What an entry says: deny or allow, and the number of the rule that it comes from."""
+
+    deny: bool
+    cookie: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class DirectionDefault:
+    """What holds in a direction where no entry decides; ``enforced_by`` names policies, for people."""
+
+    enforced: bool = False
+    enforced_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectState:
+    """A subject's policy as the service streams it."""
+
+    ingress: DirectionDefault = field(default=DirectionDefault())
+    egress: DirectionDefault = field(default=DirectionDefault())
+    entries: Mapping[EntryKey, EntryValue] = field(default_factory=dict)
+    revision: int = 0
+
+    def enforced(self, direction: int) -> bool:
+        """Whether what no entry allows is denied."""
+        return self.ingress.enforced if direction == INGRESS else self.egress.enforced
+
+
+@dataclass(frozen=True, slots=True)
+class Realized:
+    """A subject's policy as the kernel holds it."""
+
+    instance: int
+    epoch: int
+    revision: int
+    ingress_enforced: bool
+    egress_enforced: bool
+    entries: Mapping[EntryKey, EntryValue]
+
+    def enforced(self, direction: int) -> bool:
+        """Whether what no entry allows is denied."""
+        return self.ingress_enforced if direction == INGRESS else self.egress_enforced
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The writes that bring a subject from one state to the next; see the module for their order.
+
+    ``puts`` and ``removals`` belong to ``target.instance``, ``retired`` to ``retired_instance``.
+    """
+
+    target: Realized
+    in_place: bool
+    puts: tuple[tuple[EntryKey, EntryValue], ...]
+    removals: tuple[EntryKey, ...] = ()
+    retired_instance: int = 0
+    retired: tuple[EntryKey, ...] = ()
+
+
+def apply_delta(
+    state: SubjectState,
+    *,
+    ingress: DirectionDefault,
+    egress: DirectionDefault,
+    upserts: Mapping[EntryKey, EntryValue],
+    deletes: frozenset[EntryKey],
+    revision: int,
+) -> SubjectState:
+    """The subject's state after a delta."""
+    entries = {key: value for key, value in state.entries.items() if key not in deletes}
+    entries.update(upserts)
+    return SubjectState(ingress, egress, entries, revision)
+
+
+def plan(
+    current: Realized | None, wanted: SubjectState, *, fresh_instance: int, fresh_epoch: int
+) -> Plan | None:
+    """The writes that make the kernel hold ``wanted``; None when it does already.
+
+    ``fresh_instance`` and ``fresh_epoch`` have never been used before; the plan's target says which of them
+    it took.
+    """
+    if current is None:
+        target = _target(wanted, fresh_instance, fresh_epoch)
+        return Plan(target, in_place=False, puts=tuple(wanted.entries.items()))
+    puts = tuple((key, value) for key, value in wanted.entries.items() if current.entries.get(key) != value)
+    removals = tuple(key for key in current.entries if key not in wanted.entries)
+    widens, narrows = _effect(current, wanted, puts, removals)
+    if not puts and not removals and not widens and not narrows:
+        return None
+    if widens and narrows:
+        return Plan(
+            _target(wanted, fresh_instance, fresh_epoch),
+            in_place=False,
+            puts=tuple(wanted.entries.items()),
+            retired_instance=current.instance,
+            retired=tuple(current.entries),
+        )
+    epoch = fresh_epoch if narrows else current.epoch
+    return Plan(_target(wanted, current.instance, epoch), in_place=True, puts=puts, removals=removals)
+
+
+def _target(wanted: SubjectState, instance: int, epoch: int) -> Realized:
+    return Realized(
+        instance=instance,
+        epoch=epoch,
+        revision=wanted.revision,
+        ingress_enforced=wanted.ingress.enforced,
+        egress_enforced=wanted.egress.enforced,
+        entries=dict(wanted.entries),
+    )
+
+
+def _effect(
+    current: Realized,
+    wanted: SubjectState,
+    puts: tuple[tuple[EntryKey, EntryValue], ...],
+    removals: tuple[EntryKey, ...],
+) -> tuple[bool, bool]:
+    """Whether the change lets more pass, and whether it lets less pass."""
+    widens = narrows = False
+    for key, value in puts:
+        before = current.entries.get(key)
+        if before is not None and before.deny == value.deny:
+            continue  # only the rule that is named changes
+        if before is not None or value.deny:
+            widens, narrows = widens or not value.deny, narrows or value.deny
+        else:
+            widens = True
+    for key in removals:
+        if current.entries[key].deny:
+            widens = True
+        else:
+            narrows = True
+    for direction in (INGRESS, EGRESS):
+        if current.enforced(direction) and not wanted.enforced(direction):
+            widens = True
+        elif wanted.enforced(direction) and not current.enforced(direction):
+            narrows = True
+    return widens, narrows

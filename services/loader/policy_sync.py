@@ -1,0 +1,282 @@
+"""The subscription to the policy service: what it says of this node's subjects goes into the kernel, and is
+acknowledged.
+
+The stream may break and come back at any time. What is in force stays in force; every subject is watched
+anew, and nothing is acknowledged before all of them have been heard of again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+import grpc
+from fimbria.policy.v1 import policy_pb2 as pb
+from opentelemetry.trace import SpanKind
+
+from services.chassis import names
+from services.chassis.errors import Unavailable, error_from_rpc
+from services.chassis.logs import get_logger
+from services.chassis.telemetry import TraceContext, inject, remote_context, span
+from services.loader.backoff import Backoff
+from services.loader.interfaces import DatapathError
+from services.loader.policy_map import apply_delta
+from services.loader.policy_messages import (
+    ack_message,
+    default_of,
+    entries_of,
+    entry_key,
+    rule_name,
+    state_of,
+    watch_message,
+)
+from services.loader.subjects import Subject, SubjectKey, SubjectTable
+from services.loader.watch import WatchState
+from services.loader.watermark import Watermark
+
+SNAPSHOT_SECONDS: Final = 5.0
+
+_log = get_logger(__name__)
+
+
+OpenStream = Callable[[AsyncIterator[pb.SubscribeRequest]], AsyncIterable[pb.SubscribeResponse]]
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What belongs to one connection: messages to send, and subjects not heard of since it opened."""
+
+    outgoing: asyncio.Queue[pb.SubscribeRequest]
+    unheard: set[int]
+    progress: pb.Revision | None = None
+
+
+class PolicySync:
+    """Keeps the kernel's policy as the service says. ``changed`` is called with a subject whose realization
+    succeeded or failed.
+    """
+
+    def __init__(
+        self,
+        *,
+        node: str,
+        open_stream: OpenStream,
+        table: SubjectTable,
+        changed: Callable[[Subject], None],
+        target: str = "",
+    ) -> None:
+        self._node = node
+        self._open_stream = open_stream
+        self._table = table
+        self._changed = changed
+        self._target = target
+        self._stream: _Stream | None = None
+        self._heard: dict[int, list[asyncio.Future[None]]] = {}
+        self._acknowledged = pb.Revision()
+        self._retry: asyncio.Task[None] | None = None
+        self._wanted = asyncio.Event()
+        self.rules: dict[int, str] = {}
+        self.state = WatchState("policy")
+        self.policy_revision = Watermark()
+        self.identity_revision = Watermark()
+
+    async def run(self) -> None:
+        """Keeps the subscription open until cancelled."""
+        backoff = Backoff()
+        while True:
+            self._wanted.clear()
+            stream = _Stream(asyncio.Queue(), {subject.number for subject in self._table})
+            try:
+                stream.outgoing.put_nowait(pb.SubscribeRequest(hello=pb.Hello(node=self._node)))
+                for subject in self._table:
+                    stream.outgoing.put_nowait(watch_message(subject, TraceContext()))
+                self._stream = stream
+                async for message in self._open_stream(_drain(stream.outgoing)):
+                    backoff.reset()
+                    self.state.opened()
+                    self._take(stream, message)
+                problem = "the policy service ended the stream"
+            except grpc.RpcError as error:
+                problem = str(error_from_rpc(error, self._target))
+            except ValueError as error:
+                problem = f"the policy service sent something that makes no sense: {error}"
+            finally:
+                self._stream = None
+            self.state.failed(problem)
+            self._disappoint(problem)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(backoff.next()):
+                    await self._wanted.wait()
+
+    async def subscribe(self, key: SubjectKey, identity_revision: int, user: int) -> Subject:
+        """The subject of a key, with ``user`` among its users, as soon as its policy is known; it may still
+        have to be realized.
+
+        Raises Unavailable (POLICY_UNAVAILABLE) when the service does not say in time; the use has then been
+        ended.
+        """
+        subject, new = self._table.acquire(key, identity_revision, user)
+        attributes: dict[str, Any] = {names.IDENTITY: key.identity, "subject": subject.number}
+        with span(names.POLICY_SUBSCRIBE, kind=SpanKind.CLIENT, **attributes):
+            try:
+                if new:
+                    self._send(watch_message(subject, inject()))
+                if subject.wanted is None and subject.realized is None:
+                    await self._hear(subject)
+            except BaseException:
+                self.release(subject, user)
+                raise
+        return subject
+
+    def release(self, subject: Subject, user: int) -> None:
+        """Ends a use of a subject; with the last one its policy leaves the kernel."""
+        if self._table.release(subject, user):
+            self._send(pb.SubscribeRequest(unwatch=pb.UnwatchSubject(subject=subject.number)))
+            if self._stream is not None:
+                self._stream.unheard.discard(subject.number)
+                self._acknowledge()
+
+    def realize(self, subject: Subject, *, rewrite: bool = False) -> None:
+        """Puts what is known of a subject into the kernel, within a span of its own.
+
+        With ``rewrite`` it is compared with the kernel itself. Raises DatapathError; it is tried again
+        later all the same.
+        """
+        with span(names.BPF_MAPS_SYNC) as current:
+            try:
+                done = self._table.rewrite(subject) if rewrite else self._table.realize(subject)
+            except DatapathError:
+                self._schedule_retry()
+                self._changed(subject)
+                raise
+            current.set_attribute(names.ADDS, len(done.puts) if done else 0)
+            current.set_attribute(names.DELETES, len(done.removals) + len(done.retired) if done else 0)
+        self._changed(subject)
+
+    async def close(self) -> None:
+        """Ends what runs beside :meth:`run`."""
+        if self._retry is not None:
+            self._retry.cancel()
+
+    async def _hear(self, subject: Subject) -> None:
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._heard.setdefault(subject.number, []).append(future)
+        self._wanted.set()  # no more waiting before the next connection, if there is none
+        try:
+            async with asyncio.timeout(SNAPSHOT_SECONDS):
+                await future
+        except TimeoutError:
+            raise _unavailable(f"it did not come within {SNAPSHOT_SECONDS:g} seconds") from None
+
+    def _disappoint(self, problem: str) -> None:
+        """Whoever waits for a snapshot learns that the stream has ended: whether it comes back soon is
+        anybody's guess.
+        """
+        for future in [future for futures in self._heard.values() for future in futures]:
+            if not future.done():
+                future.set_exception(_unavailable(problem))
+        self._heard.clear()
+
+    def _send(self, message: pb.SubscribeRequest) -> None:
+        # Without a stream there is nothing to say: the next one begins with everything.
+        if self._stream is not None:
+            self._stream.outgoing.put_nowait(message)
+
+    def _take(self, stream: _Stream, message: pb.SubscribeResponse) -> None:
+        kind = message.WhichOneof("message")
+        if kind == "progress":
+            stream.progress = message.revision
+            self._acknowledge()
+            return
+        part = message.snapshot if kind == "snapshot" else message.delta
+        subject = self._table.get(part.subject)
+        if kind is None or subject is None:
+            return  # about a subject that was released meanwhile
+        self.rules.update((rule.cookie, rule_name(rule)) for rule in part.rules)
+        if kind == "snapshot":
+            subject.wanted = state_of(message.snapshot, message.revision.policy)
+        elif subject.wanted is None or subject.number in stream.unheard:
+            raise ValueError(f"a delta for subject {subject.number} before its snapshot")
+        else:
+            delta = message.delta
+            subject.wanted = apply_delta(
+                subject.wanted,
+                ingress=default_of(delta.ingress),
+                egress=default_of(delta.egress),
+                upserts=entries_of(delta.upserts),
+                deletes=frozenset(entry_key(entry) for entry in delta.deletes),
+                revision=message.revision.policy,
+            )
+        stream.unheard.discard(subject.number)
+        waiting = self._heard.pop(subject.number, [])
+        for future in waiting:
+            if not future.done():
+                future.set_result(None)
+        # A subject that is being subscribed to is realized by whoever waits for it, in his own trace.
+        if subject.realized is not None or not waiting:
+            self._regenerate(subject, message)
+        if kind == "snapshot":
+            self._acknowledge()
+
+    def _regenerate(self, subject: Subject, message: pb.SubscribeResponse) -> None:
+        trace = message.trace
+        attributes: dict[str, Any] = {
+            names.ENDPOINT_IDS: sorted(subject.users),
+            names.IDENTITY: subject.key.identity,
+            names.REGENERATION_LEVEL: "policy",
+            names.POLICY_REVISION: message.revision.policy,
+            names.NODE_NAME: self._node,
+        }
+        parent = remote_context(trace.traceparent, trace.tracestate) if trace.traceparent else None
+        try:
+            with span(names.ENDPOINT_REGENERATE, parent=parent, **attributes):
+                self.realize(subject)
+                with span(names.ENDPOINT_REALIZED):
+                    pass
+        except DatapathError as problem:
+            _log.error("policy.realize_failed", subject=subject.number, error=str(problem))
+
+    def _acknowledge(self) -> None:
+        stream = self._stream
+        if stream is None or stream.progress is None or stream.unheard:
+            return
+        failed = self._table.failed()
+        if failed:
+            self._send(ack_message(self._acknowledged, f"subject {failed[0].number}: {failed[0].error}"))
+            return
+        revision, stream.progress = stream.progress, None
+        self._acknowledged = revision
+        self._send(ack_message(revision))
+        self.state.revision = revision.policy
+        self.policy_revision.set(revision.policy)
+        self.identity_revision.set(revision.identity)
+
+    def _schedule_retry(self) -> None:
+        if self._retry is None or self._retry.done():
+            self._retry = asyncio.create_task(self._retry_failed())
+
+    async def _retry_failed(self) -> None:
+        backoff = Backoff(first=0.2)
+        while self._table.failed():
+            await asyncio.sleep(backoff.next())
+            for subject in self._table.failed():
+                try:
+                    self._table.realize(subject)
+                except DatapathError as problem:
+                    _log.warning("policy.retry_failed", subject=subject.number, error=str(problem))
+                self._changed(subject)
+        self._acknowledge()
+
+
+def _unavailable(problem: str) -> Unavailable:
+    return Unavailable(
+        f"the endpoint's policy is not known: {problem}", reason="POLICY_UNAVAILABLE", retry_after=1.0
+    )
+
+
+async def _drain(queue: asyncio.Queue[pb.SubscribeRequest]) -> AsyncIterator[pb.SubscribeRequest]:
+    while True:
+        yield await queue.get()

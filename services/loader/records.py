@@ -1,0 +1,226 @@
+"""What the loader keeps on disk: endpoint records, releases that are still to be made, the node's
+registration, numbers.
+
+Every file is replaced as a whole (written aside, fsync, rename, fsync of the directory) and readable by
+root alone; a file that cannot be read is set aside under another name and told of, never deleted and never
+in the way.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from services.loader.endpoint import EndpointRecord, record_from_json, record_to_json
+
+_TEMPORARY: Final = ".tmp"
+_DAMAGED: Final = ".damaged"
+# Numbers are handed out from a range that is on disk before the first of them is used.
+_NUMBERS_AHEAD: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Damaged:
+    """A file that could not be read: where it is now, and why."""
+
+    path: Path
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class PendingRelease:
+    """An address that has to be given back and a prefix that has to be withdrawn (empty: unknown or none)."""
+
+    owner: str
+    prefix: str
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """The node as IPAM registered it: enough to start when IPAM is away."""
+
+    name: str
+    ipv4: str
+    pool: str
+    pod_cidrs: tuple[str, ...]
+    router_ipv4: str
+
+
+class StateDirectory:
+    """The loader's files. One process at a time uses a directory; the caller sees to that."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._endpoints = root / "endpoints"
+        self._releases = root / "releases"
+        for directory in (root, self._endpoints, self._releases):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.damaged: list[Damaged] = []
+
+    def load_endpoints(self) -> list[EndpointRecord]:
+        """All endpoint records by number. Files that cannot be read are set aside and listed in
+        ``damaged``.
+        """
+        records: dict[int, EndpointRecord] = {}
+        for path in self._files(self._endpoints):
+            try:
+                record = record_from_json(_read(path))
+                if path.stem != str(record.id):
+                    raise ValueError(f"it holds endpoint {record.id}")
+            except (OSError, ValueError, KeyError, TypeError) as problem:
+                self._set_aside(path, problem)
+            else:
+                records[record.id] = record
+        return [records[number] for number in sorted(records)]
+
+    def save_endpoint(self, record: EndpointRecord) -> None:
+        """Stores a record; it is on disk when this returns. Raises OSError."""
+        _write(self._endpoints / f"{record.id}.json", record_to_json(record))
+
+    def delete_endpoint(self, number: int) -> None:
+        """Removes a record; one that is not there is fine."""
+        _remove(self._endpoints / f"{number}.json")
+
+    def load_releases(self) -> list[PendingRelease]:
+        """Releases that are still to be made."""
+        releases = []
+        for path in self._files(self._releases):
+            try:
+                document = _read(path)
+                releases.append(PendingRelease(str(document["owner"]), str(document["prefix"])))
+            except (OSError, ValueError, KeyError, TypeError) as problem:
+                self._set_aside(path, problem)
+        return releases
+
+    def save_release(self, release: PendingRelease) -> None:
+        """Stores a release; it is on disk when this returns. Raises OSError."""
+        document = {"owner": release.owner, "prefix": release.prefix}
+        _write(self._release_path(release.owner), document)
+
+    def delete_release(self, owner: str) -> None:
+        """Forgets a release that has been made."""
+        _remove(self._release_path(owner))
+
+    def load_node(self) -> NodeRecord | None:
+        """The node's registration, if there was one."""
+        path = self._root / "node.json"
+        try:
+            document = _read(path)
+            return NodeRecord(
+                name=str(document["name"]),
+                ipv4=str(document["ipv4"]),
+                pool=str(document["pool"]),
+                pod_cidrs=tuple(str(cidr) for cidr in document["pod_cidrs"]),
+                router_ipv4=str(document["router_ipv4"]),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            self._set_aside(path, problem)
+            return None
+
+    def save_node(self, node: NodeRecord) -> None:
+        """Stores the node's registration."""
+        document = {
+            "name": node.name,
+            "ipv4": node.ipv4,
+            "pool": node.pool,
+            "pod_cidrs": list(node.pod_cidrs),
+            "router_ipv4": node.router_ipv4,
+        }
+        _write(self._root / "node.json", document)
+
+    def numbers(self, name: str, *, at_least: int = 1, ahead: int = _NUMBERS_AHEAD) -> Numbers:
+        """A sequence of numbers that never gives one out twice, whatever dies; it starts at ``at_least`` or
+        later.
+
+        Up to ``ahead`` numbers are skipped at each start.
+        """
+        path = self._root / f"{name}.json"
+        reserved = 0
+        try:
+            reserved = int(_read(path)["reserved"])
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            self._set_aside(path, problem)
+        return Numbers(path, max(reserved, at_least), ahead)
+
+    def _release_path(self, owner: str) -> Path:
+        return self._releases / f"{hashlib.sha256(owner.encode()).hexdigest()[:32]}.json"
+
+    def _files(self, directory: Path) -> list[Path]:
+        found = []
+        for path in sorted(directory.iterdir()):
+            if path.suffix == _TEMPORARY:
+                # Left by a writer that died before its rename: it never counted.
+                _remove(path)
+            elif path.suffix == ".json":
+                found.append(path)
+        return found
+
+    def _set_aside(self, path: Path, problem: Exception) -> None:
+        aside = path.with_name(path.name + _DAMAGED)
+        with contextlib.suppress(OSError):
+            os.replace(path, aside)
+        self.damaged.append(Damaged(aside, f"{type(problem).__name__}: {problem}"))
+
+
+class Numbers:
+    """Numbers in ascending order, reserved on disk in advance."""
+
+    def __init__(self, path: Path, start: int, ahead: int) -> None:
+        self._path = path
+        self._next = start
+        self._reserved = start
+        self._ahead = ahead
+
+    def take(self) -> int:
+        """The next number. Raises OSError when a new range cannot be stored."""
+        if self._next >= self._reserved:
+            _write(self._path, {"reserved": self._next + self._ahead})
+            self._reserved = self._next + self._ahead
+        number = self._next
+        self._next += 1
+        return number
+
+
+def _read(path: Path) -> dict[str, Any]:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(document, dict):
+        raise ValueError("it holds no JSON object")
+    return document
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + _TEMPORARY)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            json.dump(document, file, separators=(",", ":"))
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        _remove(temporary)
+        raise
+    _sync_directory(path.parent)
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+
+
+def _sync_directory(path: Path) -> None:
+    # Without this a rename may be lost with the machine, though the file's content is safe.
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

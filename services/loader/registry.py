@@ -1,0 +1,145 @@
+"""The node's endpoints in memory, in step with their records on disk, and whoever watches them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from services.chassis.errors import NotFound, ResourceExhausted
+from services.loader.endpoint import MAX_ENDPOINT_ID, Endpoint, EndpointRecord, EndpointStatus, Phase, State
+from services.loader.records import StateDirectory
+
+_STATES = {
+    Phase.CREATING: State.CREATING,
+    Phase.READY: State.READY,
+    Phase.DELETING: State.DELETING,
+}
+_WATCH_BACKLOG = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChange:
+    """A change of one endpoint; ``endpoint`` is None when it is gone."""
+
+    id: int
+    endpoint: Endpoint | None
+
+
+class EndpointRegistry:
+    """All endpoints of the node. A record is on disk before it is here."""
+
+    def __init__(self, state: StateDirectory) -> None:
+        self._state = state
+        self._by_id: dict[int, Endpoint] = {}
+        self._by_owner: dict[str, int] = {}
+        self._by_ipv4: dict[str, int] = {}
+        # A number that has just become free may still be named by flows and connections.
+        self._ids = state.numbers("endpoint-ids", ahead=64)
+        self._watchers: set[asyncio.Queue[EndpointChange]] = set()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Endpoint]:
+        return iter([self._by_id[number] for number in sorted(self._by_id)])
+
+    def find(self, number: int) -> Endpoint | None:
+        """The endpoint of a number, if there is one."""
+        return self._by_id.get(number)
+
+    def get(self, number: int) -> Endpoint:
+        """The endpoint of a number. Raises NotFound (ENDPOINT_NOT_FOUND)."""
+        endpoint = self._by_id.get(number)
+        if endpoint is None:
+            raise NotFound(
+                f"there is no endpoint {number} on this node",
+                reason="ENDPOINT_NOT_FOUND",
+                metadata={"endpoint": str(number)},
+            )
+        return endpoint
+
+    def by_owner(self, owner: str) -> Endpoint | None:
+        """The endpoint of ``<container id>/<interface>``, if there is one."""
+        number = self._by_owner.get(owner)
+        return None if number is None else self._by_id[number]
+
+    def by_ipv4(self, ipv4: str) -> Endpoint | None:
+        """The endpoint that has an address, if there is one."""
+        number = self._by_ipv4.get(ipv4)
+        return None if number is None else self._by_id[number]
+
+    def new_id(self) -> int:
+        """A number that no endpoint has, and that was not in use lately. Raises ResourceExhausted
+        (ENDPOINTS_EXHAUSTED).
+        """
+        for _ in range(MAX_ENDPOINT_ID):
+            number = (self._ids.take() - 1) % MAX_ENDPOINT_ID + 1
+            if number not in self._by_id:
+                return number
+        raise ResourceExhausted(
+            f"the node has {MAX_ENDPOINT_ID} endpoints, the most there can be", reason="ENDPOINTS_EXHAUSTED"
+        )
+
+    def save(self, record: EndpointRecord) -> None:
+        """Stores a record. Its state follows the record's phase when that changes. Raises OSError."""
+        self._state.save_endpoint(record)
+        self.take_up(record)
+
+    def take_up(self, record: EndpointRecord) -> None:
+        """Takes up a record that is on disk already."""
+        before = self._by_id.get(record.id)
+        if before is not None and before.record.phase is record.phase:
+            endpoint = replace(before, record=record)
+        else:
+            endpoint = Endpoint(record, EndpointStatus(_STATES[record.phase]))
+        if before is not None and before.record.ipv4 != record.ipv4:
+            self._by_ipv4.pop(before.record.ipv4, None)
+        self._by_owner[record.spec.owner] = record.id
+        if record.ipv4:
+            self._by_ipv4[record.ipv4] = record.id
+        self._put(endpoint)
+
+    def set_status(self, number: int, **status: Any) -> None:
+        """Changes fields of an endpoint's status; an endpoint that is gone has none."""
+        endpoint = self._by_id.get(number)
+        if endpoint is not None:
+            changed = endpoint.having(**status)
+            if changed != endpoint:
+                self._put(changed)
+
+    def remove(self, number: int) -> None:
+        """Forgets an endpoint, on disk too."""
+        self._state.delete_endpoint(number)
+        endpoint = self._by_id.pop(number, None)
+        if endpoint is None:
+            return
+        self._by_owner.pop(endpoint.record.spec.owner, None)
+        if self._by_ipv4.get(endpoint.record.ipv4) == number:
+            del self._by_ipv4[endpoint.record.ipv4]
+        self._tell(EndpointChange(number, None))
+
+    async def watch(self) -> AsyncIterator[EndpointChange | None]:
+        """All endpoints, then None, then changes. Ends when the reader falls too far behind."""
+        queue: asyncio.Queue[EndpointChange] = asyncio.Queue(_WATCH_BACKLOG)
+        self._watchers.add(queue)
+        try:
+            for endpoint in self:
+                yield EndpointChange(endpoint.record.id, endpoint)
+            yield None
+            while queue in self._watchers or not queue.empty():
+                yield await queue.get()
+        finally:
+            self._watchers.discard(queue)
+
+    def _put(self, endpoint: Endpoint) -> None:
+        self._by_id[endpoint.record.id] = endpoint
+        self._tell(EndpointChange(endpoint.record.id, endpoint))
+
+    def _tell(self, change: EndpointChange) -> None:
+        for queue in list(self._watchers):
+            if queue.full():
+                self._watchers.discard(queue)
+            else:
+                queue.put_nowait(change)

@@ -1,0 +1,223 @@
+"""The node's subjects: whose policy each of them is, what the service says of it, what the kernel holds of
+it.
+
+A subject is an identity together with the named ports of its pods; all endpoints of the node that agree in
+both share its policy entries. A subject without a row in the kernel passes nothing, so nothing here is in a
+hurry to be safe.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+from services.chassis.logs import get_logger
+from services.loader.endpoint import NamedPort
+from services.loader.interfaces import DatapathError, PolicyKernel, SubjectHead
+from services.loader.policy_map import EntryKey, EntryValue, Plan, Realized, SubjectState, plan
+
+# A packet that read the old row may still be among the old entries; it is not for this long.
+RETIRE_SECONDS: Final = 0.25
+
+_log = get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectKey:
+    """What makes two endpoints share their policy."""
+
+    identity: int
+    named_ports: tuple[NamedPort, ...] = ()
+
+
+@dataclass(slots=True, eq=False)
+class Subject:
+    """A subject. ``wanted`` is what the service said last, ``realized`` what the kernel holds."""
+
+    number: int
+    key: SubjectKey
+    identity_revision: int = 0
+    users: set[int] = field(default_factory=set)
+    wanted: SubjectState | None = None
+    realized: Realized | None = None
+    error: str = ""
+
+    @property
+    def current(self) -> bool:
+        """The kernel holds what the service said last."""
+        return self.realized is not None and not self.error
+
+
+class Counter(Protocol):
+    """Gives out numbers that were never given out before."""
+
+    def take(self) -> int: ...
+
+
+class SubjectTable:
+    """All subjects of the node. ``later(seconds, call)`` runs a call after a while."""
+
+    def __init__(
+        self,
+        kernel: PolicyKernel,
+        *,
+        instances: Counter,
+        epochs: Counter,
+        numbers: Counter,
+        later: Callable[[float, Callable[[], None]], object],
+    ) -> None:
+        self._kernel = kernel
+        self._instances = instances
+        self._epochs = epochs
+        self._numbers = numbers
+        self._later = later
+        self._by_number: dict[int, Subject] = {}
+        self._by_key: dict[SubjectKey, Subject] = {}
+
+    def __iter__(self) -> Iterator[Subject]:
+        return iter(list(self._by_number.values()))
+
+    def get(self, number: int) -> Subject | None:
+        """The subject of a number, if there is one."""
+        return self._by_number.get(number)
+
+    def failed(self) -> list[Subject]:
+        """Subjects whose last realization failed."""
+        return [subject for subject in self._by_number.values() if subject.error]
+
+    def acquire(self, key: SubjectKey, identity_revision: int, user: int) -> tuple[Subject, bool]:
+        """The subject of a key, with the endpoint ``user`` among its users, and whether it is new."""
+        subject = self._by_key.get(key)
+        new = subject is None
+        if subject is None:
+            subject = Subject(self._numbers.take(), key, identity_revision)
+            self._add(subject)
+        subject.users.add(user)
+        return subject, new
+
+    def release(self, subject: Subject, user: int) -> bool:
+        """Ends a use. Returns True when it was the last: the subject is gone, also from the kernel."""
+        subject.users.discard(user)
+        if subject.users or self._by_number.get(subject.number) is not subject:
+            return False
+        del self._by_number[subject.number]
+        del self._by_key[subject.key]
+        try:
+            self._kernel.delete_subject(subject.number)
+        except DatapathError as problem:
+            # Nobody refers to the row any more; the next start removes it.
+            _log.warning("subject.delete_failed", subject=subject.number, error=str(problem))
+        if subject.realized is not None:
+            self._retire(subject.realized.instance, tuple(subject.realized.entries))
+        return True
+
+    def restore(
+        self, key: SubjectKey, number: int, identity_revision: int, user: int, realized: Realized | None
+    ) -> Subject:
+        """Takes up a subject that a former process made, under its number, with what the kernel holds of
+        it.
+        """
+        subject = self._by_number.get(number)
+        if subject is None:
+            subject = Subject(number, key, identity_revision, realized=realized)
+            self._add(subject)
+        subject.users.add(user)
+        return subject
+
+    def realize(self, subject: Subject) -> Plan | None:
+        """Writes what ``wanted`` says; None when the kernel holds it already.
+
+        Raises DatapathError. What was in force before is then still in force, the subject's ``error`` says
+        why, and calling again tries again.
+        """
+        if subject.wanted is None:
+            return None
+        try:
+            if subject.error:
+                self._read_back(subject)
+            todo = self._plan(subject, subject.wanted)
+            if todo is not None:
+                self._execute(subject, todo)
+        except (DatapathError, OSError) as problem:
+            subject.error = str(problem)
+            raise problem if isinstance(problem, DatapathError) else DatapathError(str(problem)) from problem
+        subject.error = ""
+        return todo
+
+    def rewrite(self, subject: Subject) -> Plan | None:
+        """Compares the subject with the kernel itself and writes what differs. Raises DatapathError."""
+        self._read_back(subject)
+        return self.realize(subject)
+
+    def sweep(self) -> tuple[int, int]:
+        """Removes rows and entries that belong to no subject; returns how many of each. Raises
+        DatapathError.
+        """
+        rows = [number for number in self._kernel.subjects() if number not in self._by_number]
+        for number in rows:
+            self._kernel.delete_subject(number)
+        kept = {
+            subject.realized.instance for subject in self._by_number.values() if subject.realized is not None
+        }
+        entries = 0
+        for instance, found in self._kernel.policy().items():
+            if instance not in kept:
+                self._kernel.delete_policy(instance, list(found))
+                entries += len(found)
+        return len(rows), entries
+
+    def _add(self, subject: Subject) -> None:
+        self._by_number[subject.number] = subject
+        self._by_key.setdefault(subject.key, subject)
+
+    def _plan(self, subject: Subject, wanted: SubjectState) -> Plan | None:
+        return plan(
+            subject.realized,
+            wanted,
+            fresh_instance=self._instances.take(),
+            fresh_epoch=self._epochs.take(),
+        )
+
+    def _execute(self, subject: Subject, todo: Plan) -> None:
+        target = todo.target
+        try:
+            self._kernel.put_policy(target.instance, todo.puts)
+            self._kernel.delete_policy(target.instance, todo.removals)
+            self._kernel.put_subject(subject.number, target)
+        except DatapathError:
+            if not todo.in_place:
+                self._retire(target.instance, tuple(key for key, _ in todo.puts))
+            raise
+        subject.realized = target
+        if todo.retired:
+            self._retire(todo.retired_instance, todo.retired)
+
+    def _retire(self, instance: int, keys: tuple[EntryKey, ...]) -> None:
+        def remove() -> None:
+            try:
+                self._kernel.delete_policy(instance, keys)
+            except DatapathError as problem:
+                _log.warning("policy.retire_failed", instance=instance, entries=len(keys), error=str(problem))
+
+        if keys:
+            self._later(RETIRE_SECONDS, remove)
+
+    def _read_back(self, subject: Subject) -> None:
+        """After a failure only the kernel knows what it holds."""
+        head = self._kernel.subjects().get(subject.number)
+        subject.realized = None
+        if head is not None:
+            subject.realized = realized_from(head, self._kernel.policy().get(head.instance, {}))
+
+
+def realized_from(head: SubjectHead, entries: Mapping[EntryKey, EntryValue]) -> Realized:
+    """A subject's row and entries, as read from the kernel, in one."""
+    return Realized(
+        instance=head.instance,
+        epoch=head.epoch,
+        revision=head.revision,
+        ingress_enforced=head.ingress_enforced,
+        egress_enforced=head.egress_enforced,
+        entries=dict(entries),
+    )
