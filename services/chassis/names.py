@@ -19,6 +19,7 @@ LOADER_RESTART: Final = "loader.restart"
 
 # Spans: what a node does about it.
 ENDPOINT_REGENERATE: Final = "endpoint.regenerate"
+POLICY_SUBSCRIBE: Final = "policy.Subscribe"
 BPF_COMPILE: Final = "bpf.compile"
 BPF_LOAD: Final = "bpf.load"
 BPF_MIGRATE: Final = "bpf.migrate"
@@ -36,6 +37,7 @@ SERVER_ADDRESS: Final = "server.address"
 
 # Attributes of the spans above.
 ENDPOINT_ID: Final = "endpoint.id"
+ENDPOINT_IDS: Final = "endpoint.ids"
 IDENTITY: Final = "identity"
 REGENERATION_LEVEL: Final = "level"
 POLICY_REVISION: Final = "policy.revision"
