@@ -238,16 +238,16 @@ class Distributor:
             return
         former = subscription.watched.get(watch.number)
         subscription.watched[watch.number] = watch
+        if former is not None:
+            self._stop(subscription, former, keep=watch)
+            self._withdraw(subscription, former)
+        # Pending before anything follows from it: a snapshot comes first, and deltas only after it.
+        subscription.pending[watch.number] = watch
         subscribers = self._watchers.setdefault(watch.subject, {})
         subscribers[subscription, watch.number] = None
         if len(subscribers) == 1:
             self.engine.apply([SubjectAdd(watch.subject)])
         self._follow_ports(self.ports.declare(subscription.node, watch.subject), watch.trace)
-        if former is not None:
-            self._stop(subscription, former, keep=watch)
-            if former.subject != watch.subject:
-                self._withdraw(subscription, former)
-        subscription.pending[watch.number] = watch
         self._answer(subscription, watch)
 
     def unwatch(self, subscription: Subscription, number: int) -> None:
