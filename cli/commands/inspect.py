@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,7 +54,7 @@ def list_endpoints(nodes: tuple[str, ...], output: str) -> None:
     ]
     print_rows(rows, columns, output)
     if failed is not None:
-        sys.exit(failed.exit_code)
+        click.get_current_context().exit(failed.exit_code)
 
 
 def _endpoint_row(item: loader_pb2.Endpoint) -> dict[str, Any]:

@@ -94,7 +94,7 @@ def status(output: str) -> None:
     rows = options.lab().status()
     print_rows(rows, PROCESS_COLUMNS, output)
     if any(row["state"] != "serving" for row in rows):
-        sys.exit(errors.UNAVAILABLE)
+        click.get_current_context().exit(errors.UNAVAILABLE)
 
 
 @lab.group()
@@ -210,10 +210,10 @@ def exec_(pod: str, command: tuple[str, ...]) -> None:
         os.execvpe(command[0], list(command), environment(made.paths, found.ref))
     except FileNotFoundError:
         errors.report(CliError(f"{command[0]}: command not found"))
-        sys.exit(127)
+        click.get_current_context().exit(127)
     except PermissionError:
         errors.report(CliError(f"{command[0]}: cannot be executed"))
-        sys.exit(126)
+        click.get_current_context().exit(126)
 
 
 @lab.command()
@@ -242,7 +242,7 @@ def probe(source: str, target: str, port: str, timeout: float, output: str) -> N
         for line in describe(result.document()):
             click.echo(line)
     if not result.allowed:
-        sys.exit(errors.DENIED)
+        click.get_current_context().exit(errors.DENIED)
 
 
 def describe(result: dict[str, Any]) -> list[str]:

@@ -328,4 +328,4 @@ def explain(source: str, target: str, port: str, output: str) -> None:
         for direction in ("egress", "ingress"):
             click.echo(f"  {direction:8} {answer[direction]['reason']}")
     if not answer["allowed"]:
-        sys.exit(errors.DENIED)
+        click.get_current_context().exit(errors.DENIED)

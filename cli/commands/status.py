@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +47,7 @@ def status(output: str) -> None:
     else:
         print_rows(rows, COLUMNS, output)
     if any(row["state"] != "serving" for row in rows):
-        sys.exit(errors.UNAVAILABLE)
+        click.get_current_context().exit(errors.UNAVAILABLE)
 
 
 def cluster_status(cluster: Cluster) -> list[dict[str, Any]]:
