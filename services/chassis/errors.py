@@ -262,14 +262,9 @@ def error_from_rpc(exc: grpc.RpcError, target: str = "") -> FimbriaError:
     """
     code = exc.code() if isinstance(exc, grpc.aio.AioRpcError | grpc.Call) else grpc.StatusCode.UNKNOWN
     details = (exc.details() if isinstance(exc, grpc.aio.AioRpcError | grpc.Call) else None) or ""
-    packed = _status_details(exc)
-    if packed is not None:
-        from google.rpc import status_pb2
-
-        # The two codes must agree: a proxy may have replaced the one that gRPC itself carries.
-        status = status_pb2.Status.FromString(packed)
-        if status.code == code.value[0]:
-            return error_from_status(status)
+    told = _told(exc, code)
+    if told is not None:
+        return told
     where = target or str(getattr(exc, "target", "") or "")
     metadata = {"target": where} if where else {}
     if code is grpc.StatusCode.UNAVAILABLE:
@@ -278,11 +273,21 @@ def error_from_rpc(exc: grpc.RpcError, target: str = "") -> FimbriaError:
     return error_class(code)(details or code.name, reason=code.name, metadata=metadata)
 
 
-def _status_details(exc: grpc.RpcError) -> bytes | None:
+def _told(exc: grpc.RpcError, code: grpc.StatusCode) -> FimbriaError | None:
+    """The error in the call's trailing metadata, or None when there is none that can be believed."""
+    from google.protobuf.message import DecodeError
+    from google.rpc import status_pb2
+
     if not isinstance(exc, grpc.aio.AioRpcError | grpc.Call):
         return None
     trailing: Iterable[tuple[str, str | bytes]] = exc.trailing_metadata() or ()
     for key, value in trailing:
-        if key == STATUS_DETAILS_KEY and isinstance(value, bytes):
-            return value
+        if key != STATUS_DETAILS_KEY or not isinstance(value, bytes):
+            continue
+        try:
+            status = status_pb2.Status.FromString(value)
+            # The two codes must agree: a proxy may have replaced the one that gRPC itself carries.
+            return error_from_status(status) if status.code == code.value[0] else None
+        except DecodeError:
+            return None
     return None

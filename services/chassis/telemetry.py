@@ -9,7 +9,7 @@ most.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
 from dataclasses import dataclass
@@ -184,15 +184,16 @@ def span(
     parent: Context | None = None,
     kind: SpanKind = SpanKind.INTERNAL,
     start_time: int | None = None,
-    **attributes: AttributeValue | None,
+    attributes: Mapping[str, AttributeValue | None] | None = None,
+    **more: AttributeValue | None,
 ) -> Iterator[Span]:
     """A span that is current inside the block and ends with it.
 
-    ``parent`` defaults to the current span; ``start_time`` is in nanoseconds since the epoch. Attributes
-    that are None are left out; those with dots are given as ``**{names.ENDPOINT_ID: 7}``. An exception marks
-    the span as failed with the exception's reason and goes on.
+    ``parent`` defaults to the current span; ``start_time`` is in nanoseconds since the epoch. Attributes with
+    dots in their names come in the mapping, others may be keywords; those that are None are left out. An
+    exception marks the span as failed with the exception's reason and goes on.
     """
-    given = {key: value for key, value in attributes.items() if value is not None}
+    given = {key: value for key, value in {**(attributes or {}), **more}.items() if value is not None}
     started = tracer().start_span(name, context=parent, kind=kind, start_time=start_time, attributes=given)
     token = otel_context.attach(trace.set_span_in_context(started))
     try:
