@@ -23,7 +23,7 @@ pytestmark = pytest.mark.kernel
 
 @contextmanager
 def impostor(path: Path, reply: bytes | None, *, linger: float = 0.0) -> Iterator[None]:
-    """Something else on the loader's socket: answers ``reply``, if any, and hangs up after ``linger`` seconds."""
+    """Something else on the loader's socket: answers ``reply``, if any, hangs up after ``linger`` s."""
     path.parent.mkdir(parents=True, exist_ok=True)
     done = threading.Event()
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
