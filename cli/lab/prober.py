@@ -13,6 +13,7 @@ import os
 import secrets
 import selectors
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +25,9 @@ from cli.lab import netns, sctp
 DEFAULT_TIMEOUT = 0.5
 # Connections in flight at once; each takes a descriptor, and a listener more where one is needed.
 AT_ONCE = 400
+_IP_PKTINFO = 8
+# struct in_pktinfo: interface index, local address, destination address of the header.
+_PKTINFO = struct.Struct("=i4s4s")
 
 
 @dataclass(frozen=True)
@@ -167,26 +171,29 @@ class _Round:
 
     def _listen_udp(self, port: int) -> None:
         listener = self._socket(socket.SOCK_DGRAM)
+        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
         if not self._bind(listener, port):
             return
 
         def echo() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    data, peer = listener.recvfrom(256)
-                    listener.sendto(data, peer)
+                    data, asked, _, peer = listener.recvmsg(256, 64)
+                    listener.sendmsg([data], _answering(asked), 0, peer)
 
         self._selector.register(listener, selectors.EVENT_READ, echo)
 
     def _listen_sctp(self, ports: set[int]) -> None:
         listener = self._socket(socket.SOCK_RAW, sctp.PROTOCOL)
+        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
 
         def answer() -> None:
             with contextlib.suppress(OSError):
                 while True:
-                    packet = sctp.parse(listener.recv(2048))
+                    data, asked, _, peer = listener.recvmsg(2048, 64)
+                    packet = sctp.parse(data)
                     if packet is not None and packet.is_init and packet.destination_port in ports:
-                        listener.sendto(sctp.init_ack(packet, _tag()), (packet.source, 0))
+                        listener.sendmsg([sctp.init_ack(packet, _tag())], _answering(asked), 0, peer)
 
         self._selector.register(listener, selectors.EVENT_READ, answer)
 
@@ -311,6 +318,18 @@ class _Round:
         self._selector.register(client, selectors.EVENT_READ, receive)
         send()
         self._again.append(send)
+
+
+def _answering(asked: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
+    """Control messages that make an answer come from the address that was asked.
+
+    A node has several: routing would choose the one that is nearest to the asker (ip(7), IP_PKTINFO).
+    """
+    for level, kind, data in asked:
+        if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
+            _, local, _ = _PKTINFO.unpack_from(data)
+            return [(level, kind, _PKTINFO.pack(0, local, bytes(4)))]
+    return []
 
 
 def _tag() -> int:
