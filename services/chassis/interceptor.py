@@ -11,7 +11,7 @@ import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 from opentelemetry import context as otel_context
@@ -71,6 +71,7 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         self._streams: set[asyncio.Task[Any]] = set()
         self._infrastructure: set[asyncio.Task[Any]] = set()
         self._draining = False
+        self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._duration = telemetry.meter.create_histogram(
             names.RPC_SERVER_DURATION, unit="s", description="Time from a call's arrival to its status."
         )
@@ -92,50 +93,55 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
         path = handler_call_details.method
+        known = self._handlers.get(path)
+        if known is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return None
+            known = self._handlers[path] = self._wrapped(handler, path)
+        return known
+
+    def _wrapped(
+        self, handler: grpc.RpcMethodHandler[Any, Any], path: str
+    ) -> grpc.RpcMethodHandler[Any, Any]:
         plain = path.startswith(INFRASTRUCTURE)
         if plain and not handler.response_streaming:
             return handler
-        parent = None if plain else _parent(handler_call_details.invocation_metadata)
-        behaviour: Behaviour
         make: Callable[..., grpc.RpcMethodHandler[Any, Any]]
         if handler.request_streaming:
-            make = grpc.stream_stream_rpc_method_handler
-            inner: Any = handler.stream_stream
-            if not handler.response_streaming:
-                make, inner = grpc.stream_unary_rpc_method_handler, handler.stream_unary
+            make, inner = grpc.stream_unary_rpc_method_handler, cast(Behaviour, handler.stream_unary)
+            if handler.response_streaming:
+                make, inner = grpc.stream_stream_rpc_method_handler, cast(Behaviour, handler.stream_stream)
         else:
-            make, inner = grpc.unary_stream_rpc_method_handler, handler.unary_stream
-            if not handler.response_streaming:
-                make, inner = grpc.unary_unary_rpc_method_handler, handler.unary_unary
+            make, inner = grpc.unary_unary_rpc_method_handler, cast(Behaviour, handler.unary_unary)
+            if handler.response_streaming:
+                make, inner = grpc.unary_stream_rpc_method_handler, cast(Behaviour, handler.unary_stream)
         if plain:
             behaviour = self._untraced(inner)
         elif handler.response_streaming:
-            behaviour = self._stream(inner, path, parent, handler.request_streaming)
+            behaviour = self._stream(inner, path, handler.request_streaming)
         else:
-            behaviour = self._unary(inner, path, parent, handler.request_streaming)
+            behaviour = self._unary(inner, path, handler.request_streaming)
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
-    def _unary(self, inner: Behaviour, path: str, parent: Context | None, many: bool) -> Behaviour:
+    def _unary(self, inner: Behaviour, path: str, many: bool) -> Behaviour:
         async def serve(request: Any, context: ServicerContext) -> Any:
             async def answer() -> Any:
                 return await inner(_checked(request, many), context)
 
             left = context.time_remaining()
             seconds = DEFAULT_DEADLINE_SECONDS if left is None else left
-            return await self._observed(path, parent, context, answer, seconds)
+            return await self._observed(path, context, answer, seconds)
 
         return serve
 
-    def _stream(self, inner: Behaviour, path: str, parent: Context | None, many: bool) -> Behaviour:
+    def _stream(self, inner: Behaviour, path: str, many: bool) -> Behaviour:
         async def serve(request: Any, context: ServicerContext) -> None:
             async def answer() -> None:
                 await self._tracked(_send_all(inner, _checked(request, many), context), self._streams)
 
-            await self._observed(path, parent, context, answer, context.time_remaining())
+            await self._observed(path, context, answer, context.time_remaining())
 
         return serve
 
@@ -168,14 +174,13 @@ class ServerCalls(grpc.aio.ServerInterceptor):
     async def _observed(
         self,
         path: str,
-        parent: Context | None,
         context: ServicerContext,
         answer: Callable[[], Awaitable[R]],
         seconds: float | None,
     ) -> R:
         span = self._telemetry.tracer.start_span(
             names.rpc_span_name(path),
-            context=parent,
+            context=_parent(context.invocation_metadata()),
             kind=SpanKind.SERVER,
             attributes={names.RPC_SYSTEM: names.RPC_SYSTEM_GRPC, names.RPC_METHOD: path.lstrip("/")},
         )

@@ -64,7 +64,7 @@ asyncio.run(main(*sys.argv[1:]))
 
 
 def write_until_killed(url: str, migrations: Path, life: int) -> dict[str, int]:
-    """Starts a writer, kills it after a random number of writes; returns what it acknowledged, with revisions."""
+    """Starts a writer and kills it somewhere; returns what it had acknowledged, with revisions."""
     writer = subprocess.Popen(
         [sys.executable, "-c", WRITER, url, str(migrations), str(life)], stdout=subprocess.PIPE, text=True
     )
