@@ -120,29 +120,43 @@ class EndpointMaker:
         undo.add("address", release)
         allocation = asyncio.create_task(self._addresses.allocate(spec.owner))
         identity = asyncio.create_task(self._identities.resolve(spec.labels))
-        link, subject, revision = await _all(
-            self._link(record, allocation, netns_fd, undo),
-            self._subject(record, identity, undo),
+        link = asyncio.create_task(self._link(record, allocation, netns_fd, undo))
+        subject = asyncio.create_task(self._subject(record, identity, undo))
+        # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early.
+        record, revision = await _all(
+            self._realization(record, allocation, identity, link, subject, undo),
             self._publication(record, allocation, identity, undo),
         )
-        address, number = allocation.result(), identity.result()
-        record = replace(
-            _addressed(record, address, number),
-            phase=Phase.READY,
-            subject=subject.number,
-            ifindex=link.ifindex,
-            host_mac=link.host_mac,
-            pod_mac=link.pod_mac,
-            mtu=link.mtu,
-        )
-        await self._realize(record, subject, undo)
-        self._registry.save(record)
         self._registry.set_status(
             record.id,
             state=State.READY,
-            policy_revision=subject.realized.revision if subject.realized else 0,
+            policy_revision=_revision(subject.result()),
             ipcache_revision=revision,
         )
+        return record
+
+    async def _realization(
+        self,
+        record: EndpointRecord,
+        allocation: Awaitable[Allocation],
+        identity: Awaitable[ResolvedIdentity],
+        link: Awaitable[EndpointLink],
+        subject: Awaitable[Subject],
+        undo: Undo,
+    ) -> EndpointRecord:
+        address, number, pair, policy = await _all(allocation, identity, link, subject)
+        record = replace(
+            _addressed(record, address, number),
+            phase=Phase.READY,
+            subject=policy.number,
+            ifindex=pair.ifindex,
+            host_mac=pair.host_mac,
+            pod_mac=pair.pod_mac,
+            mtu=pair.mtu,
+        )
+        await self._realize(record, policy, undo)
+        self._registry.save(record)
+        await self._registry.sync(record.id)
         return record
 
     async def _link(
@@ -177,7 +191,6 @@ class EndpointMaker:
         identity: Awaitable[ResolvedIdentity],
         undo: Undo,
     ) -> int:
-        # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early.
         address, number = await _all(allocation, identity)
 
         async def withdraw() -> None:
@@ -200,7 +213,7 @@ class EndpointMaker:
         }
         with span(names.ENDPOINT_REGENERATE, **attributes) as current:
             self._policy.realize(subject)
-            current.set_attribute(names.POLICY_REVISION, subject.realized.revision if subject.realized else 0)
+            current.set_attribute(names.POLICY_REVISION, _revision(subject))
             with span(names.BPF_ATTACH):
                 self._kernel.attach(record)
             self._ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
@@ -213,6 +226,10 @@ class EndpointMaker:
             await self._links.open_endpoint_link(record.spec.host_device)
             with span(names.ENDPOINT_REALIZED):
                 pass
+
+
+def _revision(subject: Subject) -> int:
+    return subject.realized.revision if subject.realized is not None else 0
 
 
 def _addressed(record: EndpointRecord, address: Allocation, identity: ResolvedIdentity) -> EndpointRecord:

@@ -1,9 +1,11 @@
 """What the loader keeps on disk: endpoint records, releases that are still to be made, the node's
 registration, numbers.
 
-Every file is replaced as a whole (written aside, fsync, rename, fsync of the directory) and readable by
-root alone; a file that cannot be read is set aside under another name and told of, never deleted and never
-in the way.
+Every file is replaced as a whole (written aside, then renamed) and readable by root alone; a file that cannot
+be read is set aside under another name and told of, never deleted and never in the way.
+
+A kill at any moment loses nothing that was saved. What has to outlive the machine too, so that an address is
+given back after a crash, is synced as well; that takes milliseconds and may be done in a thread.
 """
 
 from __future__ import annotations
@@ -79,8 +81,12 @@ class StateDirectory:
         return [records[number] for number in sorted(records)]
 
     def save_endpoint(self, record: EndpointRecord) -> None:
-        """Stores a record; it is on disk when this returns. Raises OSError."""
+        """Stores a record. Raises OSError."""
         _write(self._endpoints / f"{record.id}.json", record_to_json(record))
+
+    def sync_endpoint(self, number: int) -> None:
+        """Returns when a stored record is on disk; one that is gone again is fine. From any thread."""
+        _sync(self._endpoints / f"{number}.json")
 
     def delete_endpoint(self, number: int) -> None:
         """Removes a record; one that is not there is fine."""
@@ -98,9 +104,13 @@ class StateDirectory:
         return releases
 
     def save_release(self, release: PendingRelease) -> None:
-        """Stores a release; it is on disk when this returns. Raises OSError."""
+        """Stores a release. Raises OSError."""
         document = {"owner": release.owner, "prefix": release.prefix}
         _write(self._release_path(release.owner), document)
+
+    def sync_release(self, owner: str) -> None:
+        """Returns when a stored release is on disk; one that has been made is fine. From any thread."""
+        _sync(self._release_path(owner))
 
     def delete_release(self, owner: str) -> None:
         """Forgets a release that has been made."""
@@ -177,17 +187,20 @@ class Numbers:
     def __init__(self, path: Path, start: int, ahead: int) -> None:
         self._path = path
         self._next = start
-        self._reserved = start
         self._ahead = ahead
+        self._reserve()
 
     def take(self) -> int:
         """The next number. Raises OSError when a new range cannot be stored."""
         if self._next >= self._reserved:
-            _write(self._path, {"reserved": self._next + self._ahead})
-            self._reserved = self._next + self._ahead
+            self._reserve()
         number = self._next
         self._next += 1
         return number
+
+    def _reserve(self) -> None:
+        _write(self._path, {"reserved": self._next + self._ahead})
+        self._reserved = self._next + self._ahead
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -203,13 +216,10 @@ def _write(path: Path, document: dict[str, Any]) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file, separators=(",", ":"))
-            file.flush()
-            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         _remove(temporary)
         raise
-    _sync_directory(path.parent)
 
 
 def _remove(path: Path) -> None:
@@ -217,10 +227,12 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _sync_directory(path: Path) -> None:
-    # Without this a rename may be lost with the machine, though the file's content is safe.
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _sync(path: Path) -> None:
+    # The directory too: without it the name may be lost with the machine, though the content is safe.
+    for each in (path, path.parent):
+        with contextlib.suppress(FileNotFoundError):
+            descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)

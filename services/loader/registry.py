@@ -28,7 +28,7 @@ class EndpointChange:
 
 
 class EndpointRegistry:
-    """All endpoints of the node. A record is on disk before it is here."""
+    """All endpoints of the node. A record is stored before it is here."""
 
     def __init__(self, state: StateDirectory) -> None:
         self._state = state
@@ -36,7 +36,7 @@ class EndpointRegistry:
         self._by_owner: dict[str, int] = {}
         self._by_ipv4: dict[str, int] = {}
         # A number that has just become free may still be named by flows and connections.
-        self._ids = state.numbers("endpoint-ids", ahead=64)
+        self._ids = state.numbers("endpoint-ids", ahead=8)
         self._watchers: set[asyncio.Queue[EndpointChange]] = set()
 
     def __len__(self) -> int:
@@ -86,6 +86,10 @@ class EndpointRegistry:
         """Stores a record. Its state follows the record's phase when that changes. Raises OSError."""
         self._state.save_endpoint(record)
         self.take_up(record)
+
+    async def sync(self, number: int) -> None:
+        """Returns when an endpoint's record is on disk. Raises OSError."""
+        await asyncio.to_thread(self._state.sync_endpoint, number)
 
     def take_up(self, record: EndpointRecord) -> None:
         """Takes up a record that is on disk already."""

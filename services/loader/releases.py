@@ -19,7 +19,7 @@ _log = get_logger(__name__)
 
 
 class Releases:
-    """Releases that are still to be made. A release is on disk before :meth:`add` returns."""
+    """Releases that are still to be made. A release is stored before :meth:`add` returns."""
 
     def __init__(self, state: StateDirectory, addresses: AddressClient, identities: IdentityClient) -> None:
         self._state = state
@@ -63,6 +63,7 @@ class Releases:
         try:
             await self.settle(owner)
         except FimbriaError as problem:
+            await asyncio.to_thread(self._state.sync_release, owner)
             _log.warning("release.postponed", owner=owner, reason=problem.reason, error=problem.message)
 
     async def run(self) -> None:
