@@ -20,6 +20,7 @@ LOADER_RESTART: Final = "loader.restart"
 # Spans: what a node does about it.
 ENDPOINT_REGENERATE: Final = "endpoint.regenerate"
 POLICY_SUBSCRIBE: Final = "policy.Subscribe"
+ENDPOINT_LINK: Final = "endpoint.link"
 BPF_COMPILE: Final = "bpf.compile"
 BPF_LOAD: Final = "bpf.load"
 BPF_MIGRATE: Final = "bpf.migrate"

@@ -169,7 +169,8 @@ class EndpointMaker:
 
         undo.add("link", delete)
         wanted = replace(record, ipv4=address.ipv4, router_ipv4=address.router_ipv4)
-        return await self._links.create_endpoint_link(wanted, netns_fd)
+        with span(names.ENDPOINT_LINK):
+            return await self._links.create_endpoint_link(wanted, netns_fd)
 
     async def _subject(
         self, record: EndpointRecord, identity: Awaitable[ResolvedIdentity], undo: Undo
