@@ -1,4 +1,4 @@
-"""Identities in SQL: every new one is an event of the identity feed. A known label set costs one read."""
+"""Identities in SQL: every new one is an event of the identity feed. A known set costs a read at most."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from services.identity.numbers import first_gap, rotation
 from services.identity.reserved import CLUSTER_FIRST, CLUSTER_LAST, is_reserved
 from services.identity.schema import identities, identity_cursor
 
+# How many identities are remembered: those of a busy cluster's running workloads, a few MiB at most.
+REMEMBERED = 4096
 # How many used numbers one step of the search for a free one reads.
 SEARCH_PAGE = 1024
 
@@ -31,7 +33,10 @@ _PAST = (
     .where(identities.c.id > bindparam("after"))
     .order_by(identities.c.id)
 )
-_CURSOR = select(identity_cursor.c.next_id)
+_CURSOR = select(
+    identity_cursor.c.next_id,
+    select(identities.c.id).where(identities.c.id == identity_cursor.c.next_id).exists().label("used"),
+)
 _USED_BETWEEN = (
     select(identities.c.id)
     .where(identities.c.id.between(bindparam("start"), bindparam("end")))
@@ -49,6 +54,8 @@ class IdentityStore:
         self._database = database
         self._feed = feed
         self._clock = clock
+        # What is committed here is never changed or removed: remembering it cannot go stale, whoever writes.
+        self._remembered: dict[LabelSet, Identity] = {}
 
     async def resolve(self, labels: LabelSet, *, trace: str) -> Identity:
         """The identity of a label set in normal form, made if it is new; `trace` is its maker's context.
@@ -58,6 +65,35 @@ class IdentityStore:
         reserved = reserved_number(labels)
         if reserved is not None:
             return reserved_identity(reserved)
+        known = self._remembered.get(labels)
+        if known is not None:
+            return known
+        return self._remember(await self._find_or_make(labels, trace))
+
+    async def get(self, number: int, field: str) -> Identity:
+        """The identity of that number, reserved ones too. Raises NotFound naming `field`."""
+        if is_reserved(number):
+            return reserved_identity(number)
+        async with self._database.read() as connection:
+            row = (await connection.execute(_BY_NUMBER, {"number": number})).first()
+        if row is None:
+            raise problems.identity_not_found(number, field)
+        return _from_row(row)
+
+    async def list(self, *, after: int, limit: int | None) -> tuple[Sequence[Identity], int]:
+        """Up to `limit` of the cluster's identities by number past `after`, and the revision they show."""
+        async with self._database.read() as connection:
+            revision = await self._feed.revision_at(connection)
+            rows = (await connection.execute(_PAST.limit(limit), {"after": after})).all()
+        return [_from_row(row) for row in rows], revision
+
+    def _remember(self, identity: Identity) -> Identity:
+        if len(self._remembered) >= REMEMBERED:
+            del self._remembered[next(iter(self._remembered))]
+        self._remembered[identity.labels] = identity
+        return identity
+
+    async def _find_or_make(self, labels: LabelSet, trace: str) -> Identity:
         encoded = encode(labels)
         key = digest(encoded)
         async with self._database.read() as connection:
@@ -87,23 +123,6 @@ class IdentityStore:
 
         return await self._database.write(operation)
 
-    async def get(self, number: int, field: str) -> Identity:
-        """The identity of that number, reserved ones too. Raises NotFound naming `field`."""
-        if is_reserved(number):
-            return reserved_identity(number)
-        async with self._database.read() as connection:
-            row = (await connection.execute(_BY_NUMBER, {"number": number})).first()
-        if row is None:
-            raise problems.identity_not_found(number, field)
-        return _from_row(row)
-
-    async def list(self, *, after: int, limit: int | None) -> tuple[Sequence[Identity], int]:
-        """Up to `limit` of the cluster's identities by number past `after`, and the revision they show."""
-        async with self._database.read() as connection:
-            revision = await self._feed.revision_at(connection)
-            rows = (await connection.execute(_PAST.limit(limit), {"after": after})).all()
-        return [_from_row(row) for row in rows], revision
-
 
 def decode_identity(key: str, payload: bytes, revision: int) -> Identity:
     """The identity that a feed event tells of."""
@@ -117,9 +136,10 @@ async def _find(connection: AsyncConnection, key: bytes, labels: LabelSet) -> Id
 
 async def _take_number(connection: AsyncConnection) -> int:
     """The next free number in rotation; the cursor then stands behind it."""
-    cursor = (await connection.execute(_CURSOR)).scalar_one()
-    for start, end in rotation(cursor):
-        number = await _free_number(connection, start, end)
+    cursor = (await connection.execute(_CURSOR)).one()
+    for start, end in rotation(cursor.next_id):
+        at_hand = start == cursor.next_id and not cursor.used
+        number = start if at_hand else await _free_number(connection, start, end)
         if number is not None:
             await connection.execute(_MOVE_CURSOR, {"next_id": number + 1})
             return number
