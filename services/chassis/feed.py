@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 import sqlalchemy as sa
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -295,3 +295,18 @@ class Feed:
             except FimbriaError as exc:
                 # The next round may do better; this process's own commits wake watchers without it.
                 log.warning("cannot look for changes by others", feed=self._name, reason=exc.reason)
+
+
+async def compact_regularly(feeds: Iterable[Feed], keep: int, seconds: float = 60.0) -> NoReturn:
+    """Drops all but the newest ``keep`` events of each feed every ``seconds``: a service's background task.
+
+    A store that cannot be written just now is no reason to stop: the next turn makes up for it.
+    """
+    feeds = tuple(feeds)
+    while True:
+        await asyncio.sleep(seconds)
+        for feed in feeds:
+            try:
+                await feed.compact(keep)
+            except FimbriaError as exc:
+                log.warning("compaction put off", feed=feed._name, reason=exc.reason)

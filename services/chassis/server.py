@@ -106,11 +106,9 @@ class ServiceServer:
             _unlink_socket(path)
 
     def _add_reflection(self) -> None:
-        from grpc_reflection.v1alpha import reflection
+        from services.chassis.reflection import add_reflection
 
-        services = [*self._names, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
-        services += [reflection.SERVICE_NAME, "grpc.channelz.v1.Channelz"]
-        reflection.enable_server_reflection(services, self._server)
+        add_reflection([*self._names, "grpc.health.v1.Health", "grpc.channelz.v1.Channelz"], self._server)
 
     def _bind(self, address: str) -> str:
         if address.startswith("unix:"):

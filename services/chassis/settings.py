@@ -138,22 +138,21 @@ def load_settings(
 
 def settings_table(classes: Iterable[type[Any]]) -> str:
     """One Markdown table of all settings of the classes; what several of them share stands once, first."""
-    rows: dict[tuple[str, str, str], list[str]] = {}
+    rows: dict[tuple[str, str, str, str], list[str]] = {}
     for cls in classes:
         hints = typing.get_type_hints(cls)
         for field, meta in _described(cls):
             variable = meta.env or ENV_PREFIX + field.name.upper()
             text = f"{meta.help} *{_expected(hints[field.name], meta)}*"
-            rows.setdefault((variable, _shown_default(field), text), []).append(cls.__name__)
+            rows.setdefault((variable, _flag(field), _shown_default(field), text), []).append(cls.__name__)
     width = max((len(users) for users in rows.values()), default=0)
     lines = ["| variable | flag | default | meaning | used by |", "|---|---|---|---|---|"]
-    for (variable, default, text), users in sorted(rows.items(), key=lambda row: -len(row[1])):
+    for (variable, flag, default, text), users in sorted(rows.items(), key=lambda row: -len(row[1])):
         used = (
             "all"
             if len(users) == width > 1
             else ", ".join(name.removesuffix("Settings").lower() for name in users)
         )
-        flag = "--" + variable.removeprefix(ENV_PREFIX).lower().replace("_", "-")
         cells = (f"`{variable}`", f"`{flag}`", default, text.replace("|", "\\|"), used)
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -255,11 +254,15 @@ def _expected(hint: Any, meta: _Meta) -> str:
     if hint in (int, float):
         text = "a whole number" if hint is int else "a number"
         if meta.minimum is not None and meta.maximum is not None:
-            return f"{text} from {meta.minimum:g} to {meta.maximum:g}"
+            return f"{text} from {_number(meta.minimum)} to {_number(meta.maximum)}"
         if meta.minimum is not None:
-            return f"{text} of at least {meta.minimum:g}"
-        return text if meta.maximum is None else f"{text} of at most {meta.maximum:g}"
+            return f"{text} of at least {_number(meta.minimum)}"
+        return text if meta.maximum is None else f"{text} of at most {_number(meta.maximum)}"
     return "a path" if hint is Path else "a text"
+
+
+def _number(value: float) -> str:
+    return str(int(value)) if value == int(value) else str(value)
 
 
 def _shown_default(field: dataclasses.Field[Any]) -> str:

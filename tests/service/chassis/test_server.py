@@ -12,10 +12,15 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import pytest
+from fimbria.ipam.v1 import ipam_pb2_grpc
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
 from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
 
 from services.chassis.errors import Unavailable, error_from_rpc
 from services.chassis.server import ListenError, ServiceServer
@@ -146,3 +151,26 @@ async def test_a_file_in_the_sockets_place_is_left_alone(telemetry: Telemetry, t
     with pytest.raises(ListenError, match="a file of another kind"):
         await ServiceServer(CommonSettings(listen=(f"unix:{path}",)), telemetry).start()
     assert path.read_text() == "precious"
+
+
+async def test_reflection_tells_the_comments_of_the_protos(tmp_path: Path) -> None:
+    settings = CommonSettings(listen=(f"unix:{tmp_path}/ipam.sock",))
+    server = ServiceServer(settings, init_telemetry("ipam", settings))
+    add = ipam_pb2_grpc.add_AddressServiceServicer_to_server
+    server.add(add, Mock(spec=ipam_pb2_grpc.AddressServiceServicer), "fimbria.ipam.v1.AddressService")
+    (address,) = await server.start()
+    asked = reflection_pb2.ServerReflectionRequest(file_containing_symbol="fimbria.ipam.v1.AddressService")
+    async with grpc.aio.insecure_channel(address) as channel:
+        call: Any = channel.stream_stream(
+            "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+            request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+            response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+        )
+        answer = await call(iter([asked])).read()
+    await server.stop()
+    files = map(FileDescriptorProto.FromString, answer.file_descriptor_response.file_descriptor_proto)
+    (ipam,) = [file for file in files if file.name == "fimbria/ipam/v1/ipam.proto"]
+    # Path 6, n, 2, m is the method m of service n; every one of them says what it is for.
+    methods = {(6, n, 2, m) for n, service in enumerate(ipam.service) for m in range(len(service.method))}
+    commented = {tuple(where.path) for where in ipam.source_code_info.location if where.leading_comments}
+    assert methods and methods <= commented
