@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,14 +9,12 @@ from contextlib import asynccontextmanager
 from fimbria.identity.v1 import identity_pb2_grpc
 
 from services.chassis.db import Database
-from services.chassis.feed import Feed
+from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
 from services.identity.api import IdentityApi, IpCacheApi
 from services.identity.ipcache_store import IpCacheStore
 from services.identity.settings import IdentitySettings
 from services.identity.store import IdentityStore
-
-COMPACT_SECONDS = 60.0
 
 
 @asynccontextmanager
@@ -39,16 +36,8 @@ async def build(context: ServiceContext[IdentitySettings]) -> AsyncIterator[None
         IpCacheApi(IpCacheStore(database, ipcache), ipcache),
         "fimbria.identity.v1.IpCacheService",
     )
-    context.background(compact((identities, ipcache), settings.feed_keep), "compaction")
+    context.background(compact_regularly([identities, ipcache], settings.feed_keep), "compaction")
     yield
-
-
-async def compact(feeds: tuple[Feed, ...], keep: int) -> None:
-    """Drops what is older than the newest `keep` changes of each feed, once a minute."""
-    while True:
-        await asyncio.sleep(COMPACT_SECONDS)
-        for feed in feeds:
-            await feed.compact(keep)
 
 
 if __name__ == "__main__":

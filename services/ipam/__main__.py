@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,7 +9,7 @@ from contextlib import asynccontextmanager
 from fimbria.ipam.v1 import ipam_pb2_grpc
 
 from services.chassis.db import Database
-from services.chassis.feed import Feed
+from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
 from services.ipam.address_store import AddressStore
 from services.ipam.api import DEFAULT_POOL, AddressApi, NodeApi, PoolApi
@@ -18,8 +17,6 @@ from services.ipam.cidr import check_node_mask, parse_cidr
 from services.ipam.model import Pool
 from services.ipam.settings import IpamSettings
 from services.ipam.store import NodeStore, PoolStore
-
-COMPACT_SECONDS = 60.0
 
 
 @asynccontextmanager
@@ -44,7 +41,7 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
         AddressApi(AddressStore(database, time.time_ns)),
         "fimbria.ipam.v1.AddressService",
     )
-    context.background(compact(feed, settings.feed_keep), "compaction")
+    context.background(compact_regularly([feed], settings.feed_keep), "compaction")
     yield
 
 
@@ -60,13 +57,6 @@ async def ensure_default_pool(pools: PoolStore, settings: IpamSettings) -> None:
     mask_size = settings.ipam_default_pool_mask_size
     check_node_mask(cidr, mask_size, "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE")
     await pools.create(Pool(DEFAULT_POOL, (cidr,), mask_size))
-
-
-async def compact(feed: Feed, keep: int) -> None:
-    """Drops what is older than the newest `keep` changes, once a minute."""
-    while True:
-        await asyncio.sleep(COMPACT_SECONDS)
-        await feed.compact(keep)
 
 
 if __name__ == "__main__":
