@@ -1,0 +1,167 @@
+"""Measures every figure and writes docs/benchmarks.md: `python -m tests.bench`.
+
+Takes some two minutes on two cores and wants the machine for itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from tests.bench import fimbria
+from tests.bench.cni import Plugin, call, ptp
+from tests.bench.figures import Figure, median, percentile
+from tests.bench.namespaces import namespaces
+from tests.bench.report import render
+from tests.bench.routed import routed_veth
+from tests.bench.traffic import alternately, build_pingpong, round_trip_us, throughput_gbit
+
+_PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
+
+
+def control_plane(directory: Path) -> list[Figure]:
+    """Start, CNI, policy, memory."""
+    _tell("lab up")
+    starts = [fimbria.lab_up_seconds(directory / f"up-{number}") for number in range(5)]
+    figures = [
+        Figure("lab up, two nodes", median(starts), "s", goal="<= 5 s", met=median(starts) <= 5),
+    ]
+    with fimbria.lab(directory / "lab") as lab:
+        fimbria.pods(lab)
+        lab.run("shop/web", node="node-1", labels=["app=web"])
+        lab.run("shop/client", node="node-2", labels=["app=client"])
+        _tell("CNI ADD and DEL")
+        figures += _cni(fimbria.plugin(lab, "node-1"), directory)
+        setup = fimbria.endpoint_setup_ms(lab, "node-1")
+        figures.append(
+            Figure(
+                "endpoint datapath set-up p50 (map writes and attachment)",
+                median(setup),
+                "ms",
+                goal="<= 2 ms",
+                met=median(setup) <= 2,
+                note=f"from the spans of {len(setup)} ADDs; p99 {percentile(setup, 0.99):.2f} ms",
+            )
+        )
+        _tell("policy apply")
+        applied = fimbria.policy_apply_ms(lab, 60)[10:]
+        figures.append(
+            Figure(
+                "policy apply to enforced on both nodes p50",
+                median(applied),
+                "ms",
+                goal="<= 20 ms",
+                met=median(applied) <= 20,
+                note=f"p99 {percentile(applied, 0.99):.1f} ms over {len(applied)} changes of a policy",
+            )
+        )
+        for name, resident in fimbria.resident_mb(lab).items():
+            figures.append(
+                Figure(f"resident memory, {name}", resident, "MB", goal="<= 120 MB", met=resident <= 120)
+            )
+    return figures
+
+
+def _cni(ours: Plugin, directory: Path, rounds: int = 60) -> list[Figure]:
+    suffixes = [f"{who}{number}" for number in range(rounds) for who in ("a", "b")]
+    samples: dict[str, list[float]] = {"ADD": [], "DEL": [], "ptp ADD": [], "ptp DEL": []}
+    with namespaces("node", *suffixes) as (node, *netns):
+        peer = ptp(node, directory / "host-local")
+        for number in range(rounds):
+            samples["ADD"].append(call(ours, "ADD", number, netns[2 * number]))
+            samples["ptp ADD"].append(call(peer, "ADD", number, netns[2 * number + 1]))
+        for number in range(rounds):
+            samples["DEL"].append(call(ours, "DEL", number, netns[2 * number]))
+            samples["ptp DEL"].append(call(peer, "DEL", number, netns[2 * number + 1]))
+    figures = []
+    for name in ("ADD", "DEL"):
+        for label, q in (("p50", 0.5), ("p99", 0.99)):
+            value, theirs = (percentile(samples[key], q) for key in (name, f"ptp {name}"))
+            goal = "<= 2 x peer" if (name, label) == ("ADD", "p50") else None
+            figures.append(
+                Figure(
+                    f"CNI {name} {label}",
+                    value,
+                    "ms",
+                    theirs,
+                    "ptp + host-local",
+                    goal,
+                    value <= 2 * theirs if goal else None,
+                )
+            )
+    return figures
+
+
+def traffic(directory: Path) -> list[Figure]:
+    """TCP between pods, beside a routed veth."""
+    binary = build_pingpong(directory)
+    figures = []
+    with fimbria.lab(directory / "lab") as lab, routed_veth() as routed:
+        near, far = fimbria.pods(lab)
+        paths = {"near": near, "routed": routed, "far": far}
+        for name, unit, rounds, measure in (
+            ("TCP round trip, both ends on one core", "µs", 9, partial(round_trip_us, binary)),
+            (
+                "TCP connect, request, close, both ends on one core",
+                "µs",
+                9,
+                partial(round_trip_us, binary, connect=True, count=5000),
+            ),
+            ("TCP throughput (iperf3)", "Gbit/s", 5, throughput_gbit),
+        ):
+            _tell(name)
+            found = alternately(paths, measure, rounds=rounds)
+            bigger_is_better = unit == "Gbit/s"
+            met = found["near"] >= found["routed"] if bigger_is_better else found["near"] <= found["routed"]
+            figures.append(
+                Figure(
+                    f"{name}, pod to pod on one node",
+                    found["near"],
+                    unit,
+                    found["routed"],
+                    "routed veth",
+                    "at least as good",
+                    met,
+                )
+            )
+            figures.append(Figure(f"{name}, pod to pod across nodes", found["far"], unit))
+    return figures
+
+
+def _tell(line: str) -> None:
+    print(f"bench: {line}", file=sys.stderr, flush=True)
+
+
+def main() -> int:
+    """Runs the sections asked for; returns the exit code."""
+    sections: dict[str, tuple[str, Callable[[Path], list[Figure]]]] = {
+        "control": ("Control plane", control_plane),
+        "traffic": ("Traffic", traffic),
+    }
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("--only", choices=sorted(sections), help="measure this section and print it only")
+    only = parser.parse_args().only
+    if os.geteuid() != 0:
+        print("bench: needs root: it makes network namespaces and loads BPF", file=sys.stderr)
+        return 2
+    found = {}
+    with tempfile.TemporaryDirectory(prefix="fimbria-bench-") as directory:
+        for key, (title, measure) in sections.items():
+            if only in (None, key):
+                base = Path(directory) / key
+                base.mkdir()
+                found[title] = measure(base)
+    page = render(found)
+    print(page)
+    if only is None:
+        _PAGE.write_text(page)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
