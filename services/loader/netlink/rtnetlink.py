@@ -328,7 +328,7 @@ def addresses(payloads: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
         attrs = dict(_attrs(payload, _IFADDR.size))
         local = attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS)
         if local is not None:
-            found.append((ifindex, f"{socket.inet_ntoa(local)}/{prefix_len}"))
+            found.append((ifindex, f"{_dotted(local)}/{prefix_len}"))
     return found
 
 
@@ -443,4 +443,4 @@ def _number(value: bytes | None) -> int:
 
 
 def _dotted(value: bytes | None) -> str:
-    return socket.inet_ntoa(value) if value else ""
+    return socket.inet_ntoa(value) if value and len(value) == 4 else ""
