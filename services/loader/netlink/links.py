@@ -152,9 +152,12 @@ def delete_endpoint_link(host_name: str) -> bool:
 
 
 def list_endpoint_links() -> list[HostLink]:
-    """The node's sides of all links of this namespace, by name."""
+    """The node's sides of all links of this namespace, by name. Raises Unavailable, Internal."""
     with rt.RouteSocket() as node:
-        (answer,) = node.request([rt.dump_links()])
+        try:
+            (answer,) = node.request([rt.dump_links()])
+        except OSError as exc:
+            raise _kernel_error(exc, "the list of devices") from exc
     found = [
         HostLink(link.name, link.ifindex, link.mac, link.mtu, link.up)
         for link in rt.links(answer)
@@ -169,10 +172,13 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
     Raises InvalidArgument (NETNS_INVALID) when the pod's namespace cannot be entered, Unavailable, Internal.
     """
     with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
-        host, inside = _find(node, spec.host_name), _find(pod, spec.ifname)
-        # One at a time: a socket has no more than one listing under way.
-        (address_answer,) = pod.request([rt.dump_addresses()])
-        (route_answer,) = pod.request([rt.dump_routes()])
+        try:
+            host, inside = _find(node, spec.host_name), _find(pod, spec.ifname)
+            # One at a time: a socket has no more than one listing under way.
+            (address_answer,) = pod.request([rt.dump_addresses()])
+            (route_answer,) = pod.request([rt.dump_routes()])
+        except OSError as exc:
+            raise _kernel_error(exc, spec.host_name) from exc
     problems: list[str] = []
     if host is None:
         problems.append(f"the node has no device {spec.host_name}")
