@@ -36,20 +36,20 @@ def show(value: object) -> str:
 
 
 def type_name(value: object) -> str:
-    """What JSON calls the type of a value."""
+    """What JSON calls the type of a value, with its article."""
     if value is None:
         return "null"
     if isinstance(value, bool):
-        return "boolean"
+        return "a boolean"
     if isinstance(value, int | float):
-        return "number"
+        return "a number"
     if isinstance(value, str):
-        return "string"
+        return "a string"
     if isinstance(value, list):
-        return "list"
+        return "a list"
     if isinstance(value, dict):
-        return "object"
-    return type(value).__name__
+        return "an object"
+    return f"a {type(value).__name__}"
 
 
 @dataclass(slots=True)
@@ -83,7 +83,7 @@ class Node:
     def mapping(self) -> Mapping[str, object] | None:
         if isinstance(self.value, dict):
             return self.value
-        self.wrong(f"an object, not a {type_name(self.value)}")
+        self.wrong(f"an object, not {type_name(self.value)}")
         return None
 
     def child(self, key: str) -> Node | None:
@@ -105,7 +105,7 @@ class Node:
     def items(self) -> Iterator[Node]:
         """The elements of a list."""
         if not isinstance(self.value, list):
-            self.wrong(f"a list, not a {type_name(self.value)}")
+            self.wrong(f"a list, not {type_name(self.value)}")
             return
         for index, value in enumerate(self.value):
             yield Node(value, f"{self.path}[{index}]", self.report)
@@ -114,7 +114,7 @@ class Node:
         if isinstance(self.value, str):
             return self.value
         hint = "; quote it" if isinstance(self.value, bool | int | float) else ""
-        self.wrong(f"{expected} as a string, not a {type_name(self.value)}{hint}")
+        self.wrong(f"{expected} as a string, not {type_name(self.value)}{hint}")
         return None
 
     def integer(self, low: int, high: int, what: str) -> int | None:

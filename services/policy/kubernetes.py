@@ -101,7 +101,8 @@ def _peer(item: Node, namespace: str) -> Selector | None:
         return None
     pods, namespaces = (item.child(key) for key in known)
     if pods is None and namespaces is None:
-        if item.child("ipBlock") is None:
+        # Fields that are not known have been reported already.
+        if all(value is None for value in (item.mapping() or {}).values()):
             item.wrong("a peer with podSelector, namespaceSelector or both")
         return None
     chosen = EVERYTHING if pods is None else read_selector(pods, KeyStyle.POD)

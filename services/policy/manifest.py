@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from services.policy.cilium import read_cilium_spec
 from services.policy.documents import Document, DocumentError, read_documents
-from services.policy.fields import Node, Report, Violation
+from services.policy.fields import Node, Report, Violation, type_name
 from services.policy.kubernetes import read_network_policy
 from services.policy.names import namespace_problem, object_name_problem
 from services.policy.rules import Policy, PolicyRef, RuleSpec
@@ -169,9 +169,7 @@ def _head(document: Document, report: Report) -> tuple[Node, PolicyRef] | None:
     where = f"{document.path}: " if document.path else ""
     if not isinstance(document.value, dict):
         report.subject = where.rstrip(": ")
-        report.add(
-            "kind", f"got {type(document.value).__name__}, expected an object with apiVersion and kind"
-        )
+        report.add("kind", f"got {type_name(document.value)}, expected an object with apiVersion and kind")
         return None
     kind_node = node.required("kind", f"one of {', '.join(API_VERSIONS)}")
     kind = kind_node.value if kind_node is not None else None

@@ -43,8 +43,13 @@ _RULES = select(rules)
 _ADD_RULE = insert(rules).returning(rules.c.cookie)
 _DROP_RULE = delete(rules).where(rules.c.cookie == bindparam("of_cookie"))
 _ADD = insert(policies)
-_CHANGE = update(policies).where(_at(_KEY))
-_SET_REVISION = update(policies).where(_at(_KEY)).values(revision=bindparam("to_revision"))
+_CHANGE = (
+    update(policies)
+    .where(_at(_KEY))
+    .values(
+        manifest=bindparam("to_manifest"), updated_ns=bindparam("to_time"), revision=bindparam("to_revision")
+    )
+)
 _DROP = delete(policies).where(_at(_KEY))
 
 
@@ -111,7 +116,10 @@ class PolicyStore:
         if not dry_run:
             return await self._database.write(operation)
         async with self._database.read() as connection:
-            planned = [await _plan(connection, manifest, now) for manifest in manifests]
+            planned = []
+            for manifest in manifests:
+                stored, outcome, _ = await _plan(connection, manifest, now)
+                planned.append((stored, outcome))
             return Applied(tuple(planned), await self._feed.revision_at(connection))
 
     async def delete(self, refs: Iterable[PolicyRef], *, trace: str = "") -> tuple[list[PolicyRef], int]:
@@ -154,21 +162,23 @@ class PolicyStore:
     async def _apply_one(
         self, connection: AsyncConnection, manifest: Manifest, now: int, trace: str
     ) -> tuple[StoredPolicy, Outcome]:
-        planned, outcome = await _plan(connection, manifest, now)
+        planned, outcome, retired = await _plan(connection, manifest, now)
         if outcome is Outcome.UNCHANGED:
             return planned, outcome
         ref = planned.ref
-        row = {"manifest": manifest.text, "updated_ns": now}
         if outcome is Outcome.CREATED:
-            await connection.execute(_ADD, {**_named(ref), **row, "revision": 0})
-        else:
-            await connection.execute(_CHANGE.values(**row), _of(ref))
+            # The rules refer to the policy, so it comes first; its revision is known only after them.
+            row = {**_named(ref), "manifest": manifest.text, "updated_ns": now, "revision": 0}
+            await connection.execute(_ADD, row)
+        for cookie in retired:
+            await connection.execute(_DROP_RULE, {"of_cookie": cookie})
         cookies = await _number_rules(connection, ref, planned.bound.cookies)
-        bound = BoundPolicy(manifest.policy, cookies)
         payload = orjson.dumps({"manifest": manifest.text, "cookies": cookies, "updated_ns": now})
         revision = await self._feed.append(connection, _feed_key(ref), payload, trace=trace)
-        await connection.execute(_SET_REVISION, {**_of(ref), "to_revision": revision})
-        return StoredPolicy(bound, manifest.text, revision, now), outcome
+        await connection.execute(
+            _CHANGE, {**_of(ref), "to_manifest": manifest.text, "to_time": now, "to_revision": revision}
+        )
+        return StoredPolicy(BoundPolicy(manifest.policy, cookies), manifest.text, revision, now), outcome
 
 
 def policy_of(event: FeedEvent) -> StoredPolicy | PolicyRef:
@@ -193,27 +203,27 @@ def _of(ref: PolicyRef) -> dict[str, Any]:
     return {f"of_{key}": value for key, value in _named(ref).items()}
 
 
-async def _plan(connection: AsyncConnection, manifest: Manifest, now: int) -> tuple[StoredPolicy, Outcome]:
-    """What applying would do. New rules have the cookie 0; cookies of rules that would go are left out."""
+async def _plan(
+    connection: AsyncConnection, manifest: Manifest, now: int
+) -> tuple[StoredPolicy, Outcome, list[int]]:
+    """What applying would do, and the cookies of the rules that would go. New rules have the cookie 0."""
     present = await _read(connection, manifest.policy.ref)
     if present is not None and present.manifest == manifest.text:
-        return present, Outcome.UNCHANGED
+        return present, Outcome.UNCHANGED, []
     known = present.bound.cookies if present is not None else {}
     cookies = {rule.path: known.get(rule.path, 0) for rule in manifest.policy.rules()}
     planned = StoredPolicy(
         BoundPolicy(manifest.policy, cookies), manifest.text, present.revision if present else 0, now
     )
-    return planned, Outcome.CHANGED if present is not None else Outcome.CREATED
+    outcome = Outcome.CHANGED if present is not None else Outcome.CREATED
+    return planned, outcome, [cookie for path, cookie in known.items() if path not in cookies]
 
 
 async def _number_rules(
     connection: AsyncConnection, ref: PolicyRef, planned: Mapping[str, int]
 ) -> dict[str, int]:
-    """Number the rules that are new, and retire the numbers of those that are gone."""
+    """Give a number to each rule that has none yet."""
     cookies = dict(planned)
-    for row in (await connection.execute(_RULES_OF, _of(ref))).all():
-        if row.path not in cookies:
-            await connection.execute(_DROP_RULE, {"of_cookie": row.cookie})
     for path, cookie in planned.items():
         if not cookie:
             added = await connection.execute(_ADD_RULE, {**_named(ref), "path": path})
