@@ -37,17 +37,19 @@ async def test_compaction_goes_on_after_a_store_that_could_not_be_written(db: Da
     feed = Feed(db, "things")
     await append_all(db, feed, *"abcdef")
     turns = 0
+    thrice = asyncio.Event()
+    enough = asyncio.Event()
 
     class Failing(Feed):
         async def compact(self, keep: int) -> int:
             nonlocal turns
             turns += 1
+            if turns == 3:
+                enough.set()
             raise Unavailable("locked", reason="DATABASE_BUSY")
 
     background = asyncio.create_task(compact_regularly([Failing(db, "other"), feed], keep=2, seconds=0))
-    async with asyncio.timeout(10):
-        while turns < 3:
-            await asyncio.sleep(0)
+    await asyncio.wait_for(enough.wait(), 10)
     background.cancel()
     await asyncio.gather(background, return_exceptions=True)
     assert await feed.compact(2) == 4
