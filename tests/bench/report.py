@@ -10,8 +10,8 @@ from tests.bench.figures import Figure
 
 _HEAD = """# Benchmarks
 
-`make bench` measures these figures and writes this page. A peer's figure is from the same run, measured in turn
-with ours, because machines differ and are noisy: look at the ratio. Where a goal was missed, the page says so.
+`make bench` measures these figures and writes this page. A peer's figure is from the same run, measured in
+turn with ours, because machines differ and are noisy: look at the ratio. A missed goal is marked.
 
 Measured on {machine}.
 """
