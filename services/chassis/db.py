@@ -24,7 +24,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from services.chassis.errors import Aborted, FimbriaError, Internal, ResourceExhausted, Unavailable
 from services.chassis.logs import get_logger
-from services.chassis.sqlite import DatabaseOpenError, open_error, prepare_file, reader_engine, writer_engine
+from services.chassis.sqlite import (
+    DatabaseOpenError,
+    open_error,
+    prepare_file,
+    reader_engine,
+    transaction_state,
+    writer_engine,
+)
 
 __all__ = ["Database", "DatabaseOpenError"]
 
@@ -163,9 +170,6 @@ class Database:
                 await self._commit(batch)
             except Exception as exc:
                 failure = _store_error(exc)
-                log.warning(
-                    "transaction failed", operations=len(batch), reason=failure.reason, error=str(exc)
-                )
                 for pending in batch:
                     pending.failure = pending.failure or failure
             self._settle(batch)
@@ -173,17 +177,20 @@ class Database:
     async def _commit(self, batch: list[_Pending]) -> None:
         async with self._writer.connect() as conn:
             await conn.execute(text("BEGIN IMMEDIATE"))
+            in_transaction = await transaction_state(conn)
             alone = len(batch) == 1
             for pending in batch:
                 # A batch of one needs no savepoint: the transaction is its own.
                 if alone:
                     await self._run(pending, conn)
+                    self._check(pending, in_transaction())
                     if pending.failure is not None:
                         await conn.rollback()
                         return
                     continue
                 savepoint = await conn.begin_nested()
                 await self._run(pending, conn)
+                self._check(pending, in_transaction())
                 if pending.failure is None:
                     await savepoint.commit()
                 else:
@@ -197,11 +204,26 @@ class Database:
         self._running = pending
         try:
             pending.result = await asyncio.get_running_loop().create_task(call(), context=pending.context)
+        except sa_exc.OperationalError as exc:
+            # The disk is full, or the store is gone: nothing that the operation itself could have known.
+            pending.failure = _store_error(exc)
+            pending.committed.clear()
         except BaseException as exc:
             pending.failure = exc
             pending.committed.clear()
         finally:
             self._running = None
+
+    def _check(self, pending: _Pending, in_transaction: bool) -> None:
+        """Fails the batch when SQLite has rolled it back by itself, as it does when the disk is full.
+
+        Going on would run the rest outside of any transaction, and acknowledge what is lost.
+        """
+        if in_transaction:
+            return
+        if isinstance(pending.failure, FimbriaError):
+            raise pending.failure
+        raise Unavailable("the store gave the transaction up", reason="DATABASE_IO", retry_after=1.0)
 
     def _settle(self, batch: list[_Pending]) -> None:
         for pending in batch:
@@ -236,6 +258,7 @@ def _store_error(exc: Exception) -> FimbriaError:
     if isinstance(exc, FimbriaError):
         return exc
     what = str(getattr(exc, "orig", None) or exc)
+    log.error("store failed", error=what, statement=getattr(exc, "statement", None))
     if "locked" in what or "busy" in what:
         return Unavailable("the store is locked by another process", reason="DATABASE_BUSY", retry_after=1.0)
     if "full" in what:

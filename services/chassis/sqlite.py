@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import event
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from services.chassis.errors import StartError
@@ -80,6 +81,12 @@ def _engine(path: Path, *pragmas: str, pool_size: int) -> AsyncEngine:
 
     event.listen(engine.sync_engine, "connect", configure)
     return engine
+
+
+async def transaction_state(conn: AsyncConnection) -> Callable[[], bool]:
+    """Tells at any time whether the connection's transaction is still open in SQLite itself."""
+    driver: Any = (await conn.get_raw_connection()).driver_connection
+    return lambda: bool(driver.sqlite.in_transaction)
 
 
 def open_error(path: Path, exc: Exception) -> DatabaseOpenError:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import sqlite3
 import stat
 from contextvars import ContextVar
@@ -8,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import MAX_BATCH, Database, DatabaseOpenError
-from services.chassis.errors import FimbriaError, NotFound, Unavailable
+from services.chassis.errors import FimbriaError, NotFound, ResourceExhausted, Unavailable
 
 INSERT = text("INSERT INTO thing (name) VALUES (:name)")
 
@@ -255,3 +256,35 @@ async def test_a_migration_that_fails_leaves_the_old_schema(url: str, migrations
         async with db.read() as conn:
             found = await conn.execute(text("SELECT name FROM sqlite_master WHERE name = 'half'"))
             assert found.first() is None
+
+
+async def test_a_full_disk_is_told_and_leaves_the_store_usable(db: Database) -> None:
+    async def limit(conn: AsyncConnection) -> None:
+        # SQLite answers a file that may not grow as it answers a disk that is full.
+        pages = (await conn.execute(text("PRAGMA page_count"))).scalar_one()
+        await conn.execute(text(f"PRAGMA max_page_count = {pages + 2}"))
+
+    await db.write(limit)
+    results = await asyncio.gather(
+        insert(db, "small"), insert(db, "large" * 20_000), insert(db, "after"), return_exceptions=True
+    )
+    # SQLite gives the whole transaction up then, so that nobody may believe in a part of it.
+    for result in results:
+        assert isinstance(result, ResourceExhausted) and result.reason == "DATABASE_FULL"
+    assert await names(db) == []
+    await insert(db, "small")
+    assert await names(db) == ["small"]
+
+
+async def test_an_operation_cannot_go_on_after_its_transaction_is_lost(db: Database) -> None:
+    async def stubborn(conn: AsyncConnection) -> None:
+        pages = (await conn.execute(text("PRAGMA page_count"))).scalar_one()
+        await conn.execute(text(f"PRAGMA max_page_count = {pages + 2}"))
+        await conn.execute(INSERT, {"name": "first half"})
+        with contextlib.suppress(OperationalError):
+            await conn.execute(INSERT, {"name": "large" * 20_000})
+
+    with pytest.raises(Unavailable) as caught:
+        await db.write(stubborn)
+    assert caught.value.reason == "DATABASE_IO"
+    assert await names(db) == []

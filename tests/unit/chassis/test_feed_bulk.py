@@ -37,7 +37,6 @@ async def test_compaction_goes_on_after_a_store_that_could_not_be_written(db: Da
     feed = Feed(db, "things")
     await append_all(db, feed, *"abcdef")
     turns = 0
-    thrice = asyncio.Event()
     enough = asyncio.Event()
 
     class Failing(Feed):
