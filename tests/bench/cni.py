@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.namespaces import entering, netns_path
+from tests.bench.namespaces import netns_path, within
 
 
 @dataclass(frozen=True)
@@ -38,17 +38,15 @@ def call(plugin: Plugin, command: str, number: int, pod_netns: str) -> float:
         "PATH": os.environ.get("PATH", "/usr/sbin:/usr/bin"),
     }
     config = json.dumps(plugin.config(number)).encode()
-    enter = entering(plugin.node_netns)
-    start = time.perf_counter()
-    done = subprocess.run(
-        [str(plugin.binary)],
-        input=config,
-        env=environment,
-        capture_output=True,
-        check=False,
-        preexec_fn=enter,
-    )
-    elapsed = (time.perf_counter() - start) * 1e3
+
+    def execute() -> tuple[float, subprocess.CompletedProcess[bytes]]:
+        start = time.perf_counter()
+        done = subprocess.run(
+            [str(plugin.binary)], input=config, env=environment, capture_output=True, check=False
+        )
+        return (time.perf_counter() - start) * 1e3, done
+
+    elapsed, done = within(plugin.node_netns, execute)
     if done.returncode:
         raise RuntimeError(
             f"{plugin.binary.name} {command}: exit {done.returncode}: "

@@ -7,7 +7,10 @@ import ctypes
 import os
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
+T = TypeVar("T")
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -17,30 +20,38 @@ def netns_path(name: str) -> str:
     return f"/run/netns/{name}"
 
 
+def within(netns: str | None, work: Callable[[], T]) -> T:
+    """Does the work in a thread that has entered the named network namespace (/sys stays).
+
+    Processes that the work starts are in it too. Nothing runs between fork and exec: that is not safe in a process
+    that speaks gRPC."""
+    if netns is None:
+        return work()
+
+    def entered() -> T:
+        fd = os.open(netns_path(netns), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            if _libc.setns(fd, _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), f"setns {netns}")
+        finally:
+            os.close(fd)
+        return work()
+
+    # The thread ends in a namespace that is not the process's, so it serves this call only.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(entered).result()
+
+
 def run(*command: str, netns: str | None = None) -> str:
-    """Runs a command to its end, in a named network namespace if one is given (/sys stays), and returns
-    what it printed. Raises RuntimeError with its words when it fails."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=entering(netns))
+    """Runs a command to its end, in a named network namespace if one is given, and returns what it printed.
+
+    Raises RuntimeError with its words when it fails."""
+    done = within(netns, lambda: subprocess.run(command, capture_output=True, text=True, check=False))
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(command)}: exit {done.returncode}: {done.stderr.strip() or done.stdout.strip()}"
         )
     return done.stdout
-
-
-def entering(netns: str | None) -> Callable[[], None] | None:
-    """A preexec_fn that moves a child into the namespace; None for none."""
-    if netns is None:
-        return None
-    path = netns_path(netns)
-
-    def enter() -> None:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        if _libc.setns(fd, _CLONE_NEWNET):
-            raise OSError(ctypes.get_errno(), f"setns {path}")
-        os.close(fd)
-
-    return enter
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path as FilePath
 
 from tests.bench.figures import median
-from tests.bench.namespaces import entering, run
+from tests.bench.namespaces import run, within
 from tests.bench.routed import Path
 
 _SOURCE = FilePath(__file__).with_name("pingpong.c")
@@ -34,11 +34,9 @@ def round_trip_us(binary: FilePath, path: Path, *, connect: bool = False, count:
 @contextlib.contextmanager
 def _iperf_server(path: Path) -> Iterator[None]:
     netns = os.path.basename(path.server)
-    server = subprocess.Popen(
-        ["iperf3", "-s", "-p", "5202"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=entering(netns),
+    command = ["iperf3", "-s", "-p", "5202"]
+    server = within(
+        netns, lambda: subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     )
     try:
         yield
@@ -54,8 +52,8 @@ def throughput_gbit(path: Path, *, seconds: int = 2) -> float:
     with _iperf_server(path):
         deadline = time.monotonic() + 5
         while True:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=False, preexec_fn=entering(client)
+            done = within(
+                client, lambda: subprocess.run(command, capture_output=True, text=True, check=False)
             )
             result = json.loads(done.stdout)
             if "error" not in result:
