@@ -54,6 +54,9 @@ class _Pending:
     committed: list[Callable[[], None]] = field(default_factory=list)
 
 
+_operation: contextvars.ContextVar[_Pending | None] = contextvars.ContextVar("db_operation", default=None)
+
+
 class Database:
     """An open store; made by :meth:`open`, ended by :meth:`close`. Belongs to one event loop."""
 
@@ -127,6 +130,8 @@ class Database:
         Raises Unavailable (DATABASE_BUSY, DATABASE_IO, DATABASE_CLOSED) and ResourceExhausted (DATABASE_FULL)
         when the transaction as a whole fails; then nothing of it is stored.
         """
+        if self._running is not None and _operation.get() is self._running:
+            raise RuntimeError("write is called inside a write operation, which would wait for itself")
         if self._closing:
             raise Unavailable("the store is closing", reason="DATABASE_CLOSED")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -199,6 +204,7 @@ class Database:
 
     async def _run(self, pending: _Pending, conn: AsyncConnection) -> None:
         async def call() -> Any:
+            _operation.set(pending)
             return await pending.operation(conn)
 
         self._running = pending

@@ -288,3 +288,13 @@ async def test_an_operation_cannot_go_on_after_its_transaction_is_lost(db: Datab
         await db.write(stubborn)
     assert caught.value.reason == "DATABASE_IO"
     assert await names(db) == []
+
+
+async def test_a_write_inside_a_write_is_refused_rather_than_waited_for(db: Database) -> None:
+    async def nested(conn: AsyncConnection) -> None:
+        await insert(db, "inner")
+
+    with pytest.raises(RuntimeError, match="inside a write operation"):
+        await db.write(nested)
+    await insert(db, "next")
+    assert await names(db) == ["next"]
