@@ -88,7 +88,13 @@ def datapath(config: NodeConfig, pin_dir: str, cache_dir: str) -> Iterator[Kerne
 @pytest.fixture
 def node(datapath: KernelDatapath, config: NodeConfig) -> Node:
     web = EndpointRow(
-        socket.if_nametoindex("lxcweb"), WEB, WEB_ID, WEB_SUBJECT, 11, "02:00:00:00:01:01", "02:00:00:00:01:02"
+        socket.if_nametoindex("lxcweb"),
+        WEB,
+        WEB_ID,
+        WEB_SUBJECT,
+        11,
+        "02:00:00:00:01:01",
+        "02:00:00:00:01:02",
     )
     client = EndpointRow(
         socket.if_nametoindex("lxcclient"), CLIENT, CLIENT_ID, CLIENT_SUBJECT, 12,

@@ -1,4 +1,4 @@
-"""Network namespaces of a test's own, removed also after failure; those of a killed run go with the next one."""
+"""Network namespaces of a test's own, removed also after failure; a killed run's go with the next one."""
 
 from __future__ import annotations
 
@@ -63,6 +63,9 @@ class Namespaces:
         self._made.append(name)
         namespace = Namespace(name)
         namespace.command("ip", "link", "set", "lo", "up")
+        # Devices that come up would announce themselves by IPv6, into the counts of drops.
+        for scope in ("all", "default"):
+            namespace.command("sysctl", "-q", "-w", f"net.ipv6.conf.{scope}.disable_ipv6=1")
         return namespace
 
     def __enter__(self) -> Namespaces:

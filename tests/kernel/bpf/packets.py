@@ -23,7 +23,9 @@ def checksum(data: bytes) -> int:
     return ~total & 0xFFFF
 
 
-def ethernet(payload: bytes, kind: int = ETH_IPV4, *, source: str = POD_MAC, destination: str = HOST_MAC) -> bytes:
+def ethernet(
+    payload: bytes, kind: int = ETH_IPV4, *, source: str = POD_MAC, destination: str = HOST_MAC
+) -> bytes:
     return mac_bytes(destination) + mac_bytes(source) + struct.pack("!H", kind) + payload
 
 
@@ -55,7 +57,9 @@ class Ip:
 
 
 def with_l4_checksum(ip: Ip, segment: bytes, offset: int) -> bytes:
-    pseudo = ipv4_bytes(ip.source) + ipv4_bytes(ip.destination) + struct.pack("!BBH", 0, ip.protocol, len(segment))
+    pseudo = (
+        ipv4_bytes(ip.source) + ipv4_bytes(ip.destination) + struct.pack("!BBH", 0, ip.protocol, len(segment))
+    )
     value = checksum(pseudo + segment)
     return segment[:offset] + struct.pack("!H", value) + segment[offset + 2 :]
 
@@ -65,7 +69,13 @@ def tcp_segment(sport: int, dport: int, flags: int, payload: bytes = b"", *, wor
 
 
 def tcp(
-    source: str, destination: str, sport: int, dport: int, flags: int = SYN, payload: bytes = b"", **ip: object
+    source: str,
+    destination: str,
+    sport: int,
+    dport: int,
+    flags: int = SYN,
+    payload: bytes = b"",
+    **ip: object,
 ) -> bytes:
     head = replace(Ip(source, destination, TCP), **ip)  # type: ignore[arg-type]
     return ethernet(head.pack(with_l4_checksum(head, tcp_segment(sport, dport, flags, payload), 16)))
@@ -81,7 +91,9 @@ def udp(source: str, destination: str, sport: int, dport: int, payload: bytes = 
 
 
 def sctp(source: str, destination: str, sport: int, dport: int) -> bytes:
-    return ethernet(Ip(source, destination, SCTP).pack(struct.pack("!HHII", sport, dport, 0, 0) + b"\x01\0\0\x04"))
+    return ethernet(
+        Ip(source, destination, SCTP).pack(struct.pack("!HHII", sport, dport, 0, 0) + b"\x01\0\0\x04")
+    )
 
 
 def icmp_message(kind: int, code: int = 0, rest: bytes = b"\0\0\0\0", payload: bytes = b"") -> bytes:
@@ -89,13 +101,17 @@ def icmp_message(kind: int, code: int = 0, rest: bytes = b"\0\0\0\0", payload: b
     return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
 
 
-def echo(source: str, destination: str, ident: int, *, reply: bool = False, payload: bytes = b"ping", **ip: object) -> bytes:
+def echo(
+    source: str, destination: str, ident: int, *, reply: bool = False, payload: bytes = b"ping", **ip: object
+) -> bytes:
     head = replace(Ip(source, destination, ICMP), **ip)  # type: ignore[arg-type]
     message = icmp_message(0 if reply else 8, rest=struct.pack("!HH", ident, 1), payload=payload)
     return ethernet(head.pack(message))
 
 
-def icmp_error(source: str, quoted: bytes, *, kind: int = 3, code: int = 3, destination: str | None = None) -> bytes:
+def icmp_error(
+    source: str, quoted: bytes, *, kind: int = 3, code: int = 3, destination: str | None = None
+) -> bytes:
     """An error from ``source`` about the frame ``quoted``, to whom that was from."""
     inner = quoted[14:]
     to = destination or socket.inet_ntoa(inner[12:16])
@@ -104,7 +120,12 @@ def icmp_error(source: str, quoted: bytes, *, kind: int = 3, code: int = 3, dest
 
 
 def arp(
-    operation: int, sender: str, target: str, *, sender_mac: str = POD_MAC, target_mac: str = "00:00:00:00:00:00"
+    operation: int,
+    sender: str,
+    target: str,
+    *,
+    sender_mac: str = POD_MAC,
+    target_mac: str = "00:00:00:00:00:00",
 ) -> bytes:
     body = struct.pack("!HHBBH", 1, ETH_IPV4, 6, 4, operation)
     body += mac_bytes(sender_mac) + ipv4_bytes(sender) + mac_bytes(target_mac) + ipv4_bytes(target)

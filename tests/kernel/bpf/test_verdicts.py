@@ -198,7 +198,11 @@ def test_a_denied_range_within_an_allowed_one(node: Node) -> None:
 
 @pytest.mark.parametrize(
     ("protocol", "packet"),
-    [(UDP, udp(CLIENT, WEB, 5000, 53)), (SCTP, sctp(CLIENT, WEB, 5000, 53)), (TCP, tcp(CLIENT, WEB, 5000, 53))],
+    [
+        (UDP, udp(CLIENT, WEB, 5000, 53)),
+        (SCTP, sctp(CLIENT, WEB, 5000, 53)),
+        (TCP, tcp(CLIENT, WEB, 5000, 53)),
+    ],
 )
 def test_ports_of_every_protocol_are_judged(node: Node, protocol: int, packet: bytes) -> None:
     node.policy(WEB_SUBJECT, ingress=[Rule(CLIENT_ID, p, 53) for p in (UDP, SCTP, TCP) if p != protocol])
