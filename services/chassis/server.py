@@ -82,11 +82,16 @@ class ServiceServer:
         """Makes ``serve_until_stopped`` drain and return. May be called from a signal handler."""
         self._stop.set()
 
-    async def serve_until_stopped(self) -> None:
-        """Serves until SIGTERM, SIGINT or ``request_stop``, then drains as ``stop`` does."""
+    def catch_signals(self) -> None:
+        """From now on SIGTERM and SIGINT mean ``request_stop``, also while the process is still starting."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.request_stop)
+
+    async def serve_until_stopped(self) -> None:
+        """Serves until SIGTERM, SIGINT or ``request_stop``, then drains as ``stop`` does."""
+        loop = asyncio.get_running_loop()
+        self.catch_signals()
         try:
             await self._stop.wait()
             await self.stop()

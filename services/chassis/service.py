@@ -110,6 +110,8 @@ async def _run(name: str, settings: S, build: Build[S]) -> None:
     try:
         async with AsyncExitStack() as stack:
             server = ServiceServer(settings, telemetry)
+            # Before the ready file: whoever reads that may stop the process at once.
+            server.catch_signals()
             context = ServiceContext(name, settings, telemetry, server, stack, log)
             stack.push_async_callback(_cancel, context)
             built = build(context)
