@@ -15,6 +15,7 @@ from services.chassis.errors import InvalidArgument, NotFound, OutOfRange
 from tests.service.identity.conftest import Place
 from tests.service.processes import WATCH_SECONDS, ServiceProcess
 from tests.service.refusals import refused
+from tests.service.watches import next_events
 
 Identities: TypeAlias = "identity_pb2_grpc.IdentityServiceAsyncStub"
 
@@ -131,7 +132,7 @@ async def test_a_watch_gives_the_state_then_new_identities(identities: Identitie
     assert known in present
 
     made = await identities.Resolve(resolve(place.labels("made")))
-    message = await anext(aiter(watch))
+    message = await next_events(watch)
     assert message.revision == made.revision
     assert [event.identity for event in message.events] == [made]
     assert message.events[0].type == types_pb2.CHANGE_TYPE_PUT
@@ -154,7 +155,7 @@ async def test_an_event_carries_the_trace_of_its_maker(
     )
     events: list[identity_pb2.IdentityEvent] = []
     while not any(f"k8s:io.kubernetes.pod.namespace={place.name}" in e.identity.labels for e in events):
-        events += (await anext(aiter(watch))).events
+        events += (await next_events(watch)).events
     version, traced, parent, flags = events[-1].trace.traceparent.split("-")
     assert (version, traced, flags) == ("00", trace_id, "01")
     assert parent != "00000000000000aa", "the parent is the server's span, not the caller's"
@@ -169,7 +170,7 @@ async def test_a_watch_resumes_without_a_gap(identities: Identities, place: Plac
     )
     seen: list[identity_pb2.Identity] = []
     while len(seen) < 3:
-        seen += [event.identity for event in (await anext(aiter(watch))).events]
+        seen += [event.identity for event in (await next_events(watch)).events]
     assert seen == later
     watch.cancel()
 

@@ -12,6 +12,7 @@ from services.chassis.errors import InvalidArgument, NotFound
 from tests.service.identity.conftest import Place
 from tests.service.processes import WATCH_SECONDS
 from tests.service.refusals import refused
+from tests.service.watches import next_events
 
 Identities: TypeAlias = "identity_pb2_grpc.IdentityServiceAsyncStub"
 IpCache: TypeAlias = "identity_pb2_grpc.IpCacheServiceAsyncStub"
@@ -200,7 +201,7 @@ async def test_a_watch_resumes_in_the_middle_of_one_publication(
     watch = ipcache.WatchIpCache(
         identity_pb2.WatchIpCacheRequest(from_revision=answer.revision - 4), timeout=WATCH_SECONDS
     )
-    message = await anext(aiter(watch))
+    message = await next_events(watch)
     assert [event.entry.prefix for event in message.events] == [place.prefix(h) for h in range(6, 10)]
     assert message.revision == answer.revision
     watch.cancel()

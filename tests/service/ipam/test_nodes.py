@@ -19,6 +19,7 @@ from services.chassis.errors import (
 from tests.service.ipam.conftest import Home, Place
 from tests.service.processes import WATCH_SECONDS
 from tests.service.refusals import refused
+from tests.service.watches import next_events
 
 Nodes: TypeAlias = "ipam_pb2_grpc.NodeServiceAsyncStub"
 Pools: TypeAlias = "ipam_pb2_grpc.PoolServiceAsyncStub"
@@ -162,7 +163,7 @@ async def test_a_watch_gives_the_state_then_the_changes(nodes: Nodes, home: Home
     await nodes.DeleteNode(ipam_pb2.DeleteNodeRequest(name=home.node.name))
     events: list[ipam_pb2.NodeEvent] = []
     while len(events) < 2:
-        events += (await anext(aiter(watch))).events
+        events += (await next_events(watch)).events
     assert [event.type for event in events] == [types_pb2.CHANGE_TYPE_PUT, types_pb2.CHANGE_TYPE_DELETE]
     assert events[0].node == moved
     assert events[1].node == ipam_pb2.Node(name=home.node.name)
@@ -177,7 +178,7 @@ async def test_a_watch_resumes_after_the_revision_that_it_names(
     watch = nodes.WatchNodes(
         ipam_pb2.WatchNodesRequest(from_revision=home.node.revision), timeout=WATCH_SECONDS
     )
-    message = await anext(aiter(watch))
+    message = await next_events(watch)
     assert not message.snapshot_complete
     assert [event.node for event in message.events] == [moved]
     assert message.revision == moved.revision

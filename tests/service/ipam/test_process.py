@@ -17,6 +17,7 @@ from services.chassis.errors import OutOfRange
 from services.chassis.feed import Feed
 from tests.service.processes import WATCH_SECONDS, run_to_end, start
 from tests.service.refusals import refused
+from tests.service.watches import next_events
 
 POOL = "--ipam-default-pool-cidr=10.244.0.0/16"
 
@@ -68,7 +69,7 @@ async def test_everything_acknowledged_survives_sigkill(tmp_path: Path) -> None:
                 ipam_pb2.WatchNodesRequest(from_revision=node.revision), timeout=WATCH_SECONDS
             )
             await nodes.RegisterNode(ipam_pb2.RegisterNodeRequest(name="node-2", ipv4="172.31.0.2"))
-            message = await anext(aiter(watch))
+            message = await next_events(watch)
             assert [event.node.name for event in message.events] == ["node-2"]
             assert message.revision == node.revision + 1
             watch.cancel()
@@ -146,7 +147,7 @@ async def test_a_compacted_revision_says_where_to_start(tmp_path: Path) -> None:
             error = await refused(anext(aiter(old)), OutOfRange, "REVISION_COMPACTED")
             assert error.metadata["restart_revision"] == "3"
             watch = nodes.WatchNodes(ipam_pb2.WatchNodesRequest(from_revision=3), timeout=WATCH_SECONDS)
-            message = await anext(aiter(watch))
+            message = await next_events(watch)
             assert [event.node.ipv4 for event in message.events] == ["172.31.0.4", "172.31.0.5"]
             watch.cancel()
     finally:
