@@ -7,7 +7,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -154,7 +154,7 @@ class FlowLog:
         last: int = 0,
         since_ns: int = 0,
         follow: bool = False,
-    ) -> AsyncIterator[Flow | Lost]:
+    ) -> AsyncGenerator[Flow | Lost, None]:
         """Remembered flows, and with ``follow`` those that come; then none is remembered unless ``last`` or
         ``since_ns`` ask.
         """
@@ -227,8 +227,9 @@ class _Follower:
         await self._filled.wait()
         self._filled.clear()
         items, self._items = self._items, []
-        if self._lost and not items:
-            items, self._lost = [Lost(self._lost)], 0
+        if self._lost:
+            items.append(Lost(self._lost))
+            self._lost = 0
         return items
 
 

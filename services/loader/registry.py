@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -124,7 +124,7 @@ class EndpointRegistry:
             del self._by_ipv4[endpoint.record.ipv4]
         self._tell(EndpointChange(number, None))
 
-    async def watch(self) -> AsyncIterator[EndpointChange | None]:
+    async def watch(self) -> AsyncGenerator[EndpointChange | None, None]:
         """All endpoints, then None, then changes. Ends when the reader falls too far behind."""
         queue: asyncio.Queue[EndpointChange] = asyncio.Queue(_WATCH_BACKLOG)
         self._watchers.add(queue)

@@ -1,0 +1,239 @@
+"""A kernel, devices and services that are dictionaries."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from services.chassis.errors import Unavailable
+from services.loader.endpoint import EndpointRecord
+from services.loader.interfaces import (
+    Allocation,
+    AttachedEndpoint,
+    Collected,
+    DatapathError,
+    EndpointLink,
+    EntryCount,
+    EventSource,
+    MapInfo,
+    PacketReport,
+    ProgramInfo,
+    ResolvedIdentity,
+    SubjectHead,
+    TrackedConnection,
+    TrafficCount,
+)
+from services.loader.ipcache_table import Changes, Meaning
+from services.loader.policy_map import EntryKey, EntryValue, Realized
+
+
+class Counting:
+    """Numbers in memory."""
+
+    def __init__(self, start: int = 1) -> None:
+        self.next = start
+
+    def take(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+class FakeKernel:
+    """A :class:`~services.loader.interfaces.Datapath`. ``fail`` holds the names of methods that refuse."""
+
+    def __init__(self) -> None:
+        self.entries: dict[int, dict[EntryKey, EntryValue]] = {}
+        self.rows: dict[int, SubjectHead] = {}
+        self.addresses: dict[str, Meaning] = {}
+        self.endpoints: dict[int, AttachedEndpoint] = {}
+        self.fail: set[str] = set()
+        self.writes: list[str] = []
+
+    def _write(self, name: str) -> None:
+        if name in self.fail:
+            raise DatapathError(f"{name} refused")
+        self.writes.append(name)
+
+    def put_policy(self, instance: int, entries: Iterable[tuple[EntryKey, EntryValue]]) -> None:
+        for key, value in entries:
+            self._write("put_policy")
+            self.entries.setdefault(instance, {})[key] = value
+
+    def delete_policy(self, instance: int, keys: Iterable[EntryKey]) -> None:
+        for key in keys:
+            self._write("delete_policy")
+            self.entries.get(instance, {}).pop(key, None)
+        if not self.entries.get(instance, True):
+            del self.entries[instance]
+
+    def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        return {instance: dict(entries) for instance, entries in self.entries.items()}
+
+    def policy_counts(self, instance: int) -> list[EntryCount]:
+        return [EntryCount(key, value, 0, 0) for key, value in self.entries.get(instance, {}).items()]
+
+    def put_subject(self, subject: int, realized: Realized) -> None:
+        self._write("put_subject")
+        self.rows[subject] = SubjectHead(
+            realized.instance,
+            realized.epoch,
+            realized.revision,
+            realized.ingress_enforced,
+            realized.egress_enforced,
+        )
+
+    def delete_subject(self, subject: int) -> None:
+        self._write("delete_subject")
+        self.rows.pop(subject, None)
+
+    def subjects(self) -> dict[int, SubjectHead]:
+        return dict(self.rows)
+
+    def write_ipcache(self, changes: Changes) -> None:
+        self._write("write_ipcache")
+        self.addresses.update(changes.puts)
+        for prefix in changes.deletes:
+            self.addresses.pop(prefix, None)
+
+    def ipcache(self) -> dict[str, Meaning]:
+        return dict(self.addresses)
+
+    def attach(self, record: EndpointRecord) -> None:
+        self._write("attach")
+        self.endpoints[record.ifindex] = AttachedEndpoint(
+            record.ifindex,
+            record.id,
+            record.identity,
+            record.subject,
+            record.ipv4,
+            record.host_mac,
+            record.pod_mac,
+        )
+
+    def detach(self, ifindex: int, ipv4: str) -> None:
+        self._write("detach")
+        self.endpoints.pop(ifindex, None)
+
+    def attached(self) -> list[AttachedEndpoint]:
+        return list(self.endpoints.values())
+
+    def rebuild(self) -> None:
+        self._write("rebuild")
+
+    def collect_connections(self) -> Collected:
+        return Collected(0, 0)
+
+    def connections(self, limit: int) -> tuple[list[TrackedConnection], int]:
+        return [], 0
+
+    def programs(self) -> list[ProgramInfo]:
+        return []
+
+    def maps(self) -> list[MapInfo]:
+        return []
+
+    def traffic(self) -> list[TrafficCount]:
+        return []
+
+    def lost_events(self) -> int:
+        return 0
+
+    def open_events(self, callback: Callable[[PacketReport], None]) -> EventSource:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class FakeLinks:
+    """Devices by name. ``fail`` holds the names of methods that refuse."""
+
+    devices: dict[str, int] = field(default_factory=dict)
+    up: set[str] = field(default_factory=set)
+    routes: list[str] = field(default_factory=list)
+    fail: set[str] = field(default_factory=set)
+    next_ifindex: int = 100
+
+    def _refuse(self, name: str) -> None:
+        if name in self.fail:
+            raise Unavailable(f"{name} refused", reason="REFUSED")
+
+    async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
+        await asyncio.sleep(0)
+        self._refuse("create_endpoint_link")
+        self.next_ifindex += 1
+        self.devices[record.spec.host_device] = self.next_ifindex
+        return EndpointLink(self.next_ifindex, "02:00:00:00:00:01", "02:00:00:00:00:02", 1500)
+
+    async def open_endpoint_link(self, device: str) -> None:
+        self._refuse("open_endpoint_link")
+        self.up.add(device)
+
+    async def delete_endpoint_link(self, device: str) -> None:
+        await asyncio.sleep(0)
+        self._refuse("delete_endpoint_link")
+        self.devices.pop(device, None)
+        self.up.discard(device)
+
+    async def check_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> list[str]:
+        return [] if record.spec.host_device in self.devices else ["the device is gone"]
+
+    async def endpoint_links(self) -> Mapping[str, int]:
+        return dict(self.devices)
+
+    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
+        self._refuse("set_remote_pod_cidrs")
+        self.routes = list(cidrs)
+
+
+@dataclass
+class FakeServices:
+    """IPAM's addresses and the identity service. While ``down`` every call is Unavailable."""
+
+    down: bool = False
+    fail: set[str] = field(default_factory=set)
+    owners: dict[str, str] = field(default_factory=dict)
+    identities: dict[tuple[str, ...], int] = field(default_factory=dict)
+    published: dict[str, int] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    free: list[str] = field(default_factory=lambda: [f"10.0.0.{n}" for n in range(2, 250)])
+
+    async def _call(self, name: str) -> None:
+        await asyncio.sleep(0)
+        self.calls.append(name)
+        if self.down or name in self.fail:
+            raise Unavailable(f"{name}: the service is down", reason="SERVICE_UNAVAILABLE")
+
+    async def allocate(self, owner: str) -> Allocation:
+        await self._call("allocate")
+        if owner not in self.owners:
+            self.owners[owner] = self.free.pop(0)
+        return Allocation(self.owners[owner], "10.0.0.1")
+
+    async def release(self, owner: str) -> None:
+        await self._call("release")
+        if owner in self.owners:
+            self.free.insert(0, self.owners.pop(owner))
+
+    async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
+        await self._call("resolve")
+        number = self.identities.setdefault(tuple(labels), 256 + len(self.identities))
+        return ResolvedIdentity(number, number - 255)
+
+    async def labels(self, identity: int) -> tuple[str, ...]:
+        await self._call("labels")
+        return next(labels for labels, number in self.identities.items() if number == identity)
+
+    async def publish(self, records: Sequence[EndpointRecord], *, replace: bool = False) -> int:
+        await self._call("publish")
+        if replace:
+            self.published.clear()
+        self.published.update((record.prefix, record.identity) for record in records)
+        return len(self.calls)
+
+    async def withdraw(self, prefixes: Sequence[str]) -> None:
+        await self._call("withdraw")
+        for prefix in prefixes:
+            self.published.pop(prefix, None)

@@ -1,0 +1,393 @@
+"""An endpoint's life, with everything around it a fake."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+from fimbria.identity.v1 import identity_pb2
+
+from services.chassis.errors import AlreadyExists, FimbriaError, Internal, NotFound, Unavailable
+from services.chassis.labels import LabelSet
+from services.loader.cni.errors import CniError
+from services.loader.cni.pod import Pod
+from services.loader.cni.request import AddRequest, CniRequest
+from services.loader.creation import EndpointMaker
+from services.loader.endpoint import Endpoint, Phase, State
+from services.loader.ipcache_sync import IpcacheSync
+from services.loader.ipcache_table import Meaning
+from services.loader.manager import EndpointManager
+from services.loader.policy_sync import PolicySync
+from services.loader.records import StateDirectory
+from services.loader.registry import EndpointRegistry
+from services.loader.releases import Releases
+from services.loader.restore import Restored, restore
+from services.loader.subjects import Subject, SubjectTable
+from tests.unit.loader.fakes import Counting, FakeKernel, FakeLinks, FakeServices
+from tests.unit.loader.policy_service import FakePolicyService, entry, progress, snapshot
+from tests.unit.loader.waiting import until
+
+
+async def _no_feed(revision: int) -> AsyncIterator[identity_pb2.WatchIpCacheResponse]:
+    await asyncio.Event().wait()
+    yield identity_pb2.WatchIpCacheResponse()
+
+
+@dataclass
+class NodeUnderTest:
+    """A loader's core over fakes. ``restart`` makes another over the same kernel, devices, services and
+    disk.
+    """
+
+    directory: Path
+    kernel: FakeKernel
+    links: FakeLinks
+    services: FakeServices
+    policy_service: FakePolicyService
+
+    def start(self) -> None:
+        self.state = StateDirectory(self.directory)
+        heads = self.kernel.rows.values()
+        self.subjects = SubjectTable(
+            self.kernel,
+            instances=Counting(max((head.instance for head in heads), default=0) + 1),
+            epochs=Counting(max((head.epoch for head in heads), default=0) + 1),
+            numbers=Counting(max(self.kernel.rows, default=0) + 1),
+            later=asyncio.get_running_loop().call_later,
+        )
+        self.policy = PolicySync(
+            node="node-1", open_stream=self.policy_service.open, table=self.subjects, changed=self._changed
+        )
+        self.ipcache = IpcacheSync(
+            node="node-1",
+            kernel=self.kernel,
+            open_stream=_no_feed,
+            identity_revision=self.policy.identity_revision,
+        )
+        self.registry = EndpointRegistry(self.state)
+        self.releases = Releases(self.state, self.services, self.services)
+        self.maker = EndpointMaker(
+            registry=self.registry,
+            releases=self.releases,
+            addresses=self.services,
+            identities=self.services,
+            kernel=self.kernel,
+            links=self.links,
+            policy=self.policy,
+            ipcache=self.ipcache,
+        )
+        self.manager = EndpointManager(
+            node="node-1",
+            registry=self.registry,
+            releases=self.releases,
+            maker=self.maker,
+            subjects=self.subjects,
+            identities=self.services,
+            kernel=self.kernel,
+            links=self.links,
+            policy=self.policy,
+            ipcache=self.ipcache,
+            clock=lambda: 1.0,
+        )
+        self.running = asyncio.create_task(self.policy.run())
+
+    def _changed(self, subject: Subject) -> None:
+        self.manager.subject_changed(subject)
+
+    async def stop(self) -> None:
+        self.running.cancel()
+        await self.manager.regenerator.close()
+        await self.policy.close()
+        with suppress(asyncio.CancelledError):
+            await self.running
+
+    async def restart(self) -> Restored:
+        await self.stop()
+        self.start()
+        records = self.state.load_endpoints()
+        return await restore(
+            records,
+            damaged=bool(self.state.damaged),
+            registry=self.registry,
+            subjects=self.subjects,
+            kernel=self.kernel,
+            links=self.links,
+            maker=self.maker,
+            ipcache=self.ipcache,
+        )
+
+    def nothing_left(self) -> None:
+        assert len(self.registry) == 0
+        assert self.state.load_endpoints() == []
+        assert self.links.devices == {}
+        assert self.kernel.endpoints == {}
+        assert self.kernel.rows == {}
+        assert self.kernel.addresses == {}
+
+
+@pytest.fixture
+async def node(tmp_path: Path) -> AsyncIterator[NodeUnderTest]:
+    policy = FakePolicyService()
+    for identity in range(256, 260):
+        policy.answer(identity, snapshot(0, entry(300)))
+    made = NodeUnderTest(tmp_path, FakeKernel(), FakeLinks(), FakeServices(), policy)
+    made.start()
+    await policy.hear("hello")
+    policy.say(progress(1, 10))
+    await policy.hear("ack")
+    yield made
+    await made.stop()
+
+
+def request(
+    command: str, container: str = "c1", netns: str = "/run/netns/web", ifname: str = "eth0"
+) -> CniRequest:
+    return CniRequest(command, container, ifname, netns, 3, {}, {}, 0, "")
+
+
+def add(container: str = "c1", app: str = "web", netns: str = "/run/netns/web") -> AddRequest:
+    pod = Pod("shop", app, {"app": app}, {}, ())
+    return AddRequest("ADD", container, "eth0", netns, 3, {}, {}, 0, "", pod)
+
+
+def only(node: NodeUnderTest) -> Endpoint:
+    (endpoint,) = list(node.registry)
+    return endpoint
+
+
+async def test_an_add_makes_everything_and_opens_the_device_last(node: NodeUnderTest) -> None:
+    result = await node.manager.add(add())
+    endpoint = only(node)
+    record = endpoint.record
+    assert str(result.ips[0].address) == "10.0.0.2/32"
+    assert endpoint.status.state is State.READY
+    assert node.links.up == {record.spec.host_device}
+    assert node.kernel.endpoints[record.ifindex].subject == record.subject
+    assert node.kernel.rows.keys() == {record.subject}
+    assert node.kernel.addresses == {"10.0.0.2/32": Meaning(256)}
+    assert node.services.published == {"10.0.0.2/32": 256}
+    assert StateDirectory(node.directory).load_endpoints() == [record]
+    assert node.kernel.writes.index("put_subject") < node.kernel.writes.index("attach")
+
+
+async def test_the_same_add_again_returns_the_same_endpoint(node: NodeUnderTest) -> None:
+    first = await node.manager.add(add())
+    assert await node.manager.add(add()) == first
+    assert len(node.registry) == 1
+    with pytest.raises(AlreadyExists):
+        await node.manager.add(add(netns="/run/netns/other"))
+
+
+@pytest.mark.parametrize(
+    ("where", "what"),
+    [
+        ("services", "allocate"),
+        ("services", "resolve"),
+        ("services", "publish"),
+        ("links", "create_endpoint_link"),
+        ("links", "open_endpoint_link"),
+        ("kernel", "put_policy"),
+        ("kernel", "put_subject"),
+        ("kernel", "attach"),
+    ],
+)
+async def test_whatever_fails_an_add_leaves_nothing(node: NodeUnderTest, where: str, what: str) -> None:
+    getattr(node, where).fail = {what}
+    with pytest.raises((FimbriaError,)):
+        await node.manager.add(add())
+    getattr(node, where).fail = set()
+    await node.releases.settle("c1/eth0")
+    node.nothing_left()
+    assert node.services.owners == {}
+    assert node.services.published == {}
+    assert list(node.subjects) == []
+    await node.manager.add(add())
+    assert only(node).status.state is State.READY
+
+
+async def test_an_add_without_services_asks_to_come_again(node: NodeUnderTest) -> None:
+    node.services.down = True
+    with pytest.raises(Unavailable):
+        await node.manager.add(add())
+    node.nothing_left()
+
+
+async def test_a_delete_gives_everything_back(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    await node.manager.delete(request("DEL"))
+    node.nothing_left()
+    assert node.services.owners == {}
+    assert node.services.published == {}
+    await node.manager.delete(request("DEL", netns=""))
+
+
+async def test_a_delete_without_services_succeeds_and_is_made_up_for(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    node.services.down = True
+    await node.manager.delete(request("DEL"))
+    node.nothing_left()
+    assert node.services.owners == {"c1/eth0": "10.0.0.2"}
+    await node.restart()
+    assert len(node.releases) == 1
+    with pytest.raises(Unavailable):
+        await node.manager.add(add())
+    node.services.down = False
+    await node.manager.add(add())
+    assert node.services.owners == {"c1/eth0": "10.0.0.2"}
+    assert node.services.published == {"10.0.0.2/32": 256}
+    assert len(node.releases) == 0
+
+
+async def test_deletes_and_adds_of_one_container_take_turns(node: NodeUnderTest) -> None:
+    await asyncio.gather(
+        node.manager.add(add()),
+        node.manager.delete(request("DEL")),
+        node.manager.add(add()),
+        node.manager.delete(request("DEL")),
+    )
+    node.nothing_left()
+    assert node.services.owners == {}
+
+
+async def test_two_pods_of_one_identity_share_their_policy(node: NodeUnderTest) -> None:
+    await asyncio.gather(node.manager.add(add("c1")), node.manager.add(add("c2", netns="/run/netns/2")))
+    assert len({endpoint.record.subject for endpoint in node.registry}) == 1
+    await node.manager.delete(request("DEL", "c1"))
+    assert len(node.kernel.rows) == 1
+    await node.manager.delete(request("DEL", "c2"))
+    assert node.kernel.rows == {}
+
+
+async def test_other_labels_are_another_identity_and_another_subject(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    before = only(node).record
+    labels = LabelSet(["k8s:app=other", "k8s:io.kubernetes.pod.namespace=shop"])
+    endpoint = await node.manager.update_labels(before.id, labels)
+    assert endpoint.record.identity == 257
+    assert endpoint.record.spec.labels == labels
+    assert node.kernel.endpoints[before.ifindex].identity == 257
+    assert node.kernel.rows.keys() == {endpoint.record.subject}
+    assert node.kernel.addresses["10.0.0.2/32"] == Meaning(257)
+    assert node.services.published == {"10.0.0.2/32": 257}
+    assert StateDirectory(node.directory).load_endpoints() == [endpoint.record]
+    calls = len(node.services.calls)
+    await node.manager.update_labels(before.id, labels)
+    assert len(node.services.calls) == calls
+
+
+async def test_labels_that_cannot_be_changed_leave_the_old_ones_in_force(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    before = only(node).record
+    node.services.down = True
+    with pytest.raises(Unavailable):
+        await node.manager.update_labels(before.id, ["k8s:app=other"])
+    assert only(node).record == before
+    assert only(node).status.state is State.DEGRADED
+    assert only(node).status.last_error
+    assert node.kernel.endpoints[before.ifindex].identity == 256
+    with pytest.raises(NotFound):
+        await node.manager.update_labels(999, ["k8s:app=other"])
+
+
+async def test_a_check_compares_with_the_kernel(node: NodeUnderTest) -> None:
+    with pytest.raises(NotFound):
+        await node.manager.check(request("CHECK"))
+    result = await node.manager.add(add())
+    assert await node.manager.check(request("CHECK")) == result
+    node.kernel.endpoints.clear()
+    with pytest.raises(CniError, match="no row"):
+        await node.manager.check(request("CHECK"))
+    node.links.devices.clear()
+    with pytest.raises(CniError, match="device is gone"):
+        await node.manager.check(request("CHECK"))
+
+
+async def test_regenerating_writes_what_is_missing(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    record = only(node).record
+    node.kernel.endpoints.clear()
+    node.kernel.rows.clear()
+    endpoint = await node.manager.regenerate(record.id)
+    assert endpoint.status.state is State.READY
+    assert record.ifindex in node.kernel.endpoints
+    assert record.subject in node.kernel.rows
+
+
+async def test_a_failed_regeneration_says_why_and_is_tried_again(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    record = only(node).record
+    node.kernel.fail = {"attach"}
+    with pytest.raises(Internal, match="attach refused"):
+        await node.manager.regenerate(record.id)
+    assert only(node).status.state is State.DEGRADED
+    node.kernel.fail = set()
+    await until(lambda: only(node).status.state is State.READY)
+    assert only(node).status.last_error == ""
+
+
+async def test_a_restart_touches_nothing_that_is_right(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    before = only(node).record
+    addresses, rows = dict(node.kernel.addresses), dict(node.kernel.rows)
+    node.kernel.writes.clear()
+    assert await node.restart() == Restored(1, 0, 0)
+    await node.policy_service.hear("watch", 2)
+    assert only(node).record == before
+    assert only(node).status.state is State.READY
+    assert set(node.kernel.writes) == {"attach"}
+    assert (node.kernel.addresses, node.kernel.rows) == (addresses, rows)
+
+
+async def test_a_restart_takes_half_made_endpoints_apart(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    record = only(node).record
+    node.state.save_endpoint(replace(record, phase=Phase.CREATING, ifindex=0, ipv4="", subject=0))
+    assert (await node.restart()).removed == 1
+    await node.releases.settle("c1/eth0")
+    assert len(node.registry) == 0
+    assert node.links.devices == {}
+    assert node.kernel.endpoints == {}
+    assert node.kernel.rows == {}
+    assert node.services.owners == {}
+
+
+async def test_a_restart_forgets_endpoints_whose_device_is_gone(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    node.links.devices.clear()
+    assert (await node.restart()).removed == 1
+    await node.releases.settle("c1/eth0")
+    node.nothing_left()
+    assert node.services.owners == {}
+
+
+async def test_a_restart_removes_what_belongs_to_nobody(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    (node.directory / "endpoints" / f"{only(node).record.id}.json").unlink()
+    restored = await node.restart()
+    assert restored.orphans >= 2
+    assert node.links.devices == {}
+    assert node.kernel.endpoints == {}
+    assert node.kernel.rows == {}
+
+
+async def test_a_damaged_record_keeps_its_pod_connected(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    (node.directory / "endpoints" / f"{only(node).record.id}.json").write_text("{")
+    assert await node.restart() == Restored(0, 0, 0)
+    assert len(node.links.devices) == 1
+    assert len(node.kernel.endpoints) == 1
+    assert len(node.kernel.rows) == 1
+
+
+async def test_an_endpoint_without_a_policy_in_the_kernel_gets_one_when_the_service_tells(
+    node: NodeUnderTest,
+) -> None:
+    await node.manager.add(add())
+    node.kernel.rows.clear()
+    await node.restart()
+    await until(lambda: bool(node.kernel.rows))
+    assert only(node).status.policy_revision == 1

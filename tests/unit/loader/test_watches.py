@@ -1,0 +1,258 @@
+"""Feeds are followed over breaks and compactions; nodes become routes and meanings."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from typing import Generic, TypeAlias, TypeVar
+
+import grpc
+import pytest
+from fimbria.identity.v1 import identity_pb2
+from fimbria.ipam.v1 import ipam_pb2
+from fimbria.types.v1 import types_pb2
+
+from services.chassis.errors import OutOfRange, rich_status
+from services.loader.ipcache_sync import IpcacheSync
+from services.loader.ipcache_table import Meaning
+from services.loader.nodes_sync import Node, NodesSync
+from services.loader.watermark import Watermark
+from tests.unit.loader.fakes import FakeKernel, FakeLinks
+from tests.unit.loader.waiting import until
+
+M = TypeVar("M")
+Cluster: TypeAlias = "tuple[NodesSync, Feed[ipam_pb2.WatchNodesResponse], FakeLinks]"
+OWN = Node("node-1", "172.31.1.1", ("10.244.1.0/24",), "10.244.1.1")
+
+
+class Feed(Generic[M]):
+    """A stream that says what it is told; an exception breaks it."""
+
+    def __init__(self) -> None:
+        self.opened: list[int] = []
+        self._say: asyncio.Queue[M | Exception] = asyncio.Queue()
+
+    async def open(self, revision: int) -> AsyncIterator[M]:
+        self.opened.append(revision)
+        while True:
+            message = await self._say.get()
+            if isinstance(message, Exception):
+                raise message
+            yield message
+
+    def say(self, message: M | Exception) -> None:
+        self._say.put_nowait(message)
+
+
+def refusal(code: grpc.StatusCode, error: OutOfRange | None = None) -> grpc.aio.AioRpcError:
+    trailing = grpc.aio.Metadata()
+    if error is not None:
+        trailing.add("grpc-status-details-bin", rich_status(error).SerializeToString())
+    return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), trailing, details="gone")
+
+
+def put(
+    address: str, identity: int, *, revision: int, since: int = 0, node: str = "node-2"
+) -> identity_pb2.IpCacheEvent:
+    return identity_pb2.IpCacheEvent(
+        type=types_pb2.CHANGE_TYPE_PUT,
+        entry=identity_pb2.IpCacheEntry(
+            prefix=f"{address}/32",
+            identity=identity,
+            tunnel_endpoint="172.31.1.2" if node == "node-2" else "172.31.1.1",
+            node=node,
+            owner="shop/web",
+            identity_revision=since,
+            revision=revision,
+        ),
+    )
+
+
+def gone(address: str) -> identity_pb2.IpCacheEvent:
+    return identity_pb2.IpCacheEvent(
+        type=types_pb2.CHANGE_TYPE_DELETE, entry=identity_pb2.IpCacheEntry(prefix=f"{address}/32")
+    )
+
+
+def batch(
+    revision: int, *events: identity_pb2.IpCacheEvent, complete: bool = False
+) -> identity_pb2.WatchIpCacheResponse:
+    return identity_pb2.WatchIpCacheResponse(events=events, revision=revision, snapshot_complete=complete)
+
+
+class Ipcache:
+    """The ipcache's synchronisation over a fake kernel."""
+
+    def __init__(self, kernel: FakeKernel) -> None:
+        self.kernel = kernel
+        self.feed: Feed[identity_pb2.WatchIpCacheResponse] = Feed()
+        self.identities = Watermark()
+        self.sync = IpcacheSync(
+            node="node-1", kernel=kernel, open_stream=self.feed.open, identity_revision=self.identities
+        )
+
+
+@pytest.fixture
+async def ipcache() -> AsyncIterator[Ipcache]:
+    made = Ipcache(FakeKernel())
+    running = asyncio.create_task(made.sync.run())
+    yield made
+    running.cancel()
+    await made.sync.close()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+async def test_an_entry_waits_for_the_policy_maps_and_so_does_its_revision(ipcache: Ipcache) -> None:
+    ipcache.feed.say(batch(1, complete=True))
+    ipcache.feed.say(batch(2, put("10.244.2.7", 300, revision=2, since=5)))
+    await until(lambda: ipcache.sync.applied.value == 1)
+    waiting = asyncio.ensure_future(ipcache.sync.applied.wait(2, 5))
+    await asyncio.sleep(0.01)
+    assert ipcache.kernel.addresses == {}
+    assert not waiting.done()
+    ipcache.identities.set(5)
+    assert await waiting
+    assert ipcache.kernel.addresses == {"10.244.2.7/32": Meaning(300, "172.31.1.2")}
+    assert ipcache.sync.owner("10.244.2.7") == "shop/web"
+
+
+async def test_an_entry_of_this_node_is_reached_without_a_tunnel(ipcache: Ipcache) -> None:
+    ipcache.feed.say(batch(1, put("10.244.1.7", 300, revision=1, node="node-1"), complete=True))
+    await until(lambda: ipcache.sync.applied.value == 1)
+    assert ipcache.kernel.addresses == {"10.244.1.7/32": Meaning(300)}
+
+
+async def test_after_a_break_it_goes_on_where_it_was(ipcache: Ipcache) -> None:
+    ipcache.feed.say(batch(3, put("10.244.2.7", 300, revision=3), complete=True))
+    ipcache.feed.say(batch(4))
+    ipcache.feed.say(refusal(grpc.StatusCode.UNAVAILABLE))
+    await until(lambda: len(ipcache.feed.opened) == 2)
+    assert ipcache.feed.opened == [0, 4]
+    assert not ipcache.sync.state.connected
+    assert ipcache.sync.state.error
+    ipcache.feed.say(batch(5, gone("10.244.2.7")))
+    await until(lambda: ipcache.sync.applied.value == 5)
+    assert ipcache.kernel.addresses == {}
+    assert ipcache.sync.state.connected
+
+
+async def test_after_a_compaction_it_starts_over_and_removes_what_is_gone(ipcache: Ipcache) -> None:
+    ipcache.feed.say(
+        batch(3, put("10.244.2.7", 300, revision=3), put("10.244.2.8", 300, revision=3), complete=True)
+    )
+    ipcache.feed.say(
+        refusal(grpc.StatusCode.OUT_OF_RANGE, OutOfRange("compacted", reason="REVISION_COMPACTED"))
+    )
+    await until(lambda: len(ipcache.feed.opened) == 2)
+    assert ipcache.feed.opened == [0, 0]
+    ipcache.feed.say(batch(90, put("10.244.2.8", 300, revision=3), complete=True))
+    await until(lambda: ipcache.sync.applied.value == 90)
+    assert ipcache.kernel.addresses.keys() == {"10.244.2.8/32"}
+
+
+async def test_a_service_that_has_lost_its_past_is_heard_from_the_start(ipcache: Ipcache) -> None:
+    ipcache.feed.say(batch(50, complete=True))
+    ipcache.feed.say(batch(2))
+    await until(lambda: len(ipcache.feed.opened) == 2)
+    assert ipcache.feed.opened == [0, 0]
+
+
+async def test_a_refused_write_is_visible_and_made_up_for(ipcache: Ipcache) -> None:
+    ipcache.kernel.fail = {"write_ipcache"}
+    ipcache.feed.say(batch(3, put("10.244.2.7", 300, revision=3), complete=True))
+    await until(lambda: "refused" in ipcache.sync.state.error)
+    assert ipcache.sync.applied.value < 3
+    ipcache.kernel.fail = set()
+    assert await ipcache.sync.applied.wait(3, 5)
+    assert ipcache.kernel.addresses.keys() == {"10.244.2.7/32"}
+    await until(lambda: ipcache.sync.state.error == "")
+
+
+def node(number: int) -> ipam_pb2.Node:
+    return ipam_pb2.Node(
+        name=f"node-{number}",
+        ipv4=f"172.31.1.{number}",
+        pod_cidrs=[f"10.244.{number}.0/24"],
+        router_ipv4=f"10.244.{number}.1",
+    )
+
+
+def nodes(revision: int, *found: ipam_pb2.Node, complete: bool = False) -> ipam_pb2.WatchNodesResponse:
+    events = [ipam_pb2.NodeEvent(type=types_pb2.CHANGE_TYPE_PUT, node=each) for each in found]
+    return ipam_pb2.WatchNodesResponse(events=events, revision=revision, snapshot_complete=complete)
+
+
+@pytest.fixture
+async def cluster(
+    ipcache: Ipcache,
+) -> AsyncIterator[Cluster]:
+    feed: Feed[ipam_pb2.WatchNodesResponse] = Feed()
+    links = FakeLinks()
+    sync = NodesSync(own=OWN, open_stream=feed.open, links=links, ipcache=ipcache.sync)
+    running = asyncio.create_task(sync.run())
+    yield sync, feed, links
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running
+
+
+HERE = {"172.31.1.1/32": Meaning(1), "10.244.1.1/32": Meaning(1)}
+
+
+async def test_nodes_become_routes_and_meanings(cluster: Cluster, ipcache: Ipcache) -> None:
+    sync, feed, links = cluster
+    assert ipcache.kernel.addresses == HERE
+    feed.say(nodes(2, node(1), node(2), complete=True))
+    assert await sync.applied.wait(2, 5)
+    assert links.routes == ["10.244.2.0/24"]
+    assert ipcache.kernel.addresses == HERE | {
+        "172.31.1.2/32": Meaning(6),
+        "10.244.2.1/32": Meaning(6, "172.31.1.2"),
+    }
+    feed.say(
+        ipam_pb2.WatchNodesResponse(
+            events=[ipam_pb2.NodeEvent(type=types_pb2.CHANGE_TYPE_DELETE, node=ipam_pb2.Node(name="node-2"))],
+            revision=3,
+        )
+    )
+    assert await sync.applied.wait(3, 5)
+    assert links.routes == []
+    assert ipcache.kernel.addresses == HERE
+
+
+async def test_routes_that_fail_are_tried_again(
+    cluster: Cluster,
+) -> None:
+    sync, feed, links = cluster
+    links.fail = {"set_remote_pod_cidrs"}
+    feed.say(nodes(2, node(2), complete=True))
+    await until(lambda: "refused" in sync.state.error)
+    links.fail = set()
+    assert await sync.applied.wait(2, 5)
+    assert links.routes == ["10.244.2.0/24"]
+
+
+async def test_leftovers_of_a_former_run_go_when_both_feeds_have_told_all() -> None:
+    kernel = FakeKernel()
+    kernel.addresses = {"10.244.9.9/32": Meaning(300), "172.31.1.2/32": Meaning(6)}
+    made = Ipcache(kernel)
+    running = asyncio.create_task(made.sync.run())
+    made.sync.set_nodes(HERE, complete=False)
+    made.feed.say(batch(1, complete=True))
+    await until(lambda: made.sync.applied.value == 1)
+    assert kernel.addresses.keys() >= {"10.244.9.9/32", "172.31.1.2/32"}
+    made.sync.set_nodes(HERE | {"172.31.1.2/32": Meaning(6)}, complete=True)
+    assert kernel.addresses.keys() == {*HERE, "172.31.1.2/32"}
+    running.cancel()
+
+
+async def test_a_watermark_wakes_who_waits_for_less() -> None:
+    mark = Watermark()
+    near, far = asyncio.ensure_future(mark.wait(3, 5)), asyncio.ensure_future(mark.wait(9, 0.05))
+    await asyncio.sleep(0)
+    mark.set(4)
+    assert await near
+    assert not await far
+    assert await mark.wait(4)
