@@ -23,8 +23,8 @@ def netns_path(name: str) -> str:
 def within(netns: str | None, work: Callable[[], T]) -> T:
     """Does the work in a thread that has entered the named network namespace (/sys stays).
 
-    Processes that the work starts are in it too. Nothing runs between fork and exec: that is not safe in a process
-    that speaks gRPC."""
+    Processes that the work starts are in it too. Nothing runs between fork and exec: that is not safe in a
+    process that speaks gRPC."""
     if netns is None:
         return work()
 
