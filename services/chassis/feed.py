@@ -168,13 +168,14 @@ class Feed:
         """The newest revision in the connection's snapshot: what is read on it is as of this revision."""
         return (await self._position(conn))[0]
 
-    async def watch(self, after: int) -> AsyncIterator[FeedBatch]:
+    async def watch(self, after: int, *, announce: bool = False) -> AsyncIterator[FeedBatch]:
         """Everything after revision ``after``, in order, without end; never misses, never repeats.
 
-        Yields an empty batch when nothing has happened for 10 s. Raises OutOfRange: REVISION_COMPACTED when
-        events after ``after`` are no longer kept, REVISION_UNKNOWN when the feed has not come that far (its
-        store was replaced). Either way the metadata's ``restart_revision`` says where a watch can start,
-        after reading the present state.
+        Yields an empty batch when nothing has happened for 10 s; with ``announce`` also at once, so that
+        whoever resumes a watch learns that it is open. Raises OutOfRange: REVISION_COMPACTED when events
+        after ``after`` are no longer kept, REVISION_UNKNOWN when the feed has not come that far (its store
+        was replaced). Either way the metadata's ``restart_revision`` says where a watch can start, after reading
+        the present state.
         """
         async with self._db.read() as conn:
             revision, compacted = await self._position(conn)
@@ -195,8 +196,9 @@ class Feed:
                 if events:
                     after = events[-1].revision
                     yield FeedBatch(after, events)
-                elif not await self._wait():
+                elif announce or not await self._wait():
                     yield FeedBatch(after)
+                announce = False
         finally:
             self._leave()
 

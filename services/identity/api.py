@@ -71,7 +71,7 @@ class IdentityApi(identity_pb2_grpc.IdentityServiceServicer):
                     events=map(_present_identity, found[start : start + SNAPSHOT_EVENTS])
                 )
             yield identity_pb2.WatchIdentitiesResponse(revision=revision, snapshot_complete=True)
-        async for batch in self._feed.watch(revision):
+        async for batch in self._feed.watch(revision, announce=request.from_revision > 0):
             yield identity_pb2.WatchIdentitiesResponse(
                 events=map(_identity_event, batch.events), revision=batch.revision
             )
@@ -139,7 +139,7 @@ class IpCacheApi(identity_pb2_grpc.IpCacheServiceServicer):
                     events=map(_present_entry, found[start : start + SNAPSHOT_EVENTS])
                 )
             yield identity_pb2.WatchIpCacheResponse(revision=revision, snapshot_complete=True)
-        async for batch in self._feed.watch(revision):
+        async for batch in self._feed.watch(revision, announce=request.from_revision > 0):
             yield identity_pb2.WatchIpCacheResponse(
                 events=map(_entry_event, batch.events), revision=batch.revision
             )

@@ -71,7 +71,7 @@ class NodeApi(ipam_pb2_grpc.NodeServiceServicer):
                     events=map(_present, nodes[start : start + SNAPSHOT_EVENTS])
                 )
             yield ipam_pb2.WatchNodesResponse(revision=revision, snapshot_complete=True)
-        async for batch in self._feed.watch(revision):
+        async for batch in self._feed.watch(revision, announce=request.from_revision > 0):
             yield ipam_pb2.WatchNodesResponse(events=map(_node_event, batch.events), revision=batch.revision)
 
 

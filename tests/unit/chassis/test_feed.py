@@ -152,6 +152,14 @@ async def test_progress_is_told_when_nothing_happens(db: Database, monkeypatch: 
     assert await anext(feed.watch(1)) == FeedBatch(1)
 
 
+async def test_a_resumed_watch_may_be_told_at_once_that_it_is_open(db: Database) -> None:
+    feed = Feed(db, "nodes")
+    await append(db, feed, "a")
+    async with asyncio.timeout(2):
+        assert await anext(feed.watch(1, announce=True)) == FeedBatch(1)
+        assert [event.key for event in (await anext(feed.watch(0, announce=True))).events] == ["a"]
+
+
 async def test_a_watch_from_before_compaction_is_told_where_to_start(db: Database) -> None:
     feed = Feed(db, "nodes")
     for number in range(10):
