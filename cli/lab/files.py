@@ -43,8 +43,10 @@ def read_json(path: Path) -> Any:
 
 
 @contextlib.contextmanager
-def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[None]:
+def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterator[int]:
     """Hold the lock file `path`, made if needed; the kernel drops the lock when its holder dies.
+
+    Yields the descriptor: a process that inherits it holds the lock too, until it closes it or ends.
 
     Raises CliError when it cannot be had within `timeout` seconds, FileNotFoundError when the
     directory is not there.
@@ -52,7 +54,7 @@ def locked(path: Path, *, shared: bool = False, timeout: float = 60.0) -> Iterat
     deadline = time.monotonic() + timeout
     descriptor = _open_locked(path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, deadline)
     try:
-        yield
+        yield descriptor
     finally:
         os.close(descriptor)
 

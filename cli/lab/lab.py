@@ -6,8 +6,8 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import BadInput, CliError, ServiceUnavailable
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_NODES = 2
 STATE_VERSION = 1
+RECONNECT_TIMEOUT = 10.0
 
 
 class Lab:
@@ -43,6 +44,7 @@ class Lab:
         self, directory: str | os.PathLike[str], *, tell: Callable[[str], None] | None = None
     ) -> None:
         self.paths = LabPaths.of(directory)
+        self._cluster: Cluster | None = None
         self._tell = tell or (lambda line: print(line, file=sys.stderr))
 
     # -- the whole -------------------------------------------------------------------------------------------
@@ -56,10 +58,10 @@ class Lab:
         if nodes is not None and not 1 <= nodes <= underlay.MOST_NODES:
             raise BadInput(f"--nodes {nodes} is not valid: expected 1 to {underlay.MOST_NODES}")
         preflight.check()
-        with self._made():
+        with self._made() as lock:
             state = self._state(nodes)
-            started = self._start(state["nodes"])
-            self._settle(started)
+            self._start(state["nodes"], lock)
+            self._settle()
             return state
 
     def down(self) -> sweep.Swept:
@@ -172,13 +174,17 @@ class Lab:
 
         return probing.probe(self, source, target, port, protocol, timeout=timeout)
 
-    @cached_property
+    @property
     def cluster(self) -> Cluster:
-        """The clients of the lab's services."""
+        """The clients of the lab's services, and of the nodes that it has now."""
         from cli.client import Cluster
         from cli.targets import resolve
 
-        return Cluster(resolve(str(self.paths.directory), environ={}))
+        targets = resolve(str(self.paths.directory), environ={})
+        if self._cluster is None or self._cluster.targets != targets:
+            self._close()
+            self._cluster = Cluster(targets)
+        return self._cluster
 
     @property
     def store(self) -> PodStore:
@@ -194,16 +200,19 @@ class Lab:
     # -- inside ----------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def _made(self) -> Iterator[None]:
-        """The directory with its marker, locked against every other command."""
+    def _made(self) -> Iterator[int]:
+        """The directory with its marker, locked against every other command; the lock's descriptor."""
         sweep.refuse_foreign(self.paths)
         missing = [path for path in self.paths.directory.parents if not path.exists()]
-        made = not self.paths.directory.exists()
+        made = False
         for _ in range(100):
             try:
-                self.paths.directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self.paths.directory.parent.mkdir(parents=True, exist_ok=True)
+                with contextlib.suppress(FileExistsError):
+                    self.paths.directory.mkdir(mode=0o700)
+                    made = True
                 lock = locked(self.paths.lock)
-                lock.__enter__()
+                descriptor = lock.__enter__()
                 break
             except FileNotFoundError:
                 # `lab down` removed the directory under our feet.
@@ -212,7 +221,8 @@ class Lab:
                 raise CliError(f"cannot make {self.paths.directory}: {error.strerror}") from None
         try:
             sweep.refuse_foreign(self.paths)
-            if not self.paths.marker.exists():
+            marker = read_json(self.paths.marker)
+            if marker is None or (made and not marker["made_directory"]):
                 write_json(
                     self.paths.marker,
                     {
@@ -224,7 +234,7 @@ class Lab:
                 )
             for folder in self.paths.folders:
                 folder.mkdir(mode=0o700, exist_ok=True)
-            yield
+            yield descriptor
         finally:
             lock.__exit__(None, None, None)
 
@@ -259,48 +269,62 @@ class Lab:
             write_json(self.paths.state, state)
         return dict(state)
 
-    def _start(self, nodes: list[str]) -> bool:
-        """Start the processes that do not run; True if there were any."""
+    def _start(self, nodes: list[str], lock: int) -> None:
+        """Start the processes that do not run, and wait until all serve."""
         for node in nodes:
             self.paths.cni_queue(node).mkdir(mode=0o700, parents=True, exist_ok=True)
         wanted = processes.specs(self.paths, nodes)
-        start = processes.Start(self.paths, processes.dead(self.paths, wanted))
+        start = processes.Start(self.paths, processes.dead(self.paths, wanted), lock)
         try:
             underlay.ensure(self.paths, nodes)
             if start.wanted != processes.dead(self.paths, wanted):
                 # A node's namespace had to be made again: its loader lives in the old one.
                 start.abandon()
                 processes.end_stale(self.paths, wanted)
-                start = processes.Start(self.paths, processes.dead(self.paths, wanted))
+                start = processes.Start(self.paths, processes.dead(self.paths, wanted), lock)
             start.fork()
-            if start.wanted:
-                self.cluster  # noqa: B018 - imports gRPC while the processes start
-            start.wait()
+            self.cluster  # noqa: B018 - imports gRPC while the processes start
+            start.wait(wanted)
         finally:
             start.abandon()
-        return bool(start.wanted)
 
-    def _settle(self, started: bool) -> None:
+    def _settle(self) -> None:
         """Wait until the nodes know each other, tell the world their CIDRs, finish what was interrupted."""
         from fimbria.ipam.v1 import ipam_pb2
         from fimbria.loader.v1 import loader_pb2
 
         from cli.client import call
 
-        if not started:
-            return
         listed = call(self.cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(page_size=1000))
         request = loader_pb2.WaitAppliedRequest(node_revision=listed.revision)
         for node in self.nodes:
+            self._reconnected(node)
             call(self.cluster.datapath(node).WaitApplied, request, timeout=35)
         underlay.route(self.paths, {node.name: list(node.pod_cidrs) for node in listed.nodes})
         for line in self.runtime.recover():
             self._tell(line)
 
+    def _reconnected(self, node: str) -> None:
+        """Wait until a loader has found the services again: a moment after one of them was started anew."""
+        from fimbria.loader.v1 import loader_pb2
+
+        from cli.client import call
+
+        deadline = time.monotonic() + RECONNECT_TIMEOUT
+        while True:
+            status = call(self.cluster.datapath(node).GetStatus, loader_pb2.GetStatusRequest())
+            waiting = [watch for watch in status.watches if not watch.connected]
+            if not waiting:
+                return
+            if time.monotonic() > deadline:
+                self._tell(f"warning: {node} is not connected to {waiting[0].name}: {waiting[0].error}")
+                return
+            time.sleep(0.02)
+
     def _revive(self) -> None:
         """Start again what has died, as `up` would."""
-        nodes = self.nodes
-        if processes.dead(self.paths, processes.specs(self.paths, nodes)):
+        wanted = processes.specs(self.paths, self.nodes)
+        if not all(processes.ready(self.paths, spec) for spec in wanted):
             self.up()
 
     def _row(self, pod: Pod) -> dict[str, Any]:
@@ -308,6 +332,6 @@ class Lab:
         return rows[(pod.ref.namespace, pod.ref.name)]
 
     def _close(self) -> None:
-        cluster = self.__dict__.pop("cluster", None)
-        if cluster is not None:
-            cluster.close()
+        if self._cluster is not None:
+            self._cluster.close()
+            self._cluster = None

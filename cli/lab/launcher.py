@@ -5,7 +5,8 @@ processes that each do it take seconds on two cores. The imports make no thread 
 not be in use before a fork), and a child goes on exactly as `python -m MODULE` would.
 
 Run as `python -m cli.lab.launcher MODULE…`, with the modules to import; standard input holds, as soon as the
-network is there, one JSON list of processes: `[{name, module, environ, netns, log, record, title}…]`.
+network is there, one JSON list of processes: `[{name, module, environ, netns, log, record, lock, title}…]`.
+`lock` is an inherited descriptor of the lab's lock.
 The launcher ends when the children are forked; they belong to init from then on.
 """
 
@@ -61,6 +62,7 @@ def _child(process: dict[str, Any]) -> None:
         own = ProcessId.of(os.getpid())
         assert own is not None
         write_json(Path(process["record"]), {"pid": own.pid, "started": own.started})
+        os.close(process["lock"])
         if process["netns"]:
             netns.enter_path(process["netns"])
         os.environ.update(process["environ"])

@@ -108,8 +108,9 @@ def dead(paths: LabPaths, wanted: Iterable[ProcessSpec]) -> list[ProcessSpec]:
 class Start:
     """Starting processes: the launcher imports while the caller makes the network; `fork` lets it go on."""
 
-    def __init__(self, paths: LabPaths, wanted: list[ProcessSpec]) -> None:
+    def __init__(self, paths: LabPaths, wanted: list[ProcessSpec], lock: int) -> None:
         self._paths = paths
+        self._lock = lock
         self.wanted = wanted
         self._launcher: subprocess.Popen[str] | None = None
         if wanted:
@@ -133,6 +134,8 @@ class Start:
                 stderr=log,
                 cwd="/",
                 env=environ,
+                # Until every child is on record, whoever comes next has to wait, even if this process dies.
+                pass_fds=[self._lock],
                 start_new_session=True,
                 text=True,
             )
@@ -161,13 +164,17 @@ class Start:
             "netns": str(netns_path(spec.netns)) if spec.netns else "",
             "log": str(self._paths.log(spec.name)),
             "record": str(self._paths.process(spec.name)),
+            "lock": self._lock,
             "title": f"fimbria-{spec.name} lab {self._paths.id}",
         }
 
-    def wait(self, timeout: float = READY_TIMEOUT) -> None:
-        """Return when all serve. CliError, with the end of its log, for one that died or takes too long."""
+    def wait(self, wanted: Iterable[ProcessSpec], timeout: float = READY_TIMEOUT) -> None:
+        """Return when all `wanted` serve, those that ran before too.
+
+        CliError, with the end of its log, for one that died or takes longer than `timeout` seconds.
+        """
         deadline = time.monotonic() + timeout
-        waiting = list(self.wanted)
+        waiting = list(wanted)
         while waiting:
             waiting = [spec for spec in waiting if not ready(self._paths, spec)]
             for spec in waiting:

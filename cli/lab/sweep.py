@@ -39,7 +39,9 @@ def refuse_foreign(paths: LabPaths) -> None:
         raise BadInput(f"{paths.directory} is not a directory", reason="NOT_A_LAB")
     if not paths.directory.is_dir() or paths.marker.exists():
         return
-    foreign = sorted(name for name in os.listdir(paths.directory) if name != paths.lock.name)
+    # A lock, or a marker half written: another `lab up` is just beginning here, or was killed then.
+    own = (paths.lock.name, f".{paths.marker.name}.")
+    foreign = sorted(name for name in os.listdir(paths.directory) if not name.startswith(own))
     if foreign:
         raise BadInput(
             f"{paths.directory} is not a lab: it has no {paths.marker.name}, but {foreign[0]}",
@@ -52,6 +54,7 @@ def remove(paths: LabPaths) -> Swept:
     """Remove the lab; also one that is not there. Raises BadInput for a foreign directory."""
     refuse_foreign(paths)
     if not paths.marker.exists():
+        _remove_scratch(paths)
         return _remove_kernel_state(paths)
     with locked(paths.lock):
         swept = _remove_kernel_state(paths)
@@ -81,8 +84,7 @@ def _remove_files(paths: LabPaths, swept: Swept) -> None:
         if folder.is_dir():
             shutil.rmtree(folder)
     paths.state.unlink(missing_ok=True)
-    for scratch in paths.directory.glob(".*.json.*"):
-        scratch.unlink(missing_ok=True)
+    _remove_scratch(paths)
     paths.lock.unlink(missing_ok=True)
     # The marker goes last: as long as it is there, the next `down` finishes what this one began.
     paths.marker.unlink(missing_ok=True)
@@ -92,6 +94,13 @@ def _remove_files(paths: LabPaths, swept: Swept) -> None:
     if made and remove_if_empty(paths.directory):
         for parent in made.get("made_parents", []):
             remove_if_empty(Path(parent))
+
+
+def _remove_scratch(paths: LabPaths) -> None:
+    """Remove files that a killed command was about to rename."""
+    for final in (paths.marker, paths.state):
+        for scratch in paths.directory.glob(f".{final.name}.*"):
+            scratch.unlink(missing_ok=True)
 
 
 def remove_if_empty(directory: Path) -> bool:

@@ -144,6 +144,7 @@ def test_files_of_others_in_the_directory_are_kept(new_lab: Callable[..., Lab]) 
     assert [path.name for path in lab.paths.directory.iterdir()] == ["notes.txt"]
     with pytest.raises(BadInput, match="is not a lab"):
         lab.up()
+    (lab.paths.directory / "notes.txt").unlink()
 
 
 def test_a_pod_that_is_there_is_refused_and_kept(shop: Lab) -> None:
