@@ -50,8 +50,9 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } events SEC(".maps");
 
-static __always_inline void event_fill(struct event *e, const struct __sk_buff *skb,
-				       const struct packet *p)
+/* Not inlined, so that BTF has struct event: the loader's layout is checked against it. */
+static __noinline void event_fill(struct event *e, const struct __sk_buff *skb,
+				  const struct packet *p)
 {
 	e->time = bpf_ktime_get_ns();
 	e->policy_revision = p->policy_revision;

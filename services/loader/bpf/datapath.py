@@ -1,7 +1,7 @@
 """The node's datapath: its programs, its maps, and what hangs on which device.
 
 Everything here is synchronous and costs microseconds, but for :meth:`KernelDatapath.open` (clang and the
-verifier) and the dumps of large maps. One thread at a time.
+verifier) and the dumps of large maps. Threads may share it but for opening and closing.
 """
 
 from __future__ import annotations

@@ -55,14 +55,12 @@ def describe(fd: int) -> tuple[int, MapDefinition]:
 
 
 class Map:
-    """An open map. Owns ``fd``. Every method raises BpfError that names the map."""
+    """An open map. Owns ``fd``. Methods raise BpfError that names the map; any thread may call them."""
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
         self.id, self.definition = describe(fd)
-        self._key = ffi.new("char[]", max(self.definition.key_size, 4))
-        self._value = ffi.new("char[]", max(self.definition.value_size, 8))
 
     def close(self) -> None:
         """Closes the descriptor; the map lives on in its pin and programs."""
@@ -72,23 +70,21 @@ class Map:
 
     def get(self, key: bytes) -> bytes | None:
         """The value at ``key``, or None."""
-        ffi.memmove(self._key, key, len(key))
-        result = lib.bpf_map_lookup_elem(self.fd, self._key, self._value)
+        value = ffi.new("char[]", self.definition.value_size)
+        result = lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), value)
         if result == -errno.ENOENT:
             return None
         check(result, f"read map {self.name}")
-        return bytes(ffi.buffer(self._value, self.definition.value_size))
+        return bytes(ffi.buffer(value))
 
     def put(self, key: bytes, value: bytes) -> None:
         """Adds or replaces one element. A full map is E2BIG."""
-        ffi.memmove(self._key, key, len(key))
-        ffi.memmove(self._value, value, len(value))
-        check(lib.bpf_map_update_elem(self.fd, self._key, self._value, 0), f"write map {self.name}")
+        result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), 0)
+        check(result, f"write map {self.name}")
 
     def delete(self, key: bytes) -> bool:
         """Removes one element. Returns whether it was there."""
-        ffi.memmove(self._key, key, len(key))
-        result = lib.bpf_map_delete_elem(self.fd, self._key)
+        result = lib.bpf_map_delete_elem(self.fd, ffi.from_buffer(key))
         if result == -errno.ENOENT:
             return False
         check(result, f"delete from map {self.name}")

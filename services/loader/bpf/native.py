@@ -117,7 +117,6 @@ lib: Any
 ffi, lib = _open()
 _libc: Any = ffi.dlopen(None)
 _log = threading.local()
-_line = ffi.new("char[]", _LINE_BYTES)
 
 
 @ffi.callback("int(int, const char *, void *)")  # type: ignore[untyped-decorator]
@@ -128,9 +127,10 @@ def _collect(level: int, form: Any, args: Any) -> int:
     """
     if level != _WARN:
         return 0
-    size = _libc.vsnprintf(_line, _LINE_BYTES, form, args)
+    line = ffi.new("char[]", _LINE_BYTES)
+    size = _libc.vsnprintf(line, _LINE_BYTES, form, args)
     lines: deque[str] = _log.__dict__.setdefault("lines", deque(maxlen=32))
-    lines.append(ffi.string(_line, _LINE_BYTES).decode(errors="replace").strip())
+    lines.append(ffi.string(line, _LINE_BYTES).decode(errors="replace").strip())
     return int(size)
 
 

@@ -240,9 +240,14 @@ def test_a_connection_attempt_against_the_flow_is_a_new_flow(node: Node) -> None
 
 
 def test_a_connection_attempt_after_the_end_is_judged_anew(node: Node) -> None:
+    node.policy(WEB_SUBJECT, ingress=[Rule(CLIENT_ID, TCP, 80)])
     establish(node)
     assert request(node, RST)
-    node.datapath.subject_put(WEB_SUBJECT, replace(node.datapath.subject_get(WEB_SUBJECT), epoch=1))  # type: ignore[type-var]
+    before = node.datapath.policy_entries()
+    node.datapath.policy_delete(list(before))
+    assert request(node, ACK)
+    assert not request(node, SYN)
+    node.datapath.policy_put(list(before.items()))
     assert request(node, SYN)
     assert not only_flow(node).closing
 
