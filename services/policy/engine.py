@@ -218,6 +218,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._cache: SelectorCache[_User] = SelectorCache()
+        self._numbers: dict[Labels, int] = {}
         self._policies: dict[PolicyRef, list[_Spec]] = {}
         self._subjects: dict[Subject, _SubjectState] = {}
         self._of_identity: dict[int, dict[_SubjectState, None]] = {}
@@ -259,7 +260,7 @@ class Engine:
 
     def number_of(self, labels: Labels) -> int | None:
         """The identity with exactly these labels, if there is one."""
-        return next((number for number, known in self._cache.identities.items() if known == labels), None)
+        return self._numbers.get(labels)
 
     def ports_of(self, number: int) -> frozenset[NamedPort]:
         """The ports that pods with this identity declare."""
@@ -301,8 +302,13 @@ class Engine:
     # -- identities
 
     def _set_labels(self, number: int, labels: Labels | None) -> None:
-        if self._cache.identities.get(number) == labels:
+        before = self._cache.identities.get(number)
+        if before == labels:
             return
+        if before is not None and self._numbers.get(before) == number:
+            del self._numbers[before]
+        if labels is not None:
+            self._numbers[labels] = number
         changes = self._cache.changes(number, labels)
         rules = {
             rule: rule.covers(number)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from fimbria.identity.v1.identity_pb2_grpc import IdentityServiceAsyncStub
 
 FIRST_BACKOFF_SECONDS = 0.05
-MAX_BACKOFF_SECONDS = 2.0
+MAX_BACKOFF_SECONDS = 1.0
 
 RESERVED_IDENTITIES = {
     number: Labels([f"{RESERVED}:{name}"])

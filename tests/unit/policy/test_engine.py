@@ -167,7 +167,7 @@ class Told:
     entries: dict[EntryKey, EntryValue]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.lists(steps, min_size=1, max_size=4), max_size=14))
 def test_incremental_equals_recomputed(batches: list[list[Policy | Event]]) -> None:
     engine, model = Engine(), Model()
