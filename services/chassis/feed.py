@@ -174,8 +174,8 @@ class Feed:
         Yields an empty batch when nothing has happened for 10 s; with ``announce`` also at once, so that
         whoever resumes a watch learns that it is open. Raises OutOfRange: REVISION_COMPACTED when events
         after ``after`` are no longer kept, REVISION_UNKNOWN when the feed has not come that far (its store
-        was replaced). Either way the metadata's ``restart_revision`` says where a watch can start, after reading
-        the present state.
+        was replaced). Either way the metadata's ``restart_revision`` says where a watch can start, after
+        reading the present state.
         """
         async with self._db.read() as conn:
             revision, compacted = await self._position(conn)
