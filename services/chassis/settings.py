@@ -82,10 +82,6 @@ class CommonSettings:
         ("127.0.0.1:0",),
         help="Addresses to serve on, comma separated: HOST:PORT (port 0: any free one), unix:/PATH.",
     )
-    database_url: str = setting(
-        "",
-        help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
-    )
     log_level: Literal["debug", "info", "warning", "error"] = setting(
         "info", help="Least severe log line to write."
     )

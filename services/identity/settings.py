@@ -11,6 +11,10 @@ from services.chassis.settings import CommonSettings, setting
 class IdentitySettings(CommonSettings):
     """The common settings, and how much history watches can resume in."""
 
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:4002",),
+        help="Addresses to serve on, comma separated: HOST:PORT (port 0: any free one), unix:/PATH.",
+    )
     database_url: str = setting(
         "sqlite:////var/lib/fimbria/identity.db",
         help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",

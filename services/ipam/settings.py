@@ -11,6 +11,10 @@ from services.chassis.settings import CommonSettings, setting
 class IpamSettings(CommonSettings):
     """The common settings, the pool made at first start, and the history that watches can resume in."""
 
+    listen: tuple[str, ...] = setting(
+        ("127.0.0.1:4001",),
+        help="Addresses to serve on, comma separated: HOST:PORT (port 0: any free one), unix:/PATH.",
+    )
     database_url: str = setting(
         "sqlite:////var/lib/fimbria/ipam.db",
         help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",

@@ -45,6 +45,7 @@ from services.chassis.settings import CommonSettings, setting
 
 @dataclass(frozen=True)
 class Settings(CommonSettings):
+    database_url: str = setting("", help="The store; empty: none.")
     fail_after: float = setting(0.0, help="When a background task fails, in seconds; 0: never.")
 
 
