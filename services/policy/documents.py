@@ -64,7 +64,7 @@ class _Loader(_BaseLoader):  # type: ignore[misc]
 # register.
 
 
-def _place(mark: yaml.Mark | None) -> str:
+def _place(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
 
 
@@ -97,7 +97,27 @@ def _values(text: str) -> Iterator[object]:
             return
         except json.JSONDecodeError:
             pass
+        except RecursionError:
+            raise DocumentError("", f"nested more than {MAX_DEPTH} levels deep") from None
+    _check_nesting(text)
     yield from yaml.load_all(text, Loader=_Loader)
+
+
+def _check_nesting(text: str) -> None:
+    """The loader recurses natively, and text that nests deeply enough would end the process."""
+    depth = values = 0
+    for event in yaml.parse(text, Loader=_BaseLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            values += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+        elif isinstance(event, yaml.NodeEvent):
+            values += 1
+        if depth > MAX_DEPTH:
+            raise DocumentError(_place(event.start_mark), f"nested more than {MAX_DEPTH} levels deep")
+        if values > 2 * MAX_VALUES:
+            raise DocumentError("", f"more than {MAX_VALUES} values")
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -128,7 +148,7 @@ def _check_json(value: object, path: str, depth: int, budget: list[int]) -> None
     """Refuse what JSON cannot say. Aliases are shared objects, counted as often as they appear."""
     budget[0] -= 1
     if depth > MAX_DEPTH:
-        raise DocumentError(path[:120], f"nested more than {MAX_DEPTH} levels deep")
+        raise DocumentError(path[:80], f"nested more than {MAX_DEPTH} levels deep")
     if budget[0] < 0:
         raise DocumentError("", f"more than {MAX_VALUES} values")
     if isinstance(value, dict):
