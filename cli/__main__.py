@@ -94,6 +94,11 @@ def run(argv: Sequence[str] | None = None) -> int:
         # The reader went away (`| head`): keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return errors.OK
+    except OSError as error:
+        # Files that may not be read, a full disk: what the system says is what the user needs.
+        where = f"{error.filename}: " if error.filename else ""
+        errors.report(errors.CliError(f"{where}{error.strerror or error}"))
+        return errors.FAILED
     return result if isinstance(result, int) else errors.OK
 
 

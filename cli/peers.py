@@ -34,12 +34,19 @@ def parse_peer(cluster: Cluster, text: str, field: str) -> policy_pb2.Peer:
 
 def _pod(cluster: Cluster, text: str, field: str) -> policy_pb2.Peer:
     ref = parse_pod(text, field)
+    unreachable: CliError | None = None
     for node in cluster.targets.loaders:
-        listed = pages(cluster.endpoints(node).ListEndpoints, loader_pb2.ListEndpointsRequest(), "endpoints")
+        try:
+            listed = pages(
+                cluster.endpoints(node).ListEndpoints, loader_pb2.ListEndpointsRequest(), "endpoints"
+            )
+        except CliError as error:
+            unreachable = error
+            continue
         for endpoint in listed:
             if (endpoint.pod_namespace, endpoint.pod_name) == (ref.namespace, ref.name):
                 return policy_pb2.Peer(labels=endpoint.labels, named_ports=endpoint.named_ports)
-    raise CliError(
+    raise unreachable or CliError(
         f"no node has a pod {ref}",
         reason="POD_NOT_FOUND",
         hint="an end may also be labels: app=web,tier=front",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cli.errors import BadInput
 from cli.targets import Targets, lab_directory, resolve
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def dir_option(function: F) -> F:
     def remember(context: click.Context, _: click.Parameter, value: str | None) -> None:
         root = context.find_root()
         root.obj = root.obj or {"directory": None}
+        if value == "":
+            raise BadInput("--dir is empty: expected a directory")
         if value is not None:
             root.obj["directory"] = value
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cli.errors import BadInput, CliError, ServiceUnavailable
-from cli.lab import preflight, processes, sweep, underlay
+from cli.lab import directory, preflight, processes, sweep, underlay
 from cli.lab.files import locked, read_json, write_json
 from cli.lab.paths import LabPaths
 from cli.lab.pods import Pod, PodStore
@@ -58,7 +58,7 @@ class Lab:
         if nodes is not None and not 1 <= nodes <= underlay.MOST_NODES:
             raise BadInput(f"--nodes {nodes} is not valid: expected 1 to {underlay.MOST_NODES}")
         preflight.check()
-        with self._made() as lock:
+        with directory.claimed(self.paths, underlay.node_name(underlay.MOST_NODES)) as lock:
             state = self._state(nodes)
             self._start(state["nodes"], lock)
             self._settle()
@@ -198,45 +198,6 @@ class Lab:
         return Runtime(self.paths, self.nodes, self.cluster)
 
     # -- inside ----------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def _made(self) -> Iterator[int]:
-        """The directory with its marker, locked against every other command; the lock's descriptor."""
-        sweep.refuse_foreign(self.paths)
-        missing = [path for path in self.paths.directory.parents if not path.exists()]
-        made = False
-        for _ in range(100):
-            try:
-                self.paths.directory.parent.mkdir(parents=True, exist_ok=True)
-                with contextlib.suppress(FileExistsError):
-                    self.paths.directory.mkdir(mode=0o700)
-                    made = True
-                lock = locked(self.paths.lock)
-                descriptor = lock.__enter__()
-                break
-            except FileNotFoundError:
-                # `lab down` removed the directory under our feet.
-                continue
-            except OSError as error:
-                raise CliError(f"cannot make {self.paths.directory}: {error.strerror}") from None
-        try:
-            sweep.refuse_foreign(self.paths)
-            marker = read_json(self.paths.marker)
-            if marker is None or (made and not marker["made_directory"]):
-                write_json(
-                    self.paths.marker,
-                    {
-                        "lab": self.paths.id,
-                        "version": STATE_VERSION,
-                        "made_directory": made,
-                        "made_parents": [str(path) for path in missing],
-                    },
-                )
-            for folder in self.paths.folders:
-                folder.mkdir(mode=0o700, exist_ok=True)
-            yield descriptor
-        finally:
-            lock.__exit__(None, None, None)
 
     @contextlib.contextmanager
     def _shared(self) -> Iterator[None]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import resource
 import secrets
 import selectors
 import socket
@@ -61,6 +62,9 @@ def probe_many(attempts: Sequence[Attempt], timeout: float = DEFAULT_TIMEOUT) ->
     """
     outcomes: list[Outcome] = []
     failure: list[BaseException] = []
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # Often 1024 of many more that are allowed.
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
     def work() -> None:
         try:
