@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fimbria.identity.v1 import identity_pb2_grpc
 from fimbria.policy.v1 import policy_pb2_grpc
@@ -58,12 +60,23 @@ async def build(context: ServiceContext[PolicySettings]) -> AsyncIterator[None]:
         PolicyApi(store, nodes, distributor, enforcement),
         "fimbria.policy.v1.PolicyService",
     )
+    tasks = []
     for saver in (node_saver, port_saver):
         context.stack.push_async_callback(saver.flush)
-        context.background(saver.run(), "saver")
-    context.background(follow_policies(feed, store, distributor, settings.feed_keep), "policies")
-    context.background(follower.run(), "identities")
+        tasks.append(context.background(saver.run(), "saver"))
+    tasks.append(
+        context.background(follow_policies(feed, store, distributor, settings.feed_keep), "policies")
+    )
+    tasks.append(context.background(follower.run(), "identities"))
+    # Left before the channel and the store are closed: nobody may still be using them then.
+    context.stack.push_async_callback(_cancel, tasks)
     yield
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 if __name__ == "__main__":

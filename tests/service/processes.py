@@ -50,8 +50,10 @@ def spawn(service: str, directory: Path, *flags: str) -> tuple[subprocess.Popen[
         sys.executable,
         "-m",
         f"services.{service}",
-        f"--database-url=sqlite:///{directory / service}.db",
+        # The loader alone keeps no store.
+        *([f"--database-url=sqlite:///{directory / service}.db"] if service != "loader" else []),
         f"--ready-file={ready}",
+        "--listen=127.0.0.1:0",
         *flags,
     ]
     with log.open("ab") as output:
