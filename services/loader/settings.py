@@ -7,7 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-from services.chassis.settings import CommonSettings, SettingsError, setting
+from services.chassis.settings import CommonSettings, setting
 
 _SOURCES = str(Path(__file__).resolve().parent.parent.parent / "bpf")
 
@@ -65,7 +65,7 @@ class LoaderSettings(CommonSettings):
         return self.pin_dir or f"{self.bpffs}/fimbria/{self.node_name}"
 
     def underlay_ipv4(self) -> str:
-        """The node's underlay address. Raises SettingsError when none is given or found, or it is none."""
+        """The node's underlay address. Raises InvalidArgument (NODE_ADDRESS_INVALID) when there is none."""
         address = self.node_ipv4 or _default_source()
         try:
             ipaddress.IPv4Address(address)

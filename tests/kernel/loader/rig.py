@@ -1,0 +1,311 @@
+"""A small cluster for the loader's tests: the three services and nodes as processes, pods through the real
+plugin.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
+from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from fimbria.loader.v1 import loader_pb2, loader_pb2_grpc
+from fimbria.policy.v1 import policy_pb2, policy_pb2_grpc
+
+from services.loader.bpf.pins import remove_pins
+from tests.kernel.netlink.namespaces import Namespace, Namespaces
+from tests.service.processes import POLL_SECONDS, START_SECONDS
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+PLUGIN = REPOSITORY / "build" / "fimbria-cni"
+SERVICES = ("ipam", "identity", "policy")
+BPFFS = Path("/sys/fs/bpf/fimbria")
+
+
+@dataclass
+class Process:
+    """One process of the rig; ``start`` may be called again after ``kill``."""
+
+    name: str
+    arguments: list[str]
+    ready: Path
+    log: Path
+    running: subprocess.Popen[bytes] | None = None
+
+    def start(self, *, wait: bool = True) -> None:
+        self.ready.unlink(missing_ok=True)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("FIMBRIA_")}
+        with self.log.open("ab") as output:
+            self.running = subprocess.Popen(self.arguments, stdout=output, stderr=output, env=environment)
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        assert self.running is not None
+        deadline = time.monotonic() + START_SECONDS
+        while not self.ready.exists():
+            if self.running.poll() is not None:
+                raise AssertionError(
+                    f"{self.name} ended with {self.running.returncode}:\n{self.log.read_text()}"
+                )
+            if time.monotonic() > deadline:
+                raise AssertionError(f"{self.name} was not ready in time:\n{self.log.read_text()}")
+            time.sleep(POLL_SECONDS)
+
+    def kill(self) -> None:
+        """SIGKILL, as a crash would."""
+        if self.running is not None:
+            self.running.kill()
+            self.running.wait()
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code."""
+        assert self.running is not None
+        self.running.send_signal(signal.SIGTERM)
+        return self.running.wait(timeout=START_SECONDS)
+
+
+@dataclass
+class Node:
+    """A node: its namespace and its loader."""
+
+    name: str
+    ipv4: str
+    namespace: Namespace
+    loader: Process
+    directory: Path
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "cni.sock"
+
+    @property
+    def target(self) -> str:
+        return f"unix:{self.directory / 'loader.sock'}"
+
+    def endpoints(self) -> list[loader_pb2.Endpoint]:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.EndpointServiceStub(channel)
+            return list(
+                stub.ListEndpoints(
+                    loader_pb2.ListEndpointsRequest(), wait_for_ready=True, timeout=10
+                ).endpoints
+            )
+
+    def update_labels(self, number: int, labels: list[str]) -> loader_pb2.Endpoint:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.EndpointServiceStub(channel)
+            return stub.UpdateEndpointLabels(
+                loader_pb2.UpdateEndpointLabelsRequest(id=number, labels=labels), timeout=10
+            )
+
+    def status(self) -> loader_pb2.DatapathStatus:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.DatapathServiceStub(channel)
+            return stub.GetStatus(loader_pb2.GetStatusRequest(), wait_for_ready=True, timeout=10)
+
+    def policy(self, number: int) -> loader_pb2.ListPolicyEntriesResponse:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.DatapathServiceStub(channel)
+            return stub.ListPolicyEntries(loader_pb2.ListPolicyEntriesRequest(endpoint_id=number), timeout=10)
+
+    def ipcache(self) -> dict[str, loader_pb2.KernelIpCacheEntry]:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.DatapathServiceStub(channel)
+            answer = stub.ListIpCache(loader_pb2.ListIpCacheRequest(page_size=1000), timeout=10)
+            return {entry.prefix: entry for entry in answer.entries}
+
+    def wait_applied(self, policy_revision: int) -> None:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.DatapathServiceStub(channel)
+            request = loader_pb2.WaitAppliedRequest(policy_revision=policy_revision)
+            stub.WaitApplied(request, wait_for_ready=True, timeout=20)
+
+    def flows(self) -> list[loader_pb2.Flow]:
+        with grpc.insecure_channel(self.target) as channel:
+            stub = loader_pb2_grpc.ObserverServiceStub(channel)
+            return [
+                item.flow
+                for item in stub.GetFlows(loader_pb2.GetFlowsRequest(), timeout=10)
+                if item.HasField("flow")
+            ]
+
+    def links(self) -> set[str]:
+        """Names of the endpoints' devices on the node."""
+        found = json.loads(self.namespace.command("ip", "-j", "link"))
+        return {link["ifname"] for link in found if link["ifname"].startswith("lxc")}
+
+
+@dataclass
+class Pod:
+    """A pod as a runtime knows it."""
+
+    node: Node
+    name: str
+    namespace: Namespace
+    labels: dict[str, str]
+    ipv4: str = ""
+    ports: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def container_id(self) -> str:
+        return f"container-{self.name}"
+
+    def call(self, command: str, *, netns: str | None = None, **more: Any) -> tuple[int, dict[str, Any]]:
+        """Runs the plugin; its exit code and what it printed."""
+        pairs = [{"key": key, "value": value} for key, value in self.labels.items()]
+        config = {
+            "cniVersion": "1.0.0",
+            "name": "fimbria",
+            "type": "fimbria-cni",
+            "socket": str(self.node.socket),
+            "queue": str(self.node.directory / "deletes"),
+            "args": {"cni": {"labels": pairs, "ports": self.ports}},
+            **more,
+        }
+        done = subprocess.run(
+            [PLUGIN],
+            input=json.dumps(config).encode(),
+            capture_output=True,
+            timeout=60,
+            check=False,
+            env={
+                "CNI_COMMAND": command,
+                "CNI_CONTAINERID": self.container_id,
+                "CNI_NETNS": self.namespace.path if netns is None else netns,
+                "CNI_IFNAME": "eth0",
+                "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE=shop;K8S_POD_NAME={self.name}",
+                "CNI_PATH": "/opt/cni/bin",
+            },
+        )
+        return done.returncode, json.loads(done.stdout or b"{}")
+
+    def add(self) -> dict[str, Any]:
+        code, answer = self.call("ADD")
+        assert code == 0, answer
+        self.ipv4 = answer["ips"][0]["address"].partition("/")[0]
+        return answer
+
+    def delete(self) -> None:
+        code, answer = self.call("DEL")
+        assert code == 0, answer
+
+
+class Rig:
+    """The cluster. Everything that it makes is gone after :meth:`close`."""
+
+    def __init__(self, directory: Path, namespaces: Namespaces, nodes: int = 2) -> None:
+        self.directory = directory
+        self.namespaces = namespaces
+        self.pin_root = BPFFS / f"test-{os.getpid()}-{directory.name}"
+        self.services = {name: self._service(name) for name in SERVICES}
+        self.nodes: list[Node] = []
+        self._underlay = namespaces.make()
+        self._underlay.command("ip", "link", "add", "underlay", "type", "bridge")
+        self._underlay.command("ip", "link", "set", "underlay", "up")
+        for number in range(1, nodes + 1):
+            self.nodes.append(self._node(number))
+
+    def start(self) -> None:
+        for service in self.services.values():
+            service.start(wait=False)
+        for service in self.services.values():
+            service.wait_ready()
+        for node in self.nodes:
+            node.loader.start(wait=False)
+        for node in self.nodes:
+            node.loader.wait_ready()
+
+    def close(self) -> None:
+        for process in [*(node.loader for node in self.nodes), *self.services.values()]:
+            process.kill()
+        for node in self.nodes:
+            remove_pins(str(self.pin_root / node.name))
+        shutil.rmtree(self.pin_root, ignore_errors=True)
+
+    def target(self, service: str) -> str:
+        return f"unix:{self.directory / service}.sock"
+
+    def pod(self, node: Node, name: str, **labels: str) -> Pod:
+        return Pod(node, name, self.namespaces.make(), labels)
+
+    def owners(self) -> set[str]:
+        """Owners of addresses, as IPAM has them."""
+        with grpc.insecure_channel(self.target("ipam")) as channel:
+            stub = ipam_pb2_grpc.AddressServiceStub(channel)
+            answer = stub.ListAddresses(ipam_pb2.ListAddressesRequest(), wait_for_ready=True, timeout=10)
+            return {address.owner for address in answer.addresses}
+
+    def published(self) -> dict[str, identity_pb2.IpCacheEntry]:
+        """The cluster's ipcache, by prefix."""
+        with grpc.insecure_channel(self.target("identity")) as channel:
+            stub = identity_pb2_grpc.IpCacheServiceStub(channel)
+            request = identity_pb2.ListIpCacheEntriesRequest()
+            answer = stub.ListIpCacheEntries(request, wait_for_ready=True, timeout=10)
+            return {entry.prefix: entry for entry in answer.entries}
+
+    def apply(self, manifest: str) -> int:
+        """Applies a policy and waits until every node enforces it; the revision."""
+        with grpc.insecure_channel(self.target("policy")) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            applied = stub.ApplyPolicies(policy_pb2.ApplyPoliciesRequest(manifests=manifest), timeout=10)
+            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=applied.revision), timeout=30)
+            return int(applied.revision)
+
+    def remove_policy(self, manifest: str) -> None:
+        with grpc.insecure_channel(self.target("policy")) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            deleted = stub.DeletePolicies(policy_pb2.DeletePoliciesRequest(manifests=manifest), timeout=10)
+            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=deleted.revision), timeout=30)
+
+    def _service(self, name: str) -> Process:
+        ready = self.directory / f"{name}.ready"
+        flags = [
+            f"--listen=unix:{self.directory / name}.sock",
+            f"--database-url=sqlite:///{self.directory / name}.db",
+            f"--ready-file={ready}",
+        ]
+        if name == "ipam":
+            flags.append("--ipam-default-pool-cidr=10.244.0.0/16")
+        if name == "policy":
+            flags.append(f"--identity-target={self.target('identity')}")
+        command = [sys.executable, "-m", f"services.{name}", *flags]
+        return Process(name, command, ready, self.directory / f"{name}.log")
+
+    def _node(self, number: int) -> Node:
+        name, ipv4 = f"node-{number}", f"172.31.1.{number}"
+        namespace = self.namespaces.make()
+        self._underlay.command(
+            "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", namespace.name
+        )
+        self._underlay.command("ip", "link", "set", name, "master", "underlay", "up")
+        for command in ("link set lo up", "link set eth0 up", f"address add {ipv4}/16 dev eth0"):
+            namespace.command("ip", *command.split())
+        directory = self.directory / name
+        directory.mkdir()
+        ready = directory / "ready"
+        flags = [
+            f"--listen=unix:{directory}/loader.sock",
+            f"--node-name={name}",
+            f"--node-ipv4={ipv4}",
+            *(f"--{service}-target={self.target(service)}" for service in SERVICES),
+            f"--state-dir={directory}/state",
+            f"--pin-dir={self.pin_root / name}",
+            f"--source-dir={REPOSITORY / 'bpf'}",
+            f"--cache-dir={REPOSITORY / 'build' / 'bpf-cache'}",
+            f"--cni-socket={directory}/cni.sock",
+            f"--cni-queue={directory}/deletes",
+            f"--trace-file={directory}/trace.jsonl",
+            f"--ready-file={ready}",
+        ]
+        inside = ["nsenter", f"--net={namespace.path}", "--", sys.executable, "-m", "services.loader", *flags]
+        return Node(name, ipv4, namespace, Process(name, inside, ready, directory / "log"), directory)
