@@ -70,8 +70,11 @@ class LoaderSettings(CommonSettings):
         try:
             ipaddress.IPv4Address(address)
         except ValueError:
-            raise SettingsError(
-                "FIMBRIA_NODE_IPV4", address or None, "an IPv4 address of this node"
+            shown = f"is {address!r}" if address else "is not set, and there is no default route"
+            raise InvalidArgument(
+                f"FIMBRIA_NODE_IPV4 {shown}; expected an IPv4 address of this node",
+                reason="NODE_ADDRESS_INVALID",
+                metadata={"variable": "FIMBRIA_NODE_IPV4", "value": address},
             ) from None
         return address
 
