@@ -7,6 +7,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.chassis.errors import InvalidArgument
 from services.chassis.settings import CommonSettings, setting
 
 _SOURCES = str(Path(__file__).resolve().parent.parent.parent / "bpf")

@@ -1,4 +1,4 @@
-"""A loader whose node is not registered yet: it serves, says what it waits for, and keeps what it is asked."""
+"""A loader whose node is not registered yet: it serves, says what it waits for, keeps what it is asked."""
 
 from __future__ import annotations
 
