@@ -63,7 +63,7 @@ class Cluster:
                     ("grpc.enable_http_proxy", 0),
                 ],
             )
-            self._channels[target] = grpc.intercept_channel(plain, _Tracing())
+            self._channels[target] = grpc.intercept_channel(plain, _Interceptor(target))
         return self._channels[target]
 
     @cached_property
@@ -140,12 +140,18 @@ def from_service(error: FimbriaError) -> CliError:
         grpc.StatusCode.INVALID_ARGUMENT: BadInput,
         grpc.StatusCode.UNAVAILABLE: ServiceUnavailable,
     }
-    hint = ""
+    message, hint = error.message, ""
     if error.reason == "SERVICE_UNAVAILABLE":
+        message = f"cannot reach {error.metadata.get('target', 'the service')}: {cause(message)}"
         hint = "`fimbria status` shows what runs; in a lab, `fimbria lab up` starts what does not"
     return kinds.get(error.code, CliError)(
-        error.message, reason=error.reason, violations=violations, hint=hint
+        message, reason=error.reason, violations=violations, hint=hint
     )
+
+
+def cause(message: str) -> str:
+    """The end of gRPC's account of a failed connection: what the system said."""
+    return message.rpartition(": ")[2]
 
 
 def pages(
@@ -162,22 +168,34 @@ def pages(
         request.page_token = answer.next_page_token
 
 
-class _Tracing(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
-    """Gives each unary call a span below the current one, and passes the context on."""
+class _Interceptor(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor):
+    """Gives unary calls a span below the current one, passes the context on, names the target in errors."""
+
+    def __init__(self, target: str) -> None:
+        self._target = target
 
     def intercept_unary_unary(self, continuation: Any, details: Any, request: Any) -> Any:
         if tracing.current() is None:
-            return continuation(details, request)
+            return self._named(continuation(details, request))
         attributes = {names.RPC_SYSTEM: names.RPC_SYSTEM_GRPC, names.RPC_METHOD: details.method.lstrip("/")}
         with tracing.span(names.rpc_span_name(details.method), kind="CLIENT", **attributes) as span:
-            answer = continuation(_with_context(details, span), request)
+            answer = self._named(continuation(_with_context(details, span), request))
             code = answer.code()
             span.attributes[names.RPC_STATUS] = code.name
             return answer
 
+    def _named(self, answer: Any) -> Any:
+        error = answer.exception()
+        if isinstance(error, grpc.RpcError):
+            error.target = self._target  # type: ignore[attr-defined]
+        return answer
+
     def intercept_unary_stream(self, continuation: Any, details: Any, request: Any) -> Any:
         span = tracing.current()
-        return continuation(_with_context(details, span) if span else details, request)
+        stream = continuation(_with_context(details, span) if span else details, request)
+        # A stream raises itself when it breaks.
+        stream.target = self._target
+        return stream
 
 
 class _Details(grpc.ClientCallDetails):

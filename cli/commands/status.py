@@ -114,7 +114,7 @@ def _revisions(cluster: Cluster, rows: dict[str, dict[str, Any]]) -> int | None:
 def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int | None) -> None:
     from fimbria.loader.v1 import loader_pb2
 
-    from cli.client import call
+    from cli.client import call, cause
 
     told = call(cluster.datapath(node).GetStatus, loader_pb2.GetStatusRequest(), timeout=_TIMEOUT)
     watches = {watch.name: watch for watch in told.watches}
@@ -133,7 +133,9 @@ def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int |
         if current is not None:
             row["policy_lag"] = max(0, current - watches["policy"].revision)
     problems = [
-        f"{watch.name}: {watch.error or 'not connected'}" for watch in told.watches if not watch.connected
+        f"{watch.name}: {cause(watch.error) or 'not connected'}"
+        for watch in told.watches
+        if not watch.connected
     ]
     row["problem"] = "; ".join(problems)
 

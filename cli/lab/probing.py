@@ -199,7 +199,7 @@ def probe(
     deciding = _deciding(flows, result.allowed)
     if explain is not None and explain["allowed"] != result.allowed:
         said = "allowed" if explain["allowed"] else "denied"
-        notes.append(f"the policies say {said}: the cause is another one, or policy has just changed")
+        notes.append(f"the policies say {said}: something else decided, or they have just changed")
     fields = asdict(result) | {"flows": flows, "explain": explain, "notes": notes}
     if deciding is not None:
         fields |= {

@@ -35,6 +35,19 @@ def test_the_node_reaches_its_pods_and_they_reach_it(shop: Lab) -> None:
     assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
 
 
+def test_pods_reach_the_world_outside_and_are_reached_from_there(shop: Lab) -> None:
+    results = shop.probe_many(
+        [
+            (WEB, "198.51.100.7", 80, "TCP"),
+            ("198.18.0.1", CLIENT, 80, "UDP"),
+            (CLIENT, "172.31.0.1", 80, "TCP"),
+        ]
+    )
+    assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
+    # The addresses were borrowed for the probe.
+    assert "198.51.100.7" not in netns.ip("-4", "addr", netns=shop.paths.underlay_netns)
+
+
 def test_a_pod_reaches_itself(shop: Lab) -> None:
     assert shop.probe_many([(WEB, WEB, 80, "TCP")])[0].allowed
 
