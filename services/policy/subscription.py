@@ -19,7 +19,6 @@ from services.policy.distribution import Distributor, Progress, Subscription, Up
 from services.policy.enforcement import Enforcement
 from services.policy.engine import Subject
 
-WATCH_SPAN = "policy.Subscribe"
 
 log = get_logger(__name__)
 
@@ -102,7 +101,7 @@ def _watch(request: pb.WatchSubject, subscription: Subscription, distributor: Di
 def _span(request: pb.WatchSubject, trace: TraceContext, node: str) -> Callable[[], None]:
     """A server span from the request to its snapshot, as if the watch were a call of its own."""
     span = tracer().start_span(
-        WATCH_SPAN,
+        names.POLICY_SUBSCRIBE,
         context=remote_context(trace.traceparent, trace.tracestate),
         kind=SpanKind.SERVER,
         attributes={names.IDENTITY: request.identity, names.NODE_NAME: node},
