@@ -19,7 +19,6 @@ from services.policy.distribution import Distributor, Progress, Subscription, Up
 from services.policy.enforcement import Enforcement
 from services.policy.engine import Subject
 
-
 log = get_logger(__name__)
 
 
