@@ -111,7 +111,9 @@ int from_container(struct __sk_buff *skb)
 	}
 	p.endpoint_id = src->endpoint_id;
 	p.src_identity = src->identity;
-	if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
+	if (unlikely(skb->vlan_present))
+		ret = DROP(DROP_UNSUPPORTED_L2);
+	else if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
 		ret = from_container_ipv4(skb, &p, src);
 	else if (skb->protocol == bpf_htons(ETH_P_ARP))
 		ret = from_container_arp(skb, &p, src);

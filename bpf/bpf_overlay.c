@@ -66,7 +66,9 @@ int from_overlay(struct __sk_buff *skb)
 	struct packet p = { .direction = DIR_INGRESS };
 	int ret;
 
-	if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
+	if (unlikely(skb->vlan_present))
+		ret = DROP(DROP_UNSUPPORTED_L2);
+	else if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
 		ret = from_overlay_ipv4(skb, &p);
 	else
 		ret = DROP(DROP_UNKNOWN_L3);

@@ -94,24 +94,25 @@ static __always_inline int flow_may_start(const struct packet *p)
 
 /*
  * Has ep judged the flow, as direction says, under the policy in force? If not
- * it does so now. peer is who the packet says the other end is; only a packet
- * in the flow's own direction is asked, for an answer the flow remembers who
- * it was judged for. Returns 0 or a DROP().
+ * it does so now. peer is who the packet says the other end is; only packets in
+ * the flow's own direction are asked. For an answer, and for an ICMP error,
+ * which may come from a router in between, the flow remembers who it was
+ * judged for. Returns 0 or a DROP().
  */
 static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, struct flow_state *f,
 				      const struct endpoint *ep, const __u32 direction,
 				      const struct remote *peer, const bool reply)
 {
 	struct ct_side *side = &f->entry->side[direction];
-	__u32 identity = peer->identity;
+	const bool remembered = (reply || p->flags & PACKET_RELATED) && side->owner;
+	__u32 identity = remembered ? side->identity : peer->identity;
+	__u32 generation = remembered ? side->ipcache_generation : peer->generation;
 	const struct subject *row;
 	__be16 port;
 	int ret;
 
 	p->direction = direction;
 	p->endpoint_id = ep->endpoint_id;
-	if (reply && side->owner)
-		identity = side->identity;
 
 	/* What runs on the node must reach its pods (probes), whatever their policy. */
 	if (identity == ID_HOST && direction == DIR_INGRESS)
@@ -127,8 +128,8 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 	}
 	if (likely(side->owner && side->subject == ep->subject && side->epoch == row->epoch &&
 		   side->identity == identity)) {
-		if (unlikely(peer->generation != side->ipcache_generation && !reply))
-			side->ipcache_generation = peer->generation;
+		if (unlikely(generation != side->ipcache_generation))
+			side->ipcache_generation = generation;
 		return 0;
 	}
 
@@ -143,10 +144,10 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 	side->epoch = row->epoch;
 judged:
 	if (side->owner != ep->endpoint_id || side->identity != identity ||
-	    side->ipcache_generation != peer->generation) {
+	    side->ipcache_generation != generation) {
 		side->owner = ep->endpoint_id;
 		side->identity = identity;
-		side->ipcache_generation = reply ? 0 : peer->generation;
+		side->ipcache_generation = generation;
 	}
 	return 0;
 }

@@ -163,15 +163,18 @@ class KernelDatapath:
         pins.make((HOST_DEVICE, OVERLAY_DEVICE))
         compiled = compile_sources(source_dir, SOURCES, cache_dir)
         constants = config.constants()
+        loaded: list[LoadedObject] = []
         with ExitStack() as undo:
-            loaded = []
             for source in compiled:
                 obj = load_object(
                     source.path, map_dir=pins.maps, config=constants, map_sizes=config.map_sizes
                 )
-                undo.callback(_close_programs, obj)
+                undo.callback(_close_all, obj)
                 loaded.append(obj)
+            undo.pop_all()
             datapath = cls(config, pins, loaded)
+        with ExitStack() as undo:
+            undo.callback(datapath.close)
             datapath._start_generation()
             started = time.perf_counter()
             datapath._attach_node()
@@ -428,12 +431,9 @@ def _count(bpf_map: Map) -> int | None:
     return sum(1 for _ in bpf_map.items())
 
 
-def _close_programs(obj: LoadedObject) -> None:
+def _close_all(obj: LoadedObject) -> None:
     for fd in (*(program.fd for program in obj.programs.values()), *obj.maps.values()):
-        try:
-            os.close(fd)
-        except OSError:
-            pass
+        os.close(fd)
 
 
 def _report(

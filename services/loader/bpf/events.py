@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,6 +100,7 @@ class EventReader:
     def __init__(self, map_fd: int, callback: Callable[[Event], None]) -> None:
         self._callback = callback
         self._error: BaseException | None = None
+        self._left = 0
         # Held for as long as the kernel's reader may call it.
         self._sample = ffi.callback("int(void *, void *, size_t)", self._on_sample)
         self._reader: Any = check_pointer(
@@ -112,19 +114,27 @@ class EventReader:
             # Through C no exception passes: keep it for consume(), and stop there.
             self._error = error
             return -1
-        return 0
+        self._left -= 1
+        return 0 if self._left > 0 else -errno.ECANCELED
 
     def fileno(self) -> int:
         """A descriptor that is readable when there are events; for an event loop."""
         return int(lib.ring_buffer__epoll_fd(self._reader))
 
-    def consume(self) -> int:
-        """Calls back for every event there is. Returns how many; raises what the callback raised."""
+    def consume(self, limit: int = 512) -> int:
+        """Calls back for the events there are, at most ``limit``. Returns how many that were.
+
+        Raises what the callback raised; that event is taken. The limit gives the caller's other work a turn
+        while events come faster than they are read.
+        """
+        self._left = limit
         result = lib.ring_buffer__consume(self._reader)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
-        return check(result, "read events")
+        if result != -errno.ECANCELED:
+            check(result, "read events")
+        return limit - self._left
 
     def close(self) -> None:
         """Ends reading. The datapath goes on; what finds no room is counted as lost."""

@@ -106,7 +106,8 @@ class Node:
         """Every event since this was last asked."""
         found: list[Event] = []
         reader = self.datapath.events(found.append)
-        reader.consume()
+        while reader.consume():
+            pass
         reader.close()
         return found
 

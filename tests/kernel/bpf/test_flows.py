@@ -301,6 +301,20 @@ def test_an_icmp_error_of_a_router_passes(node: Node) -> None:
     assert forwarded(node.arrive(node.client, error, ingress_ifindex=node.host_ifindex))
 
 
+def test_a_router_may_complain_of_an_answer(node: Node) -> None:
+    """The router is the world, which the responder does not let in; its error is of the flow that it does."""
+    node.policy(WEB_SUBJECT, ingress=[Rule(2, TCP, 80)])
+    through_stack = {"ingress_ifindex": node.host_ifindex}
+    assert forwarded(node.arrive(node.web, tcp(WORLD, WEB, 500, 80, SYN), **through_stack))
+    answered = tcp(WEB, WORLD, 80, 500, SYN | ACK)
+    assert forwarded(node.leave(node.web, answered))
+    node.datapath.ipcache_put([("203.0.113.0/24", IpcacheValue(1 << 24))])
+    for _ in range(2):
+        assert forwarded(node.arrive(node.web, icmp_error("203.0.113.9", answered, code=4), **through_stack))
+        assert forwarded(node.arrive(node.web, tcp(WORLD, WEB, 500, 80, ACK), **through_stack))
+    assert only_flow(node).ingress.identity == 2
+
+
 def test_an_endpoint_cannot_speak_for_others_flows(node: Node) -> None:
     """An ICMP error about a flow that its sender has no part in."""
     asked = udp(CLIENT, WORLD, 5000, 53)

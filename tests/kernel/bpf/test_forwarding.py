@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from services.loader.bpf import drop_reasons as reason
+from services.loader.bpf.events import Event
 from services.loader.bpf.layout import IpcacheValue, mac_bytes
 from services.loader.bpf.testrun import TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT, run_program
 from tests.kernel.bpf.node import (
@@ -290,6 +291,36 @@ def test_events_that_find_no_room_are_counted(node: Node) -> None:
     assert drops[reason.POLICY] == 20000
     assert len(node.events()) + drops[reason.EVENT_LOST] == 20000
     assert drops[reason.EVENT_LOST] > 0
+
+
+def test_a_reader_takes_events_in_portions(node: Node) -> None:
+    node.policy(WEB_SUBJECT, ingress=[])
+    for port in range(10):
+        assert not forwarded(node.leave(node.client, tcp(CLIENT, WEB, 1, port)))
+    ports: list[int] = []
+    reader = node.datapath.events(lambda event: ports.append(event.destination_port))
+    assert [reader.consume(limit=4) for _ in range(4)] == [4, 4, 2, 0]
+    assert ports == list(range(10))
+    reader.close()
+
+
+def test_what_a_reader_raises_comes_out_and_loses_one_event(node: Node) -> None:
+    node.policy(WEB_SUBJECT, ingress=[])
+    for port in range(3):
+        assert not forwarded(node.leave(node.client, tcp(CLIENT, WEB, 1, port)))
+    ports: list[int] = []
+
+    def take(event: Event) -> None:
+        if event.destination_port == 1:
+            raise LookupError("not this one")
+        ports.append(event.destination_port)
+
+    reader = node.datapath.events(take)
+    with pytest.raises(LookupError):
+        reader.consume()
+    assert reader.consume() == 1
+    assert ports == [0, 2]
+    reader.close()
 
 
 def test_identities_of_both_ends_are_in_an_event(node: Node) -> None:

@@ -246,6 +246,16 @@ def test_frames_too_short_for_a_header_are_dropped(web: Pod, neighbour: Pod) -> 
     assert node.drops() == {reason.INVALID: 19}
 
 
+def test_vlan_tags_are_dropped(web: Pod, neighbour: Pod) -> None:
+    with neighbour.namespace.entered():
+        raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+        raw.bind(("eth0", 0))
+    packet = tcp(neighbour.address, web.address, 1, 80)
+    with raw:
+        raw.send(mac_bytes(neighbour.row.host_mac) + packet[6:12] + b"\x81\x00\x00\x05" + packet[12:])
+    assert neighbour.node.node.drops() == {reason.UNSUPPORTED_L2: 1}
+
+
 def test_a_pod_cannot_pretend_to_be_another(web: Pod, neighbour: Pod) -> None:
     with neighbour.socket(socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         forged = Ip("10.244.1.99", web.address, UDP).pack(struct.pack("!HHHH", 1, 53, 8, 0))
