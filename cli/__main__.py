@@ -89,7 +89,7 @@ def run(argv: Sequence[str] | None = None) -> int:
         return errors.FAILED
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
-        return 130
+        return errors.INTERRUPTED
     except BrokenPipeError:
         # The reader went away (`| head`): keep the interpreter from complaining at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

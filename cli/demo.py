@@ -78,6 +78,8 @@ def command(*arguments: str, expected: int = errors.OK) -> None:
     """Show and run a `fimbria` command; its exit code has to be the expected one."""
     say(f"$ fimbria {' '.join(arguments)}")
     code = fimbria(arguments)
+    if code == errors.INTERRUPTED:
+        raise KeyboardInterrupt
     if code != expected:
         raise Unmet(f"`fimbria {' '.join(arguments)}` ended with exit code {code}, not {expected}")
 
@@ -357,7 +359,7 @@ def main() -> int:
         return error.exit_code
     except KeyboardInterrupt:
         say("\ninterrupted; the lab was removed")
-        return 130
+        return errors.INTERRUPTED
     say(f"\nAll of it as promised, in {time.monotonic() - started:.0f} s.")
     return errors.OK
 
