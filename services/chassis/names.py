@@ -48,12 +48,23 @@ INSNS: Final = "insns"
 VERIFIER_TIME: Final = "verifier.time"
 ADDS: Final = "adds"
 DELETES: Final = "deletes"
+CONTAINER_ID: Final = "container.id"
+POD: Final = "pod"
+SUBJECT: Final = "subject"
+MAP: Final = "map"
 
 # Metrics.
 RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
 RPC_CLIENT_DURATION: Final = "rpc.client.call.duration"
-DB_COMMIT_DURATION: Final = "fimbria.db.commit.duration"
-DB_COMMIT_OPERATIONS: Final = "fimbria.db.commit.operations"
+DATAPATH_PACKETS: Final = "fimbria.datapath.packets"
+DATAPATH_BYTES: Final = "fimbria.datapath.bytes"
+ENDPOINTS: Final = "fimbria.endpoints"
+FLOWS_LOST: Final = "fimbria.flows.lost"
+
+# Attributes of metrics.
+REASON: Final = "reason"
+DIRECTION: Final = "direction"
+STATE: Final = "state"
 
 # Keys of structured log lines.
 LOG_TRACE_ID: Final = "trace_id"

@@ -36,7 +36,11 @@ def settings_classes() -> list[type[CommonSettings]]:
     return found
 
 
-if __name__ == "__main__":
-    # Defaults beside the code are shown as such, not as where the code happens to be today.
+def page() -> str:
+    """The page. Defaults beside the code are shown as such, not as where the code happens to be today."""
     root = str(Path(__file__).resolve().parents[2])
-    print((HEADER + settings_table(settings_classes())).replace(root, "REPOSITORY"), end="")
+    return (HEADER + settings_table(settings_classes())).replace(root, "REPOSITORY")
+
+
+if __name__ == "__main__":
+    print(page(), end="")

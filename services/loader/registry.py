@@ -43,7 +43,8 @@ class EndpointRegistry:
         return len(self._by_id)
 
     def __iter__(self) -> Iterator[Endpoint]:
-        return iter([self._by_id[number] for number in sorted(self._by_id)])
+        # Read at once: a thread that measures may be here while the loop changes it.
+        return iter([endpoint for _, endpoint in sorted(self._by_id.items())])
 
     def find(self, number: int) -> Endpoint | None:
         """The endpoint of a number, if there is one."""
