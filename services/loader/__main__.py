@@ -10,6 +10,7 @@ from pathlib import Path
 from fimbria.loader.v1 import loader_pb2_grpc
 
 from services.chassis.channel import open_channel
+from services.chassis.logs import get_logger
 from services.chassis.service import ServiceContext, run_service
 from services.loader.api import DatapathApi, EndpointApi, ObserverApi
 from services.loader.cni.server import CniServer
@@ -18,6 +19,8 @@ from services.loader.node import Channels
 from services.loader.settings import LoaderSettings
 
 QUEUE_SECONDS = 10.0
+
+log = get_logger(__name__)
 
 
 @asynccontextmanager
@@ -62,7 +65,10 @@ async def drain(cni: CniServer) -> None:
     time to time.
     """
     while True:
-        await cni.drain_queue()
+        try:
+            await cni.drain_queue()
+        except OSError as problem:
+            log.error("cni.queue_unreadable", error=str(problem))
         await asyncio.sleep(QUEUE_SECONDS)
 
 

@@ -13,6 +13,7 @@ from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import Aborted, DeadlineExceeded, Internal
 from services.chassis.paging import page
+from services.loader.endpoint import Endpoint, State
 from services.loader.flows import Lost
 from services.loader.interfaces import DatapathError
 from services.loader.loader import Loader
@@ -44,7 +45,7 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
 
     async def GetEndpoint(self, request: pb.GetEndpointRequest, context: Context) -> pb.Endpoint:
         node = self._loader.node()
-        return endpoint_message(node.registry.get(request.id), node.record.name)
+        return _endpoint(node, node.registry.get(request.id))
 
     async def ListEndpoints(
         self, request: pb.ListEndpointsRequest, context: Context
@@ -58,7 +59,7 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
             scope="endpoints",
         )
         return pb.ListEndpointsResponse(
-            endpoints=[endpoint_message(endpoint, node.record.name) for endpoint in found.items],
+            endpoints=[_endpoint(node, endpoint) for endpoint in found.items],
             next_page_token=found.next_page_token,
         )
 
@@ -67,7 +68,7 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
     ) -> pb.Endpoint:
         node = self._loader.node()
         endpoint = await node.manager.update_labels(request.id, request.labels)
-        return endpoint_message(endpoint, node.record.name)
+        return _endpoint(node, endpoint)
 
     async def DeleteEndpoint(
         self, request: pb.DeleteEndpointRequest, context: Context
@@ -79,7 +80,7 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
         self, request: pb.RegenerateEndpointRequest, context: Context
     ) -> pb.Endpoint:
         node = self._loader.node()
-        return endpoint_message(await node.manager.regenerate(request.id), node.record.name)
+        return _endpoint(node, await node.manager.regenerate(request.id))
 
     async def WatchEndpoints(
         self, request: pb.WatchEndpointsRequest, context: Context
@@ -96,7 +97,7 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
             else:
                 event = pb.EndpointEvent(
                     type=types_pb2.CHANGE_TYPE_PUT,
-                    endpoint=endpoint_message(change.endpoint, node.record.name),
+                    endpoint=_endpoint(node, change.endpoint),
                 )
             yield pb.WatchEndpointsResponse(events=[event])
         raise Aborted("the watcher is too slow to follow; watch again", reason="WATCH_TOO_SLOW")
@@ -231,6 +232,14 @@ class ObserverApi(loader_pb2_grpc.ObserverServiceServicer):
                 yield pb.GetFlowsResponse(lost=item.count)
             else:
                 yield pb.GetFlowsResponse(flow=flow_message(item, node.record.name, node.labels.get))
+
+
+def _endpoint(node: NodeRuntime, endpoint: Endpoint) -> pb.Endpoint:
+    message = endpoint_message(endpoint, node.record.name)
+    if endpoint.status.state is State.READY:
+        # What the node has acknowledged is in force for every endpoint, also where it changed nothing.
+        message.policy_revision = max(message.policy_revision, node.policy.policy_revision.value)
+    return message
 
 
 def _applied(node: NodeRuntime) -> dict[str, int]:

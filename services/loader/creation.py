@@ -23,6 +23,7 @@ from services.loader.interfaces import (
     DatapathError,
     EndpointKernel,
     EndpointLink,
+    IdentityBarrier,
     IdentityClient,
     NodeLinks,
     ResolvedIdentity,
@@ -34,7 +35,7 @@ from services.loader.releases import Releases
 from services.loader.subjects import Subject, SubjectKey
 from services.loader.undo import Undo
 
-# How long an ADD waits for the node's policy maps to know the new identity before it goes on without.
+# How long an ADD waits for policy maps to know its identity before it goes on without.
 _BARRIER_SECONDS: Final = 1.0
 
 
@@ -55,6 +56,7 @@ class EndpointMaker:
         links: NodeLinks,
         policy: PolicySync,
         ipcache: IpcacheSync,
+        barrier: IdentityBarrier,
     ) -> None:
         self._registry = registry
         self._releases = releases
@@ -64,6 +66,7 @@ class EndpointMaker:
         self._links = links
         self._policy = policy
         self._ipcache = ipcache
+        self._barrier = barrier
         # A publication of everything must not overtake, or be overtaken by, one of a single endpoint.
         self.publishing = asyncio.Lock()
 
@@ -176,6 +179,7 @@ class EndpointMaker:
         self, record: EndpointRecord, identity: Awaitable[ResolvedIdentity], undo: Undo
     ) -> Subject:
         number = await identity
+        known = number.revision <= self._policy.identity_revision.value
         key = SubjectKey(number.id, record.spec.named_ports)
         subject = await self._policy.subscribe(key, number.revision, record.id)
 
@@ -183,6 +187,9 @@ class EndpointMaker:
             self._policy.release(subject, record.id)
 
         undo.add("subject", unsubscribe)
+        if not known:
+            # A pod's first packets must not be dropped by nodes that have not heard of its identity.
+            await self._barrier.wait(number.revision, _BARRIER_SECONDS)
         return subject
 
     async def _publication(

@@ -1,4 +1,6 @@
-"""The node's devices over netlink, done by one thread so that the event loop never waits for RTNL."""
+"""The node's devices over netlink, done by threads of their own so that the event loop never waits for
+RTNL.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,9 @@ class NetlinkDevices:
     def __init__(self, settings: NodeNetworkSettings) -> None:
         self._network = NodeNetwork(settings)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink")
+        # The kernel takes 15 ms to be sure that nobody uses a device that is removed; nobody else waits for
+        # that.
+        self._removals = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink-removals")
         self._mtu = 0
         self._route_mtu = 0
 
@@ -45,7 +50,8 @@ class NetlinkDevices:
 
     async def delete_endpoint_link(self, device: str) -> None:
         """Removes the pair; one that is not there is fine."""
-        await self._call(lambda: links.delete_endpoint_link(device))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self._removals, links.delete_endpoint_link, device)
 
     async def check_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> list[str]:
         """What is not as it was made, in words."""
@@ -63,8 +69,9 @@ class NetlinkDevices:
         await self._call(lambda: self._network.set_remote_pod_cidrs(networks))
 
     def close(self) -> None:
-        """Ends the thread; what it is at is finished."""
+        """Ends the threads; what they are at is finished."""
         self._thread.shutdown(wait=False)
+        self._removals.shutdown(wait=False)
 
     async def _call(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)

@@ -6,6 +6,7 @@ import asyncio
 import time
 from typing import Final
 
+from services.chassis.logs import get_logger
 from services.loader.flows import FlowLog, FlowNames
 from services.loader.interfaces import Datapath
 from services.loader.ipcache_sync import IpcacheSync
@@ -17,6 +18,8 @@ from services.loader.subjects import SubjectTable
 # Reports that come within this time are taken together.
 _PAUSE_SECONDS: Final = 0.005
 _LOST_CHECK_SECONDS: Final = 1.0
+
+_log = get_logger(__name__)
 
 
 class FlowReader:
@@ -46,7 +49,11 @@ class FlowReader:
 
     def _readable(self) -> None:
         started = time.monotonic()
-        self._source.consume()
+        try:
+            self._source.consume()
+        except Exception:
+            # Reports tell of the datapath; they must not stop what drives it.
+            _log.exception("flows.read_failed")
         ended = time.monotonic()
         if ended - self._checked >= _LOST_CHECK_SECONDS:
             self._checked = ended

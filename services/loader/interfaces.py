@@ -134,6 +134,15 @@ class Collected:
     removed: int
 
 
+class IdentityBarrier(Protocol):
+    """Knows how far the cluster's nodes have come."""
+
+    async def wait(self, identity_revision: int, seconds: float) -> bool:
+        """Whether every connected node's policy maps know the identities of a revision in time. Never
+        raises.
+        """
+
+
 class PolicyKernel(Protocol):
     """Policy entries and subject rows. Every method raises DatapathError; a single put, delete or row is
     atomic.

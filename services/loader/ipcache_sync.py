@@ -95,6 +95,8 @@ class IpcacheSync:
     def _take(self, message: pb.WatchIpCacheResponse) -> None:
         for event in message.events:
             entry = event.entry
+            if ":" in entry.prefix:
+                continue  # the datapath drops IPv6: there is nowhere to write it
             if event.type == types_pb2.CHANGE_TYPE_DELETE:
                 self._table.delete_feed(entry.prefix)
                 continue

@@ -120,6 +120,9 @@ class Kernel:
     def write_ipcache(self, changes: Changes) -> None:
         """Adds, replaces and removes entries."""
         with _refusals():
+            # First, so that a map that is full has room again.
+            if changes.deletes:
+                self._datapath.ipcache_delete(list(changes.deletes))
             if changes.puts:
                 self._datapath.ipcache_put(
                     [
@@ -127,8 +130,6 @@ class Kernel:
                         for prefix, meaning in changes.puts.items()
                     ]
                 )
-            if changes.deletes:
-                self._datapath.ipcache_delete(list(changes.deletes))
 
     def ipcache(self) -> dict[str, Meaning]:
         """Every entry, by prefix."""

@@ -33,7 +33,7 @@ from services.loader.endpoint import (
     check_container,
     owner_name,
 )
-from services.loader.interfaces import Datapath, DatapathError, IdentityClient, NodeLinks
+from services.loader.interfaces import Datapath, DatapathError, IdentityBarrier, IdentityClient, NodeLinks
 from services.loader.ipcache_sync import IpcacheSync
 from services.loader.policy_sync import PolicySync
 from services.loader.regeneration import Level, Regenerator
@@ -66,6 +66,7 @@ class EndpointManager:
         links: NodeLinks,
         policy: PolicySync,
         ipcache: IpcacheSync,
+        barrier: IdentityBarrier,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._node = node
@@ -78,8 +79,12 @@ class EndpointManager:
         self._links = links
         self._policy = policy
         self._ipcache = ipcache
+        self._barrier = barrier
         self._clock = clock
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
+        # Something here differs from what the cluster has been told; whoever publishes everything clears it.
+        self.unpublished = asyncio.Event()
+        self.unpublished.set()
         self.regenerator = Regenerator(self.regenerate_now, self._note_failure)
 
     # -- the CNI plugin
@@ -175,6 +180,15 @@ class EndpointManager:
                     number, state=State.READY, last_error="", policy_revision=subject.realized.revision
                 )
 
+    def published(self, number: int, revision: int) -> None:
+        """An endpoint has been published, perhaps at last."""
+        endpoint = self._registry.find(number)
+        if endpoint is not None and endpoint.record.phase is Phase.READY:
+            subject = self._subjects.get(endpoint.record.subject)
+            if subject is not None and not subject.error:
+                self._registry.set_status(number, state=State.READY, last_error="")
+            self._registry.set_status(number, ipcache_revision=revision)
+
     async def refresh(self, number: int) -> None:
         """Asks for the identity of an endpoint's labels again, and moves the endpoint if it is another one
         now.
@@ -212,6 +226,7 @@ class EndpointManager:
         """Gives an endpoint the identity of ``labels``: first its policy, then the endpoint, then the
         cluster's view of it.
         """
+        status = self._registry.get(record.id).status
         self._registry.set_status(record.id, state=State.REGENERATING)
         old = self._subjects.get(record.subject)
         subject: Subject | None = None
@@ -219,9 +234,9 @@ class EndpointManager:
             found = await self._identities.resolve(labels)
             key = SubjectKey(found.id, record.spec.named_ports)
             subject = await self._policy.subscribe(key, found.revision, record.id)
-            # Others must know the identity before packets carry it; this node is the one that can be waited
-            # for.
+            # Packets that carry an identity must not be dropped because somebody has not heard of it.
             await self._policy.identity_revision.wait(found.revision, _BARRIER_SECONDS)
+            await self._barrier.wait(found.revision, _BARRIER_SECONDS)
             moved = replace(
                 record,
                 spec=replace(record.spec, labels=labels),
@@ -234,9 +249,14 @@ class EndpointManager:
         except (FimbriaError, DatapathError, OSError) as problem:
             if subject is not None and subject is not old:
                 self._policy.release(subject, record.id)
-            self._note_failure(record.id, str(problem))
             if isinstance(problem, FimbriaError):
+                # Nothing has been changed: what was in force is, and whoever asked knows that he did not
+                # get it.
+                self._registry.set_status(record.id, state=status.state, last_error=status.last_error)
                 raise
+            self._note_failure(record.id, str(problem))
+            # The kernel may be half on the way: what the record says is written again.
+            self.regenerator.submit(record.id, Level.RELOAD)
             raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
         if old is not None and old is not subject:
             self._policy.release(old, record.id)
@@ -244,6 +264,7 @@ class EndpointManager:
             revision = await self._maker.publish(moved)
         except FimbriaError as problem:
             self._note_failure(record.id, f"its identity is not published: {problem}")
+            self.unpublished.set()
             raise
         self._registry.set_status(
             record.id,

@@ -22,6 +22,7 @@ from services.loader.backoff import Backoff
 from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
 from services.loader.clients import IdentityServiceClient, IpamClient
+from services.loader.cluster_barrier import ClusterBarrier
 from services.loader.creation import EndpointMaker
 from services.loader.devices import NetlinkDevices
 from services.loader.flow_reader import FlowReader, NodeNames
@@ -93,11 +94,12 @@ class NodeRuntime:
         ]
 
     async def publish_all(self) -> None:
-        """Tells the cluster of everything that this node has, and of nothing else; once, as soon as that is
-        possible.
+        """Tells the cluster of everything that this node has, and of nothing else: at start, and when
+        telling of a change has failed.
         """
         backoff = Backoff()
         while True:
+            await self.manager.unpublished.wait()
             try:
                 for endpoint in self.registry:
                     await self.manager.refresh(endpoint.record.id)
@@ -105,13 +107,17 @@ class NodeRuntime:
                     records = [
                         each.record for each in self.registry if each.record.ipv4 and each.record.identity
                     ]
-                    await self.identities.publish(records, replace=True)
+                    self.manager.unpublished.clear()
+                    revision = await self.identities.publish(records, replace=True)
             except FimbriaError as problem:
+                self.manager.unpublished.set()
                 _log.warning("publication.postponed", reason=problem.reason, error=problem.message)
                 await asyncio.sleep(backoff.next())
             else:
+                backoff.reset()
+                for record in records:
+                    self.manager.published(record.id, revision)
                 _log.info("publication.done", endpoints=len(records))
-                return
 
     async def close(self) -> None:
         """Lets go of everything. What is pinned goes on forwarding."""
@@ -279,6 +285,7 @@ def _assemble(
         ipcache=ipcache,
         target=settings.ipam_target,
     )
+    barrier = ClusterBarrier(policy_stub.ListEnforcement, settings.policy_target)
     maker = EndpointMaker(
         registry=registry,
         releases=releases,
@@ -288,6 +295,7 @@ def _assemble(
         links=links,
         policy=policy,
         ipcache=ipcache,
+        barrier=barrier,
     )
     manager = EndpointManager(
         node=record.name,
@@ -300,6 +308,7 @@ def _assemble(
         links=links,
         policy=policy,
         ipcache=ipcache,
+        barrier=barrier,
     )
     flows = FlowLog(NodeNames(registry, ipcache, policy, subjects), capacity=settings.flow_buffer)
     return NodeRuntime(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -38,6 +38,8 @@ from services.loader.watch import WatchState
 from services.loader.watermark import Watermark
 
 SNAPSHOT_SECONDS: Final = 5.0
+# Names of rules are kept until there are twice as many as entries refer to, and this many at least.
+_RULES: Final = 4096
 
 _log = get_logger(__name__)
 
@@ -79,6 +81,7 @@ class PolicySync:
         self._retry: asyncio.Task[None] | None = None
         self._wanted = asyncio.Event()
         self.rules: dict[int, str] = {}
+        self._rules_limit = _RULES
         self.state = WatchState("policy")
         self.policy_revision = Watermark()
         self.identity_revision = Watermark()
@@ -195,7 +198,7 @@ class PolicySync:
         subject = self._table.get(part.subject)
         if kind is None or subject is None:
             return  # about a subject that was released meanwhile
-        self.rules.update((rule.cookie, rule_name(rule)) for rule in part.rules)
+        self._learn_rules(part.rules)
         if kind == "snapshot":
             subject.wanted = state_of(message.snapshot, message.revision.policy)
         elif subject.wanted is None or subject.number in stream.unheard:
@@ -220,6 +223,14 @@ class PolicySync:
             self._regenerate(subject, message)
         if kind == "snapshot":
             self._acknowledge()
+
+    def _learn_rules(self, rules: Iterable[pb.RuleRef]) -> None:
+        self.rules.update((rule.cookie, rule_name(rule)) for rule in rules)
+        if len(self.rules) > self._rules_limit:
+            states = [subject.wanted for subject in self._table if subject.wanted is not None]
+            used = {value.cookie for state in states for value in state.entries.values()}
+            self.rules = {cookie: name for cookie, name in self.rules.items() if cookie in used}
+            self._rules_limit = max(_RULES, 2 * len(self.rules))
 
     def _regenerate(self, subject: Subject, message: pb.SubscribeResponse) -> None:
         trace = message.trace

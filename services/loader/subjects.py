@@ -97,19 +97,24 @@ class SubjectTable:
         return subject, new
 
     def release(self, subject: Subject, user: int) -> bool:
-        """Ends a use. Returns True when it was the last: the subject is gone, also from the kernel."""
+        """Ends a use. Returns True when it was the last: the subject is gone, soon from the kernel too."""
         subject.users.discard(user)
         if subject.users or self._by_number.get(subject.number) is not subject:
             return False
         del self._by_number[subject.number]
         del self._by_key[subject.key]
-        try:
-            self._kernel.delete_subject(subject.number)
-        except DatapathError as problem:
-            # Nobody refers to the row any more; the next start removes it.
-            _log.warning("subject.delete_failed", subject=subject.number, error=str(problem))
-        if subject.realized is not None:
-            self._retire(subject.realized.instance, tuple(subject.realized.entries))
+
+        def remove() -> None:
+            try:
+                self._kernel.delete_subject(subject.number)
+                if subject.realized is not None:
+                    self._kernel.delete_policy(subject.realized.instance, tuple(subject.realized.entries))
+            except DatapathError as problem:
+                # Nobody refers to it any more; the next start removes it.
+                _log.warning("subject.delete_failed", subject=subject.number, error=str(problem))
+
+        # A packet may have read its endpoint's row just before that named another subject.
+        self._later(RETIRE_SECONDS, remove)
         return True
 
     def restore(

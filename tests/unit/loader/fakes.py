@@ -146,6 +146,20 @@ class FakeKernel:
         pass
 
 
+class FakeBarrier:
+    """All nodes know everything, unless the test says so: ``closed`` is set when somebody waits."""
+
+    def __init__(self) -> None:
+        self.closed = asyncio.Event()
+        self.open = asyncio.Event()
+        self.open.set()
+
+    async def wait(self, identity_revision: int, seconds: float) -> bool:
+        self.closed.set()
+        await self.open.wait()
+        return True
+
+
 @dataclass
 class FakeLinks:
     """Devices by name. ``fail`` holds the names of methods that refuse."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
 from services.loader.restore import Restored, restore
 from services.loader.subjects import Subject, SubjectTable
-from tests.unit.loader.fakes import Counting, FakeKernel, FakeLinks, FakeServices
+from tests.unit.loader.fakes import Counting, FakeBarrier, FakeKernel, FakeLinks, FakeServices
 from tests.unit.loader.policy_service import FakePolicyService, entry, progress, snapshot
 from tests.unit.loader.waiting import until
 
@@ -48,6 +48,7 @@ class NodeUnderTest:
     links: FakeLinks
     services: FakeServices
     policy_service: FakePolicyService
+    barrier: FakeBarrier = field(default_factory=FakeBarrier)
 
     def start(self) -> None:
         self.state = StateDirectory(self.directory)
@@ -79,6 +80,7 @@ class NodeUnderTest:
             links=self.links,
             policy=self.policy,
             ipcache=self.ipcache,
+            barrier=self.barrier,
         )
         self.manager = EndpointManager(
             node="node-1",
@@ -91,6 +93,7 @@ class NodeUnderTest:
             links=self.links,
             policy=self.policy,
             ipcache=self.ipcache,
+            barrier=self.barrier,
             clock=lambda: 1.0,
         )
         self.running = asyncio.create_task(self.policy.run())
@@ -120,13 +123,13 @@ class NodeUnderTest:
             ipcache=self.ipcache,
         )
 
-    def nothing_left(self) -> None:
+    async def nothing_left(self) -> None:
         assert len(self.registry) == 0
         assert self.state.load_endpoints() == []
         assert self.links.devices == {}
         assert self.kernel.endpoints == {}
-        assert self.kernel.rows == {}
         assert self.kernel.addresses == {}
+        await until(lambda: self.kernel.rows == {})
 
 
 @pytest.fixture
@@ -201,7 +204,7 @@ async def test_whatever_fails_an_add_leaves_nothing(node: NodeUnderTest, where: 
         await node.manager.add(add())
     getattr(node, where).fail = set()
     await node.releases.settle("c1/eth0")
-    node.nothing_left()
+    await node.nothing_left()
     assert node.services.owners == {}
     assert node.services.published == {}
     assert list(node.subjects) == []
@@ -213,13 +216,13 @@ async def test_an_add_without_services_asks_to_come_again(node: NodeUnderTest) -
     node.services.down = True
     with pytest.raises(Unavailable):
         await node.manager.add(add())
-    node.nothing_left()
+    await node.nothing_left()
 
 
 async def test_a_delete_gives_everything_back(node: NodeUnderTest) -> None:
     await node.manager.add(add())
     await node.manager.delete(request("DEL"))
-    node.nothing_left()
+    await node.nothing_left()
     assert node.services.owners == {}
     assert node.services.published == {}
     await node.manager.delete(request("DEL", netns=""))
@@ -229,7 +232,7 @@ async def test_a_delete_without_services_succeeds_and_is_made_up_for(node: NodeU
     await node.manager.add(add())
     node.services.down = True
     await node.manager.delete(request("DEL"))
-    node.nothing_left()
+    await node.nothing_left()
     assert node.services.owners == {"c1/eth0": "10.0.0.2"}
     await node.restart()
     assert len(node.releases) == 1
@@ -249,7 +252,7 @@ async def test_deletes_and_adds_of_one_container_take_turns(node: NodeUnderTest)
         node.manager.add(add()),
         node.manager.delete(request("DEL")),
     )
-    node.nothing_left()
+    await node.nothing_left()
     assert node.services.owners == {}
 
 
@@ -259,7 +262,7 @@ async def test_two_pods_of_one_identity_share_their_policy(node: NodeUnderTest) 
     await node.manager.delete(request("DEL", "c1"))
     assert len(node.kernel.rows) == 1
     await node.manager.delete(request("DEL", "c2"))
-    assert node.kernel.rows == {}
+    await until(lambda: node.kernel.rows == {})
 
 
 async def test_other_labels_are_another_identity_and_another_subject(node: NodeUnderTest) -> None:
@@ -270,7 +273,7 @@ async def test_other_labels_are_another_identity_and_another_subject(node: NodeU
     assert endpoint.record.identity == 257
     assert endpoint.record.spec.labels == labels
     assert node.kernel.endpoints[before.ifindex].identity == 257
-    assert node.kernel.rows.keys() == {endpoint.record.subject}
+    await until(lambda: node.kernel.rows.keys() == {endpoint.record.subject})
     assert node.kernel.addresses["10.0.0.2/32"] == Meaning(257)
     assert node.services.published == {"10.0.0.2/32": 257}
     assert StateDirectory(node.directory).load_endpoints() == [endpoint.record]
@@ -286,11 +289,38 @@ async def test_labels_that_cannot_be_changed_leave_the_old_ones_in_force(node: N
     with pytest.raises(Unavailable):
         await node.manager.update_labels(before.id, ["k8s:app=other"])
     assert only(node).record == before
-    assert only(node).status.state is State.DEGRADED
-    assert only(node).status.last_error
+    assert only(node).status.state is State.READY
     assert node.kernel.endpoints[before.ifindex].identity == 256
     with pytest.raises(NotFound):
         await node.manager.update_labels(999, ["k8s:app=other"])
+
+
+async def test_a_kernel_that_refuses_a_change_gets_back_what_was_there(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    before = only(node).record
+    node.kernel.fail = {"attach"}
+    with pytest.raises(Internal):
+        await node.manager.update_labels(before.id, ["k8s:app=other"])
+    assert only(node).status.state is State.DEGRADED
+    node.kernel.fail = set()
+    await until(lambda: only(node).status.state is State.READY)
+    assert only(node).record == before
+    assert node.kernel.endpoints[before.ifindex].identity == 256
+    await until(lambda: node.kernel.rows.keys() == {before.subject})
+
+
+async def test_a_new_identity_is_carried_only_when_every_node_knows_it(node: NodeUnderTest) -> None:
+    await node.manager.add(add())
+    before = only(node).record
+    node.barrier.closed.clear()
+    node.barrier.open.clear()
+    moving = asyncio.create_task(node.manager.update_labels(before.id, ["k8s:app=other"]))
+    async with asyncio.timeout(5):
+        await node.barrier.closed.wait()
+    assert node.kernel.endpoints[before.ifindex].identity == 256
+    node.barrier.open.set()
+    assert (await moving).record.identity == 257
+    assert node.kernel.endpoints[before.ifindex].identity == 257
 
 
 async def test_a_check_compares_with_the_kernel(node: NodeUnderTest) -> None:
@@ -360,7 +390,7 @@ async def test_a_restart_forgets_endpoints_whose_device_is_gone(node: NodeUnderT
     node.links.devices.clear()
     assert (await node.restart()).removed == 1
     await node.releases.settle("c1/eth0")
-    node.nothing_left()
+    await node.nothing_left()
     assert node.services.owners == {}
 
 

@@ -15,6 +15,7 @@ from services.loader.policy_sync import PolicySync
 from services.loader.subjects import Subject, SubjectKey, SubjectTable, realized_from
 from tests.unit.loader.fakes import Counting, FakeKernel
 from tests.unit.loader.policy_service import FakePolicyService, delta, entry, progress, snapshot
+from tests.unit.loader.waiting import until
 
 
 @dataclass
@@ -195,4 +196,5 @@ async def test_the_last_user_ends_the_watch(setup: Setup) -> None:
     setup.service.say(delta(subject.number, [entry(257)], policy=2))
     setup.service.say(progress(2))
     await setup.service.hear("ack")
-    assert setup.kernel.rows == {}
+    await until(lambda: setup.kernel.rows == {})
+    assert setup.kernel.entries == {}
