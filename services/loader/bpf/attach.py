@@ -60,15 +60,6 @@ def filter_program(ifindex: int, point: Hook) -> int | None:
     return int(options.prog_id) if result == 0 else None
 
 
-def detach_filters(ifindex: int) -> None:
-    """Removes clsact and with it our filters; a device without, or none at all, is fine."""
-    hook = sized("struct bpf_tc_hook", ifindex=ifindex, attach_point=_CLSACT)
-    result = lib.bpf_tc_hook_destroy(hook)
-    if result not in (-errno.ENOENT, -errno.ENODEV, -errno.EINVAL):
-        check(result, f"remove clsact from device {ifindex}")
-    said()
-
-
 def attach_link(pin: str, ifindex: int, point: Hook, program: int) -> bool:
     """Attaches a program (by descriptor) to a device by a tcx link pinned at ``pin``.
 

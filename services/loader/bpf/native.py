@@ -79,9 +79,7 @@ struct bpf_prog_info {
 struct bpf_tc_hook { size_t sz; int ifindex; int attach_point; __u32 parent; };
 struct bpf_tc_opts { size_t sz; int prog_fd; __u32 flags; __u32 prog_id; __u32 handle; __u32 priority; };
 int bpf_tc_hook_create(struct bpf_tc_hook *hook);
-int bpf_tc_hook_destroy(struct bpf_tc_hook *hook);
 int bpf_tc_attach(const struct bpf_tc_hook *hook, struct bpf_tc_opts *opts);
-int bpf_tc_detach(const struct bpf_tc_hook *hook, const struct bpf_tc_opts *opts);
 int bpf_tc_query(const struct bpf_tc_hook *hook, struct bpf_tc_opts *opts);
 
 struct ring_buffer *ring_buffer__new(int map_fd, int (*fn)(void *, void *, size_t), void *ctx, const void

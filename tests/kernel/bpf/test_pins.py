@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -10,9 +11,11 @@ import statistics
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from services.loader.bpf import attach, native
 from services.loader.bpf.attach import Hook, filter_program, link_program
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.datapath import KernelDatapath, remove_pins
@@ -65,6 +68,30 @@ def test_a_link_is_updated_in_place(node: Node, config: NodeConfig, pin_dir: str
         )
     finally:
         second.close()
+
+
+class LibraryBeforeTcx:
+    """libbpf on a kernel before 6.6, which knows no such attach type."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(native.lib, name)
+
+    def bpf_link_create(self, *_: object) -> int:
+        return -errno.EINVAL
+
+
+def test_without_tcx_the_nodes_devices_get_filters(
+    config: NodeConfig, pin_dir: str, cache_dir: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attach, "lib", LibraryBeforeTcx())
+    datapath = KernelDatapath.open(config, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
+    try:
+        devices = {program.name: program.devices for program in datapath.programs()}
+        assert devices["from_host"] == (config.host_ifindex,)
+        assert devices["from_overlay"] == (config.vxlan_ifindex,)
+        assert not os.path.exists(link_path(datapath))
+    finally:
+        datapath.close()
 
 
 def test_a_link_of_a_dead_device_is_replaced(
