@@ -41,6 +41,11 @@ def requirements() -> None:
         pytest.skip("not supported without root: BPF programs are loaded into the kernel")
     if not is_on_bpffs(BPFFS):
         pytest.skip(f"not supported without bpffs: mount -t bpf bpf {BPFFS}")
+    # Pins of test processes that were killed.
+    for path in Path(BPFFS, "fimbria").glob("test-*-*"):
+        pid = path.name.split("-")[1]
+        if pid.isdigit() and not Path("/proc", pid).exists():
+            remove_pins(str(path))
 
 
 @pytest.fixture(scope="session")
