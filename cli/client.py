@@ -144,9 +144,7 @@ def from_service(error: FimbriaError) -> CliError:
     if error.reason == "SERVICE_UNAVAILABLE":
         message = f"cannot reach {error.metadata.get('target', 'the service')}: {cause(message)}"
         hint = "`fimbria status` shows what runs; in a lab, `fimbria lab up` starts what does not"
-    return kinds.get(error.code, CliError)(
-        message, reason=error.reason, violations=violations, hint=hint
-    )
+    return kinds.get(error.code, CliError)(message, reason=error.reason, violations=violations, hint=hint)
 
 
 def cause(message: str) -> str:

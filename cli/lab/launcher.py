@@ -90,6 +90,8 @@ def _rename(title: str) -> None:
         fields = file.read().rpartition(b")")[2].split()
     start, stop = int(fields[45]), int(fields[46])
     room = stop - start
+    if start == 0 or room <= 0:
+        return
     ctypes.memmove(start, title.encode()[: room - 1].ljust(room, b"\0"), room)
     ctypes.CDLL(None).prctl(_PR_SET_NAME, title.encode()[:15], 0, 0, 0)
 
