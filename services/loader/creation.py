@@ -30,6 +30,7 @@ from services.loader.interfaces import (
 )
 from services.loader.ipcache_sync import IpcacheSync
 from services.loader.policy_sync import PolicySync
+from services.loader.publication import Publication
 from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
 from services.loader.subjects import Subject, SubjectKey
@@ -57,6 +58,7 @@ class EndpointMaker:
         policy: PolicySync,
         ipcache: IpcacheSync,
         barrier: IdentityBarrier,
+        publication: Publication,
     ) -> None:
         self._registry = registry
         self._releases = releases
@@ -67,8 +69,7 @@ class EndpointMaker:
         self._policy = policy
         self._ipcache = ipcache
         self._barrier = barrier
-        # A publication of everything must not overtake, or be overtaken by, one of a single endpoint.
-        self.publishing = asyncio.Lock()
+        self._publication = publication
 
     async def create(self, record: EndpointRecord, netns_fd: int | None) -> EndpointRecord:
         """Makes the endpoint of a new record; returns the record as it is then. Raises FimbriaError and
@@ -79,6 +80,7 @@ class EndpointMaker:
             return await self._create(record, netns_fd, undo)
         except BaseException as problem:
             self._registry.set_status(record.id, state=State.DELETING, last_error=str(problem))
+            self._publication.stored(record.id)
             await undo.run()
             if isinstance(problem, DatapathError | OSError):
                 raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
@@ -103,11 +105,6 @@ class EndpointMaker:
             self._policy.release(subject, record.id)
         self._registry.remove(record.id)
 
-    async def publish(self, record: EndpointRecord) -> int:
-        """Tells the cluster of an endpoint; returns the revision of the ipcache feed."""
-        async with self.publishing:
-            return await self._identities.publish([record])
-
     async def _create(self, record: EndpointRecord, netns_fd: int | None, undo: Undo) -> EndpointRecord:
         spec = record.spec
         self._registry.save(record)
@@ -128,8 +125,9 @@ class EndpointMaker:
         # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early.
         record, revision = await _all(
             self._realization(record, allocation, identity, link, subject, undo),
-            self._publication(record, allocation, identity, undo),
+            self._published(record, allocation, identity, undo),
         )
+        self._publication.stored(record.id)
         self._registry.set_status(
             record.id,
             state=State.READY,
@@ -192,7 +190,7 @@ class EndpointMaker:
             await self._barrier.wait(number.revision, _BARRIER_SECONDS)
         return subject
 
-    async def _publication(
+    async def _published(
         self,
         record: EndpointRecord,
         allocation: Awaitable[Allocation],
@@ -205,7 +203,7 @@ class EndpointMaker:
             self._releases.add(record.spec.owner, address.ipv4)
 
         undo.add("publication", withdraw)
-        return await self.publish(_addressed(record, address, number))
+        return await self._publication.publish(_addressed(record, address, number))
 
     async def _realize(self, record: EndpointRecord, subject: Subject, undo: Undo) -> None:
         async def detach() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -36,6 +36,7 @@ from services.loader.endpoint import (
 from services.loader.interfaces import Datapath, DatapathError, IdentityBarrier, IdentityClient, NodeLinks
 from services.loader.ipcache_sync import IpcacheSync
 from services.loader.policy_sync import PolicySync
+from services.loader.publication import Publication
 from services.loader.regeneration import Level, Regenerator
 from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
@@ -67,6 +68,7 @@ class EndpointManager:
         policy: PolicySync,
         ipcache: IpcacheSync,
         barrier: IdentityBarrier,
+        publication: Publication,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._node = node
@@ -80,11 +82,9 @@ class EndpointManager:
         self._policy = policy
         self._ipcache = ipcache
         self._barrier = barrier
+        self._publication = publication
         self._clock = clock
         self._locks: dict[str, tuple[asyncio.Lock, int]] = {}
-        # Something here differs from what the cluster has been told; whoever publishes everything clears it.
-        self.unpublished = asyncio.Event()
-        self.unpublished.set()
         self.regenerator = Regenerator(self.regenerate_now, self._note_failure)
 
     # -- the CNI plugin
@@ -99,11 +99,12 @@ class EndpointManager:
                 existing = self._registry.by_owner(spec.owner)
                 if existing is not None:
                     return _result(self._same(existing, spec))
-                # A release that is still to be made would take the address from under the new endpoint.
-                await self._releases.settle(spec.owner)
-                number = self._registry.new_id()
-                record = EndpointRecord(number, spec, Phase.CREATING, self._clock())
-                record = await _carry_through(self._maker.create(record, request.netns_fd))
+                with self._releases.hold(spec.owner):
+                    # A release that is still to be made would take the address from under the new endpoint.
+                    await self._releases.settle(spec.owner)
+                    number = self._registry.new_id()
+                    record = EndpointRecord(number, spec, Phase.CREATING, self._clock())
+                    record = await _carry_through(self._maker.create(record, request.netns_fd))
             current.set_attribute(names.ENDPOINT_ID, record.id)
             current.set_attribute(names.IDENTITY, record.identity)
             _log.info(
@@ -208,18 +209,26 @@ class EndpointManager:
 
     async def _delete(self, owner: str) -> None:
         async with self._exclusive(owner):
-            endpoint = self._registry.by_owner(owner)
-            if endpoint is not None:
-                record = replace(endpoint.record, phase=Phase.DELETING)
-                self._registry.save(record)
-                await _carry_through(self._maker.dismantle(record, self._subjects.get(record.subject)))
-                _log.info("endpoint.deleted", endpoint=record.id, pod=record.spec.pod, ipv4=record.ipv4)
-            else:
-                # Its record may have been lost; what belongs to the owner by name is removed all the same.
-                container_id, _, ifname = owner.rpartition("/")
-                spec = EndpointSpec(container_id, ifname, "")
-                await self._links.delete_endpoint_link(spec.host_device)
-                self._releases.add(owner, "")
+            with self._releases.hold(owner):
+                await self._take_apart(owner)
+
+    async def _take_apart(self, owner: str) -> None:
+        endpoint = self._registry.by_owner(owner)
+        if endpoint is not None:
+            record = replace(endpoint.record, phase=Phase.DELETING)
+            self._registry.save(record)
+            self._releases.add(owner, record.ipv4)
+            # The cluster forgets the address while the device goes.
+            removal = asyncio.create_task(self._maker.dismantle(record, self._subjects.get(record.subject)))
+            settling = self._releases.try_settle(owner, asyncio.shield(removal))
+            await _carry_through(_both(removal, settling))
+            _log.info("endpoint.deleted", endpoint=record.id, pod=record.spec.pod, ipv4=record.ipv4)
+        else:
+            # Its record may have been lost; what belongs to the owner by name is removed all the same.
+            container_id, _, ifname = owner.rpartition("/")
+            spec = EndpointSpec(container_id, ifname, "")
+            await self._links.delete_endpoint_link(spec.host_device)
+            self._releases.add(owner, "")
             await self._releases.try_settle(owner)
 
     async def _move(self, record: EndpointRecord, labels: tuple[str, ...]) -> None:
@@ -261,11 +270,13 @@ class EndpointManager:
         if old is not None and old is not subject:
             self._policy.release(old, record.id)
         try:
-            revision = await self._maker.publish(moved)
+            revision = await self._publication.publish(moved)
         except FimbriaError as problem:
             self._note_failure(record.id, f"its identity is not published: {problem}")
-            self.unpublished.set()
+            self._publication.outdated.set()
             raise
+        finally:
+            self._publication.stored(moved.id)
         self._registry.set_status(
             record.id,
             state=State.READY,
@@ -395,6 +406,11 @@ def _cni_span(name: str, request: CniRequest, node: str) -> Any:
         start_time=request.started_ns or None,
         **attributes,
     )
+
+
+async def _both(removal: Awaitable[None], settling: Awaitable[None]) -> None:
+    await settling
+    await removal
 
 
 async def _carry_through(work: Coroutine[Any, Any, T]) -> T:

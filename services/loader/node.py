@@ -35,6 +35,7 @@ from services.loader.manager import EndpointManager
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
 from services.loader.nodes_sync import Node, NodesSync
 from services.loader.policy_sync import PolicySync
+from services.loader.publication import Publication
 from services.loader.records import NodeRecord, StateDirectory
 from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
@@ -70,7 +71,7 @@ class NodeRuntime:
     nodes: NodesSync
     manager: EndpointManager
     maker: EndpointMaker
-    identities: IdentityServiceClient
+    publication: Publication
     labels: IdentityLabels
     flows: FlowLog
     reader: FlowReader
@@ -99,18 +100,12 @@ class NodeRuntime:
         """
         backoff = Backoff()
         while True:
-            await self.manager.unpublished.wait()
+            await self.publication.outdated.wait()
             try:
                 for endpoint in self.registry:
                     await self.manager.refresh(endpoint.record.id)
-                async with self.maker.publishing:
-                    records = [
-                        each.record for each in self.registry if each.record.ipv4 and each.record.identity
-                    ]
-                    self.manager.unpublished.clear()
-                    revision = await self.identities.publish(records, replace=True)
+                records, revision = await self.publication.publish_all()
             except FimbriaError as problem:
-                self.manager.unpublished.set()
                 _log.warning("publication.postponed", reason=problem.reason, error=problem.message)
                 await asyncio.sleep(backoff.next())
             else:
@@ -250,7 +245,8 @@ def _assemble(
         later=loop.call_later,
     )
     registry = EndpointRegistry(state)
-    releases = Releases(state, ipam, identities)
+    publication = Publication(identities, registry)
+    releases = Releases(state, ipam, publication)
     manager: EndpointManager | None = None
 
     def changed(subject: Any) -> None:
@@ -296,6 +292,7 @@ def _assemble(
         policy=policy,
         ipcache=ipcache,
         barrier=barrier,
+        publication=publication,
     )
     manager = EndpointManager(
         node=record.name,
@@ -309,6 +306,7 @@ def _assemble(
         policy=policy,
         ipcache=ipcache,
         barrier=barrier,
+        publication=publication,
     )
     flows = FlowLog(NodeNames(registry, ipcache, policy, subjects), capacity=settings.flow_buffer)
     return NodeRuntime(
@@ -324,7 +322,7 @@ def _assemble(
         nodes=nodes,
         manager=manager,
         maker=maker,
-        identities=identities,
+        publication=publication,
         labels=IdentityLabels(identities),
         flows=flows,
         reader=FlowReader(kernel, flows),

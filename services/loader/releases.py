@@ -5,12 +5,15 @@ off.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from services.chassis.errors import FimbriaError, InvalidArgument, NotFound
 from services.chassis.logs import get_logger
 from services.loader.backoff import Backoff
-from services.loader.interfaces import AddressClient, IdentityClient
+from services.loader.interfaces import AddressClient
+from services.loader.publication import Publication
 from services.loader.records import PendingRelease, StateDirectory
 
 _RETRY_SECONDS: Final = 10.0
@@ -21,12 +24,13 @@ _log = get_logger(__name__)
 class Releases:
     """Releases that are still to be made. A release is stored before :meth:`add` returns."""
 
-    def __init__(self, state: StateDirectory, addresses: AddressClient, identities: IdentityClient) -> None:
+    def __init__(self, state: StateDirectory, addresses: AddressClient, publication: Publication) -> None:
         self._state = state
         self._addresses = addresses
-        self._identities = identities
+        self._publication = publication
         self._pending: dict[str, PendingRelease] = {}
         self._locks: dict[str, asyncio.Lock] = {}
+        self._held: set[str] = set()
         self._added = asyncio.Event()
         for release in state.load_releases():
             self._pending[release.owner] = release
@@ -43,8 +47,24 @@ class Releases:
         self._pending[owner] = release
         self._added.set()
 
-    async def settle(self, owner: str) -> None:
-        """Makes an owner's release now, if there is one to make. Raises FimbriaError; it stays noted then."""
+    @contextmanager
+    def hold(self, owner: str) -> Iterator[None]:
+        """While something of the owner may still be on the node, his release is made by nobody but the
+        caller.
+        """
+        self._held.add(owner)
+        try:
+            yield
+        finally:
+            self._held.discard(owner)
+            self._added.set()
+
+    async def settle(self, owner: str, removal: Awaitable[None] | None = None) -> None:
+        """Makes an owner's release now, if there is one to make; the address is given back only after
+        ``removal``.
+
+        Raises FimbriaError, also that of the removal; the release stays noted then.
+        """
         lock = self._locks.setdefault(owner, asyncio.Lock())
         async with lock:
             release = self._pending.get(owner)
@@ -52,16 +72,18 @@ class Releases:
                 return
             # The prefix first: whoever gets the address next publishes it anew.
             if release.prefix:
-                await self._identities.withdraw([release.prefix])
+                await self._publication.withdraw(release.prefix)
+            if removal is not None:
+                await removal
             await self._addresses.release(owner)
             self._state.delete_release(owner)
             self._pending.pop(owner, None)
             self._locks.pop(owner, None)
 
-    async def try_settle(self, owner: str) -> None:
+    async def try_settle(self, owner: str, removal: Awaitable[None] | None = None) -> None:
         """Makes an owner's release now if that is possible; otherwise it is made later."""
         try:
-            await self.settle(owner)
+            await self.settle(owner, removal)
         except FimbriaError as problem:
             await asyncio.to_thread(self._state.sync_release, owner)
             _log.warning("release.postponed", owner=owner, reason=problem.reason, error=problem.message)
@@ -70,17 +92,17 @@ class Releases:
         """Works the queue off until cancelled."""
         backoff = Backoff(first=0.5, most=_RETRY_SECONDS)
         while True:
+            self._added.clear()
             failure = await self._round()
-            if failure is None and not self._pending:
+            if failure is None and self._pending.keys() <= self._held:
                 backoff.reset()
-                self._added.clear()
                 await self._added.wait()
             else:
                 await asyncio.sleep(backoff.next())
 
     async def _round(self) -> FimbriaError | None:
         failure: FimbriaError | None = None
-        for owner in list(self._pending):
+        for owner in self._pending.keys() - self._held:
             try:
                 await self.settle(owner)
             except (InvalidArgument, NotFound) as refused:

@@ -169,13 +169,17 @@ class FakeLinks:
     routes: list[str] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)
     next_ifindex: int = 100
+    gate: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.gate.set()
 
     def _refuse(self, name: str) -> None:
         if name in self.fail:
             raise Unavailable(f"{name} refused", reason="REFUSED")
 
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        await asyncio.sleep(0)
+        await self.gate.wait()
         self._refuse("create_endpoint_link")
         self.next_ifindex += 1
         self.devices[record.spec.host_device] = self.next_ifindex

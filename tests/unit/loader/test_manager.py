@@ -22,6 +22,7 @@ from services.loader.ipcache_sync import IpcacheSync
 from services.loader.ipcache_table import Meaning
 from services.loader.manager import EndpointManager
 from services.loader.policy_sync import PolicySync
+from services.loader.publication import Publication
 from services.loader.records import StateDirectory
 from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
@@ -70,7 +71,8 @@ class NodeUnderTest:
             identity_revision=self.policy.identity_revision,
         )
         self.registry = EndpointRegistry(self.state)
-        self.releases = Releases(self.state, self.services, self.services)
+        self.publication = Publication(self.services, self.registry)
+        self.releases = Releases(self.state, self.services, self.publication)
         self.maker = EndpointMaker(
             registry=self.registry,
             releases=self.releases,
@@ -81,6 +83,7 @@ class NodeUnderTest:
             policy=self.policy,
             ipcache=self.ipcache,
             barrier=self.barrier,
+            publication=self.publication,
         )
         self.manager = EndpointManager(
             node="node-1",
@@ -94,6 +97,7 @@ class NodeUnderTest:
             policy=self.policy,
             ipcache=self.ipcache,
             barrier=self.barrier,
+            publication=self.publication,
             clock=lambda: 1.0,
         )
         self.running = asyncio.create_task(self.policy.run())
@@ -357,6 +361,23 @@ async def test_a_failed_regeneration_says_why_and_is_tried_again(node: NodeUnder
     node.kernel.fail = set()
     await until(lambda: only(node).status.state is State.READY)
     assert only(node).status.last_error == ""
+
+
+async def test_a_publication_of_everything_forgets_no_endpoint_that_is_being_made(
+    node: NodeUnderTest,
+) -> None:
+    node.links.gate.clear()
+    adding = asyncio.create_task(node.manager.add(add()))
+    await until(lambda: bool(node.services.published))
+    await node.publication.publish_all()
+    assert node.services.published == {"10.0.0.2/32": 256}
+    node.links.gate.set()
+    await adding
+    await node.publication.publish_all()
+    assert node.services.published == {"10.0.0.2/32": 256}
+    deleting = asyncio.create_task(node.manager.delete(request("DEL")))
+    await asyncio.gather(deleting, node.publication.publish_all())
+    assert node.services.published == {}
 
 
 async def test_a_restart_touches_nothing_that_is_right(node: NodeUnderTest) -> None:
