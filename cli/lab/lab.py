@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 DEFAULT_NODES = 2
 STATE_VERSION = 1
 RECONNECT_TIMEOUT = 10.0
+# A process may be dying when it is looked at: then it is started in the next round.
+START_ATTEMPTS = 3
 
 
 class Lab:
@@ -235,17 +237,23 @@ class Lab:
         for node in nodes:
             self.paths.cni_queue(node).mkdir(mode=0o700, parents=True, exist_ok=True)
         wanted = processes.specs(self.paths, nodes)
+        for _ in range(START_ATTEMPTS):
+            if self._start_dead(wanted, lock):
+                return
+        raise CliError("processes die faster than they can be started", reason="PROCESS_NOT_READY")
+
+    def _start_dead(self, wanted: list[processes.ProcessSpec], lock: int) -> bool:
+        """Start what is dead and wait; False if one that ran before has died or lost its namespace."""
         start = processes.Start(self.paths, processes.dead(self.paths, wanted), lock)
         try:
-            underlay.ensure(self.paths, nodes)
+            underlay.ensure(self.paths, [spec.name for spec in wanted if spec.netns])
             if start.wanted != processes.dead(self.paths, wanted):
                 # A node's namespace had to be made again: its loader lives in the old one.
-                start.abandon()
                 processes.end_stale(self.paths, wanted)
-                start = processes.Start(self.paths, processes.dead(self.paths, wanted), lock)
+                return False
             start.fork()
             self.cluster  # noqa: B018 - imports gRPC while the processes start
-            start.wait(wanted)
+            return start.wait(wanted)
         finally:
             start.abandon()
 

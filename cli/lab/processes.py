@@ -168,10 +168,10 @@ class Start:
             "title": f"fimbria-{spec.name} lab {self._paths.id}",
         }
 
-    def wait(self, wanted: Iterable[ProcessSpec], timeout: float = READY_TIMEOUT) -> None:
-        """Return when all `wanted` serve, those that ran before too.
+    def wait(self, wanted: Iterable[ProcessSpec], timeout: float = READY_TIMEOUT) -> bool:
+        """Return when all `wanted` serve, those that ran before too; False when one of these has died.
 
-        CliError, with the end of its log, for one that died or takes longer than `timeout` seconds.
+        CliError, with the end of its log, for one that died as it started or takes longer than `timeout` s.
         """
         deadline = time.monotonic() + timeout
         waiting = list(wanted)
@@ -180,11 +180,14 @@ class Start:
             for spec in waiting:
                 recorded = ProcessId.recorded(self._paths.process(spec.name))
                 if recorded is not None and not recorded.alive:
+                    if spec not in self.wanted:
+                        return False
                     raise self._failed(spec.name, "ended while it started")
                 if time.monotonic() > deadline:
                     raise self._failed(spec.name, f"does not serve after {timeout:g} s")
             if waiting:
                 time.sleep(0.01)
+        return True
 
     def abandon(self) -> None:
         """End a launcher that was not told what to fork."""
