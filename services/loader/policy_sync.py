@@ -37,7 +37,10 @@ from services.loader.subjects import Subject, SubjectKey, SubjectTable
 from services.loader.watch import WatchState
 from services.loader.watermark import Watermark
 
+# How long a new subject waits for its policy, and how long for a connection: a service that restarts is
+# back by then.
 SNAPSHOT_SECONDS: Final = 5.0
+CONNECT_SECONDS: Final = 1.5
 # Names of rules are kept until there are twice as many as entries refer to, and this many at least.
 _RULES: Final = 4096
 
@@ -109,10 +112,10 @@ class PolicySync:
             finally:
                 self._stream = None
             self.state.failed(problem)
-            self._disappoint(problem)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(backoff.next()):
                     await self._wanted.wait()
+                    backoff.reset()
 
     async def subscribe(self, key: SubjectKey, identity_revision: int, user: int) -> Subject:
         """The subject of a key, with ``user`` among its users, as soon as its policy is known; it may still
@@ -168,20 +171,17 @@ class PolicySync:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._heard.setdefault(subject.number, []).append(future)
         self._wanted.set()  # no more waiting before the next connection, if there is none
-        try:
-            async with asyncio.timeout(SNAPSHOT_SECONDS):
-                await future
-        except TimeoutError:
-            raise _unavailable(f"it did not come within {SNAPSHOT_SECONDS:g} seconds") from None
-
-    def _disappoint(self, problem: str) -> None:
-        """Whoever waits for a snapshot learns that the stream has ended: whether it comes back soon is
-        anybody's guess.
-        """
-        for future in [future for futures in self._heard.values() for future in futures]:
-            if not future.done():
-                future.set_exception(_unavailable(problem))
-        self._heard.clear()
+        await asyncio.wait([future], timeout=CONNECT_SECONDS)
+        if not future.done() and self.state.connected:
+            await asyncio.wait([future], timeout=SNAPSHOT_SECONDS - CONNECT_SECONDS)
+        if not future.done():
+            future.cancel()
+            raise Unavailable(
+                f"the policy of identity {subject.key.identity} is not known: "
+                + (self.state.error or f"it did not come within {SNAPSHOT_SECONDS:g} seconds"),
+                reason="POLICY_UNAVAILABLE",
+                retry_after=1.0,
+            )
 
     def _send(self, message: pb.SubscribeRequest) -> None:
         # Without a stream there is nothing to say: the next one begins with everything.
@@ -280,12 +280,6 @@ class PolicySync:
                     _log.warning("policy.retry_failed", subject=subject.number, error=str(problem))
                 self._changed(subject)
         self._acknowledge()
-
-
-def _unavailable(problem: str) -> Unavailable:
-    return Unavailable(
-        f"the endpoint's policy is not known: {problem}", reason="POLICY_UNAVAILABLE", retry_after=1.0
-    )
 
 
 async def _drain(queue: asyncio.Queue[pb.SubscribeRequest]) -> AsyncIterator[pb.SubscribeRequest]:
