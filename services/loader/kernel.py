@@ -15,12 +15,13 @@ from services.loader.bpf.drop_reasons import EVENT_LOST
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
 from services.loader.bpf.events import Event
 from services.loader.bpf.layout import (
+    SHAPE_ANY_PROTOCOL,
+    DirectionShape,
     EndpointRow,
     IpcacheValue,
     PolicyKey,
     PolicyValue,
     SubjectRow,
-    direction_shape,
 )
 from services.loader.endpoint import EndpointRecord
 from services.loader.interfaces import (
@@ -38,6 +39,7 @@ from services.loader.interfaces import (
 )
 from services.loader.ipcache_table import Changes, Meaning
 from services.loader.policy_map import EGRESS, INGRESS, EntryKey, EntryValue, Realized
+from services.loader.policy_shape import ANY_PROTOCOL
 
 
 class Kernel:
@@ -88,14 +90,7 @@ class Kernel:
 
     def put_subject(self, subject: int, realized: Realized) -> None:
         """Puts a subject's policy into force."""
-        entries = [(_key(realized.instance, key), _value(value)) for key, value in realized.entries.items()]
-        row = SubjectRow(
-            instance=realized.instance,
-            epoch=realized.epoch,
-            revision=realized.revision,
-            ingress=direction_shape(entries, INGRESS, enforced=realized.ingress_enforced),
-            egress=direction_shape(entries, EGRESS, enforced=realized.egress_enforced),
-        )
+        row = subject_row(realized)
         with _refusals():
             self._datapath.subject_put(subject, row)
 
@@ -277,6 +272,30 @@ def _key(instance: int, key: EntryKey) -> PolicyKey:
 
 def _entry_key(key: PolicyKey) -> EntryKey:
     return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix)
+
+
+def subject_row(realized: Realized) -> SubjectRow:
+    """A subject's row as the datapath reads it."""
+    return SubjectRow(
+        instance=realized.instance,
+        epoch=realized.epoch,
+        revision=realized.revision,
+        ingress=_shape(realized, INGRESS),
+        egress=_shape(realized, EGRESS),
+    )
+
+
+def _shape(realized: Realized, direction: int) -> DirectionShape:
+    identity = wildcard = 0
+    for level in realized.shape.present(direction):
+        bit = SHAPE_ANY_PROTOCOL if level.prefix_length == ANY_PROTOCOL else 1 << level.prefix_length
+        if level.wildcard:
+            wildcard |= bit
+        else:
+            identity |= bit
+    return DirectionShape(
+        realized.enforced(direction), realized.shape.has_deny(direction), identity, wildcard
+    )
 
 
 def _value(value: EntryValue) -> PolicyValue:

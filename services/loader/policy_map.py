@@ -17,8 +17,10 @@ are never used twice on a node, not even by different subjects: an endpoint may 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+
+from services.loader.policy_shape import Shape, shape_of
 
 INGRESS = 0
 EGRESS = 1
@@ -88,6 +90,7 @@ class Realized:
     ingress_enforced: bool
     egress_enforced: bool
     entries: Mapping[EntryKey, EntryValue]
+    shape: Shape
 
     def enforced(self, direction: int) -> bool:
         """Whether what no entry allows is denied."""
@@ -119,13 +122,20 @@ def apply_delta(
     revision: int,
 ) -> SubjectState:
     """The subject's state after a delta."""
-    entries = {key: value for key, value in state.entries.items() if key not in deletes}
+    entries = dict(state.entries)
+    for key in deletes:
+        entries.pop(key, None)
     entries.update(upserts)
     return SubjectState(ingress, egress, entries, revision)
 
 
 def plan(
-    current: Realized | None, wanted: SubjectState, *, fresh_instance: int, fresh_epoch: int
+    current: Realized | None,
+    wanted: SubjectState,
+    *,
+    fresh_instance: int,
+    fresh_epoch: int,
+    touched: Collection[EntryKey] | None = None,
 ) -> Plan | None:
     """The writes that make the kernel hold ``wanted``; None when it does already.
 
@@ -133,33 +143,43 @@ def plan(
     it took.
     """
     if current is None:
-        target = _target(wanted, fresh_instance, fresh_epoch)
+        target = _target(wanted, fresh_instance, fresh_epoch, shape_of(wanted.entries))
         return Plan(target, in_place=False, puts=tuple(wanted.entries.items()))
-    puts = tuple((key, value) for key, value in wanted.entries.items() if current.entries.get(key) != value)
-    removals = tuple(key for key in current.entries if key not in wanted.entries)
+    looked_at = wanted.entries if touched is None else [key for key in touched if key in wanted.entries]
+    puts = tuple(
+        (key, wanted.entries[key]) for key in looked_at if current.entries.get(key) != wanted.entries[key]
+    )
+    looked_at = current.entries if touched is None else [key for key in touched if key in current.entries]
+    removals = tuple(key for key in looked_at if key not in wanted.entries)
     widens, narrows = _effect(current, wanted, puts, removals)
     if not puts and not removals and not widens and not narrows:
         return None
+    gone = [(key, current.entries[key]) for key, _ in puts if key in current.entries]
+    gone += [(key, current.entries[key]) for key in removals]
+    shape = current.shape.changed(gone=gone, come=puts)
     if widens and narrows:
         return Plan(
-            _target(wanted, fresh_instance, fresh_epoch),
+            _target(wanted, fresh_instance, fresh_epoch, shape),
             in_place=False,
             puts=tuple(wanted.entries.items()),
             retired_instance=current.instance,
             retired=tuple(current.entries),
         )
     epoch = fresh_epoch if narrows else current.epoch
-    return Plan(_target(wanted, current.instance, epoch), in_place=True, puts=puts, removals=removals)
+    target = _target(wanted, current.instance, epoch, shape)
+    return Plan(target, in_place=True, puts=puts, removals=removals)
 
 
-def _target(wanted: SubjectState, instance: int, epoch: int) -> Realized:
+def _target(wanted: SubjectState, instance: int, epoch: int, shape: Shape) -> Realized:
     return Realized(
         instance=instance,
         epoch=epoch,
         revision=wanted.revision,
         ingress_enforced=wanted.ingress.enforced,
         egress_enforced=wanted.egress.enforced,
-        entries=dict(wanted.entries),
+        # Shared: a state's entries are never changed, a delta makes new ones.
+        entries=wanted.entries,
+        shape=shape,
     )
 
 

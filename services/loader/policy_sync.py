@@ -200,19 +200,22 @@ class PolicySync:
             return  # about a subject that was released meanwhile
         self._learn_rules(part.rules)
         if kind == "snapshot":
-            subject.wanted = state_of(message.snapshot, message.revision.policy)
+            subject.want(state_of(message.snapshot, message.revision.policy))
         elif subject.wanted is None or subject.number in stream.unheard:
             raise ValueError(f"a delta for subject {subject.number} before its snapshot")
         else:
             delta = message.delta
-            subject.wanted = apply_delta(
+            upserts = entries_of(delta.upserts)
+            deletes = frozenset(entry_key(entry) for entry in delta.deletes)
+            state = apply_delta(
                 subject.wanted,
                 ingress=default_of(delta.ingress),
                 egress=default_of(delta.egress),
-                upserts=entries_of(delta.upserts),
-                deletes=frozenset(entry_key(entry) for entry in delta.deletes),
+                upserts=upserts,
+                deletes=deletes,
                 revision=message.revision.policy,
             )
+            subject.want(state, upserts.keys() | deletes)
         stream.unheard.discard(subject.number)
         waiting = self._heard.pop(subject.number, [])
         for future in waiting:

@@ -8,7 +8,7 @@ hurry to be safe.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
@@ -16,6 +16,7 @@ from services.chassis.logs import get_logger
 from services.loader.endpoint import NamedPort
 from services.loader.interfaces import DatapathError, PolicyKernel, SubjectHead
 from services.loader.policy_map import EntryKey, EntryValue, Plan, Realized, SubjectState, plan
+from services.loader.policy_shape import shape_of
 
 # A packet that read the old row may still be among the old entries; it is not for this long.
 RETIRE_SECONDS: Final = 0.25
@@ -33,7 +34,9 @@ class SubjectKey:
 
 @dataclass(slots=True, eq=False)
 class Subject:
-    """A subject. ``wanted`` is what the service said last, ``realized`` what the kernel holds."""
+    """A subject. ``wanted`` is what the service said last (see :meth:`want`); ``realized`` is what the kernel
+    holds; ``touched`` are the keys in which the two may differ, None when that is not known.
+    """
 
     number: int
     key: SubjectKey
@@ -42,6 +45,12 @@ class Subject:
     wanted: SubjectState | None = None
     realized: Realized | None = None
     error: str = ""
+    touched: set[EntryKey] | None = None
+
+    def want(self, state: SubjectState, touched: Collection[EntryKey] | None = None) -> None:
+        """Takes what the service says now; it may differ from before in ``touched`` only, when that is given."""
+        self.wanted = state
+        self.touched = None if touched is None or self.touched is None else self.touched.union(touched)
 
     @property
     def current(self) -> bool:
@@ -148,6 +157,7 @@ class SubjectTable:
             subject.error = str(problem)
             raise problem if isinstance(problem, DatapathError) else DatapathError(str(problem)) from problem
         subject.error = ""
+        subject.touched = set()
         return todo
 
     def rewrite(self, subject: Subject) -> Plan | None:
@@ -182,6 +192,7 @@ class SubjectTable:
             wanted,
             fresh_instance=self._instances.take(),
             fresh_epoch=self._epochs.take(),
+            touched=subject.touched,
         )
 
     def _execute(self, subject: Subject, todo: Plan) -> None:
@@ -212,6 +223,7 @@ class SubjectTable:
         """After a failure only the kernel knows what it holds."""
         head = self._kernel.subjects().get(subject.number)
         subject.realized = None
+        subject.touched = None
         if head is not None:
             subject.realized = realized_from(head, self._kernel.policy().get(head.instance, {}))
 
@@ -224,5 +236,6 @@ def realized_from(head: SubjectHead, entries: Mapping[EntryKey, EntryValue]) -> 
         revision=head.revision,
         ingress_enforced=head.ingress_enforced,
         egress_enforced=head.egress_enforced,
-        entries=dict(entries),
+        entries=entries,
+        shape=shape_of(entries),
     )

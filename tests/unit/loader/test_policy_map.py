@@ -23,6 +23,7 @@ from services.loader.policy_map import (
     apply_delta,
     plan,
 )
+from services.loader.policy_shape import shape_of
 
 IDENTITIES = (0, 256, 257)
 PROTOCOLS = (6, 17)
@@ -108,7 +109,18 @@ def test_every_plan_ends_in_the_wanted_state_and_no_packet_sees_a_mix(wanted: li
     current: Realized | None = None
     epochs: list[int] = []
     for number, target in enumerate(wanted, start=1):
-        todo = plan(current, target, fresh_instance=number * 10, fresh_epoch=number * 100)
+        instance, epoch = number * 10, number * 100
+        todo = plan(current, target, fresh_instance=instance, fresh_epoch=epoch)
+        if current is not None:
+            touched = set(current.entries.keys() ^ target.entries.keys())
+            touched |= {key for key, value in target.entries.items() if current.entries.get(key) != value}
+            quick = plan(current, target, fresh_instance=instance, fresh_epoch=epoch, touched=touched)
+            assert (quick is None) == (todo is None)
+            if quick is not None and todo is not None:
+                assert quick.target == todo.target
+                assert (set(quick.puts), set(quick.removals)) == (set(todo.puts), set(todo.removals))
+        if todo is not None:
+            assert todo.target.shape == shape_of(target.entries)
         before = model.verdicts()
         if todo is None:
             assert current is not None

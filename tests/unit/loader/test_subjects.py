@@ -57,7 +57,7 @@ def allowing(*keys: EntryKey, revision: int = 1) -> SubjectState:
 
 def realized(table: SubjectTable, *keys: EntryKey, user: int = 1) -> Subject:
     subject, _ = table.acquire(SubjectKey(300), 1, user)
-    subject.wanted = allowing(*keys)
+    subject.want(allowing(*keys))
     table.realize(subject)
     return subject
 
@@ -95,7 +95,7 @@ def test_a_retired_instance_is_removed_only_after_a_while(
 ) -> None:
     subject = realized(table, WEB)
     old = kernel.rows[subject.number].instance
-    subject.wanted = allowing(API)
+    subject.want(allowing(API))
     table.realize(subject)
     assert kernel.rows[subject.number].instance != old
     assert old in kernel.entries
@@ -109,7 +109,7 @@ def test_a_refused_write_leaves_the_old_policy_in_force_and_says_so(
 ) -> None:
     subject = realized(table, WEB)
     before = kernel.rows[subject.number]
-    subject.wanted = allowing(API, revision=2)
+    subject.want(allowing(API, revision=2))
     kernel.fail = {broken}
     with pytest.raises(DatapathError):
         table.realize(subject)
@@ -131,7 +131,7 @@ def test_a_half_made_change_in_place_is_completed_from_what_the_kernel_holds(
     table: SubjectTable, kernel: FakeKernel
 ) -> None:
     subject = realized(table, WEB)
-    subject.wanted = allowing(WEB, API, revision=2)
+    subject.want(allowing(WEB, API, revision=2))
     kernel.fail = {"put_subject"}
     with pytest.raises(DatapathError):
         table.realize(subject)
@@ -154,7 +154,7 @@ def test_after_a_restart_an_unchanged_subject_is_not_written(
     subject = fresh.restore(
         before.key, before.number, 1, user=1, realized=realized_from(head, kernel.entries[head.instance])
     )
-    subject.wanted = allowing(WEB)
+    subject.want(allowing(WEB))
     assert fresh.realize(subject) is None
     assert fresh.sweep() == (0, 0)
     assert kernel.writes == []
