@@ -48,7 +48,7 @@ class Subject:
     touched: set[EntryKey] | None = None
 
     def want(self, state: SubjectState, touched: Collection[EntryKey] | None = None) -> None:
-        """Takes what the service says now; it may differ from before in ``touched`` only, when that is given."""
+        """Takes what the service says now; it differs from before in ``touched`` only, if that is given."""
         self.wanted = state
         self.touched = None if touched is None or self.touched is None else self.touched.union(touched)
 
