@@ -31,6 +31,7 @@ from services.loader.endpoint import (
     Phase,
     State,
     check_container,
+    host_device,
     owner_name,
 )
 from services.loader.interfaces import Datapath, DatapathError, IdentityBarrier, IdentityClient, NodeLinks
@@ -224,12 +225,22 @@ class EndpointManager:
             await _carry_through(_both(removal, settling))
             _log.info("endpoint.deleted", endpoint=record.id, pod=record.spec.pod, ipv4=record.ipv4)
         else:
-            # Its record may have been lost; what belongs to the owner by name is removed all the same.
-            container_id, _, ifname = owner.rpartition("/")
-            spec = EndpointSpec(container_id, ifname, "")
-            await self._links.delete_endpoint_link(spec.host_device)
-            self._releases.add(owner, "")
-            await self._releases.try_settle(owner)
+            await _carry_through(self._take_apart_unknown(owner))
+
+    async def _take_apart_unknown(self, owner: str) -> None:
+        """An endpoint's record may have been lost; what belongs to the owner by name is removed all the
+        same.
+        """
+        container_id, _, ifname = owner.rpartition("/")
+        device = host_device(container_id, ifname)
+        ifindex = (await self._links.endpoint_links()).get(device)
+        row = next((row for row in self._kernel.attached() if row.ifindex == ifindex), None)
+        self._releases.add(owner, row.ipv4 if row is not None else "")
+        await self._links.delete_endpoint_link(device)
+        if row is not None:
+            self._kernel.detach(row.ifindex, row.ipv4)
+            self._ipcache.remove_local(row.ipv4)
+        await self._releases.try_settle(owner)
 
     async def _move(self, record: EndpointRecord, labels: tuple[str, ...]) -> None:
         """Gives an endpoint the identity of ``labels``: first its policy, then the endpoint, then the

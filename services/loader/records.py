@@ -65,10 +65,14 @@ class StateDirectory:
         self.damaged: list[Damaged] = []
 
     def load_endpoints(self) -> list[EndpointRecord]:
-        """All endpoint records by number. Files that cannot be read are set aside and listed in
-        ``damaged``.
+        """All endpoint records by number.
+
+        Files that cannot be read are set aside and listed in ``damaged``, now and at every start until
+        somebody removes them: their pods may still run.
         """
         records: dict[int, EndpointRecord] = {}
+        for path in sorted(self._endpoints.glob(f"*{_DAMAGED}")):
+            self.damaged.append(Damaged(path, "set aside before; remove it when its pod is gone"))
         for path in self._files(self._endpoints):
             try:
                 record = record_from_json(_read(path))

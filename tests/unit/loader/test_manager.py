@@ -428,10 +428,14 @@ async def test_a_restart_removes_what_belongs_to_nobody(node: NodeUnderTest) -> 
 async def test_a_damaged_record_keeps_its_pod_connected(node: NodeUnderTest) -> None:
     await node.manager.add(add())
     (node.directory / "endpoints" / f"{only(node).record.id}.json").write_text("{")
-    assert await node.restart() == Restored(0, 0, 0)
-    assert len(node.links.devices) == 1
-    assert len(node.kernel.endpoints) == 1
-    assert len(node.kernel.rows) == 1
+    for _ in range(2):
+        assert await node.restart() == Restored(0, 0, 0)
+        assert len(node.links.devices) == 1
+        assert len(node.kernel.endpoints) == 1
+        assert len(node.kernel.rows) == 1
+    await node.manager.delete(request("DEL"))
+    assert (node.links.devices, node.kernel.endpoints) == ({}, {})
+    assert (node.services.owners, node.services.published) == ({}, {})
 
 
 async def test_an_endpoint_without_a_policy_in_the_kernel_gets_one_when_the_service_tells(
