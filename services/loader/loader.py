@@ -89,16 +89,16 @@ class Loader:
     # -- CniHandler
 
     async def add(self, request: AddRequest) -> CniResult:
-        """See :meth:`EndpointManager.add`."""
-        return await self.node().manager.add(request)
+        """See :meth:`CniCalls.add`."""
+        return await self.node().cni.add(request)
 
     async def delete(self, request: CniRequest) -> None:
-        """See :meth:`EndpointManager.delete`."""
-        await self.node().manager.delete(request)
+        """See :meth:`CniCalls.delete`."""
+        await self.node().cni.delete(request)
 
     async def check(self, request: CniRequest) -> CniResult:
-        """See :meth:`EndpointManager.check`."""
-        return await self.node().manager.check(request)
+        """See :meth:`CniCalls.check`."""
+        return await self.node().cni.check(request)
 
     # -- registration
 

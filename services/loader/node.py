@@ -23,6 +23,7 @@ from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
 from services.loader.clients import IdentityServiceClient, IpamClient
 from services.loader.cluster_barrier import ClusterBarrier
+from services.loader.cni_calls import CniCalls
 from services.loader.creation import EndpointMaker
 from services.loader.devices import NetlinkDevices
 from services.loader.flow_reader import FlowReader, NodeNames
@@ -70,6 +71,7 @@ class NodeRuntime:
     ipcache: IpcacheSync
     nodes: NodesSync
     manager: EndpointManager
+    cni: CniCalls
     maker: EndpointMaker
     publication: Publication
     labels: IdentityLabels
@@ -153,6 +155,7 @@ async def bring_up(
             links=links,
             maker=runtime.maker,
             ipcache=runtime.ipcache,
+            failed=runtime.manager.realization_failed,
         )
         for damaged in state.damaged:
             _log.error("state.damaged", path=str(damaged.path), error=damaged.problem)
@@ -321,6 +324,7 @@ def _assemble(
         ipcache=ipcache,
         nodes=nodes,
         manager=manager,
+        cni=CniCalls(record.name, manager),
         maker=maker,
         publication=publication,
         labels=IdentityLabels(identities),

@@ -6,12 +6,13 @@ endpoints whose device is gone are forgotten, and rows that belong to nobody are
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from services.chassis.errors import FimbriaError
 from services.chassis.logs import get_logger
 from services.loader.creation import EndpointMaker
-from services.loader.endpoint import EndpointRecord, Phase, State
+from services.loader.endpoint import EndpointRecord, Phase
 from services.loader.interfaces import Datapath, DatapathError, NodeLinks
 from services.loader.ipcache_sync import IpcacheSync
 from services.loader.registry import EndpointRegistry
@@ -41,6 +42,7 @@ async def restore(
     links: NodeLinks,
     maker: EndpointMaker,
     ipcache: IpcacheSync,
+    failed: Callable[[int, str], None],
 ) -> Restored:
     """Takes up the endpoints of a former process.
 
@@ -56,7 +58,7 @@ async def restore(
         (alive if whole else dead).append(record)
     _take_up_subjects(alive, subjects, kernel)
     for record in alive:
-        _take_up(record, registry, subjects, kernel, ipcache)
+        _take_up(record, registry, subjects, kernel, ipcache, failed)
     for record in dead:
         await _remove(record, registry, maker)
     orphans = 0
@@ -81,19 +83,16 @@ def _take_up(
     subjects: SubjectTable,
     kernel: Datapath,
     ipcache: IpcacheSync,
+    failed: Callable[[int, str], None],
 ) -> None:
     subject: Subject | None = subjects.get(record.subject)
     revision = subject.realized.revision if subject is not None and subject.realized is not None else 0
+    registry.set_status(record.id, policy_revision=revision)
     try:
         # Also when the row is right: the programs may be newer than those on the device.
         kernel.attach(record)
     except DatapathError as problem:
-        registry.set_status(
-            record.id, state=State.DEGRADED, last_error=str(problem), policy_revision=revision
-        )
-        _log.error("restore.attach_failed", endpoint=record.id, error=str(problem))
-    else:
-        registry.set_status(record.id, policy_revision=revision)
+        failed(record.id, str(problem))
     ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
 
 

@@ -16,6 +16,7 @@ from services.chassis.labels import LabelSet
 from services.loader.cni.errors import CniError
 from services.loader.cni.pod import Pod
 from services.loader.cni.request import AddRequest, CniRequest
+from services.loader.cni_calls import CniCalls
 from services.loader.creation import EndpointMaker
 from services.loader.endpoint import Endpoint, Phase, State
 from services.loader.ipcache_sync import IpcacheSync
@@ -100,6 +101,7 @@ class NodeUnderTest:
             publication=self.publication,
             clock=lambda: 1.0,
         )
+        self.cni = CniCalls("node-1", self.manager)
         self.running = asyncio.create_task(self.policy.run())
 
     def _changed(self, subject: Subject) -> None:
@@ -125,6 +127,7 @@ class NodeUnderTest:
             links=self.links,
             maker=self.maker,
             ipcache=self.ipcache,
+            failed=self.manager.realization_failed,
         )
 
     async def nothing_left(self) -> None:
@@ -167,7 +170,7 @@ def only(node: NodeUnderTest) -> Endpoint:
 
 
 async def test_an_add_makes_everything_and_opens_the_device_last(node: NodeUnderTest) -> None:
-    result = await node.manager.add(add())
+    result = await node.cni.add(add())
     endpoint = only(node)
     record = endpoint.record
     assert str(result.ips[0].address) == "10.0.0.2/32"
@@ -182,11 +185,36 @@ async def test_an_add_makes_everything_and_opens_the_device_last(node: NodeUnder
 
 
 async def test_the_same_add_again_returns_the_same_endpoint(node: NodeUnderTest) -> None:
-    first = await node.manager.add(add())
-    assert await node.manager.add(add()) == first
+    first = await node.cni.add(add())
+    assert await node.cni.add(add()) == first
     assert len(node.registry) == 1
     with pytest.raises(AlreadyExists):
-        await node.manager.add(add(netns="/run/netns/other"))
+        await node.cni.add(add(netns="/run/netns/other"))
+
+
+async def test_an_add_whose_device_went_without_a_delete_makes_a_new_one(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    before = only(node).record
+    node.links.devices.clear()
+    await node.cni.add(add())
+    after = only(node).record
+    assert after.id != before.id
+    assert node.links.devices == {after.spec.host_device: after.ifindex}
+    assert node.kernel.endpoints.keys() == {after.ifindex}
+    assert node.services.owners == {"c1/eth0": after.ipv4}
+
+
+async def test_a_cause_that_is_mended_does_not_hide_another(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    endpoint = only(node)
+    subject = node.subjects.get(endpoint.record.subject)
+    assert subject is not None
+    node.kernel.fail = {"attach"}
+    with pytest.raises(Internal):
+        await node.manager.regenerate(endpoint.record.id)
+    node.manager.subject_changed(subject)
+    assert only(node).status.state is State.DEGRADED
+    assert "attach refused" in only(node).status.last_error
 
 
 @pytest.mark.parametrize(
@@ -205,45 +233,45 @@ async def test_the_same_add_again_returns_the_same_endpoint(node: NodeUnderTest)
 async def test_whatever_fails_an_add_leaves_nothing(node: NodeUnderTest, where: str, what: str) -> None:
     getattr(node, where).fail = {what}
     with pytest.raises((FimbriaError,)):
-        await node.manager.add(add())
+        await node.cni.add(add())
     getattr(node, where).fail = set()
     await node.releases.settle("c1/eth0")
     await node.nothing_left()
     assert node.services.owners == {}
     assert node.services.published == {}
     assert list(node.subjects) == []
-    await node.manager.add(add())
+    await node.cni.add(add())
     assert only(node).status.state is State.READY
 
 
 async def test_an_add_without_services_asks_to_come_again(node: NodeUnderTest) -> None:
     node.services.down = True
     with pytest.raises(Unavailable):
-        await node.manager.add(add())
+        await node.cni.add(add())
     await node.nothing_left()
 
 
 async def test_a_delete_gives_everything_back(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
-    await node.manager.delete(request("DEL"))
+    await node.cni.add(add())
+    await node.cni.delete(request("DEL"))
     await node.nothing_left()
     assert node.services.owners == {}
     assert node.services.published == {}
-    await node.manager.delete(request("DEL", netns=""))
+    await node.cni.delete(request("DEL", netns=""))
 
 
 async def test_a_delete_without_services_succeeds_and_is_made_up_for(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     node.services.down = True
-    await node.manager.delete(request("DEL"))
+    await node.cni.delete(request("DEL"))
     await node.nothing_left()
     assert node.services.owners == {"c1/eth0": "10.0.0.2"}
     await node.restart()
     assert len(node.releases) == 1
     with pytest.raises(Unavailable):
-        await node.manager.add(add())
+        await node.cni.add(add())
     node.services.down = False
-    await node.manager.add(add())
+    await node.cni.add(add())
     assert node.services.owners == {"c1/eth0": "10.0.0.2"}
     assert node.services.published == {"10.0.0.2/32": 256}
     assert len(node.releases) == 0
@@ -251,26 +279,26 @@ async def test_a_delete_without_services_succeeds_and_is_made_up_for(node: NodeU
 
 async def test_deletes_and_adds_of_one_container_take_turns(node: NodeUnderTest) -> None:
     await asyncio.gather(
-        node.manager.add(add()),
-        node.manager.delete(request("DEL")),
-        node.manager.add(add()),
-        node.manager.delete(request("DEL")),
+        node.cni.add(add()),
+        node.cni.delete(request("DEL")),
+        node.cni.add(add()),
+        node.cni.delete(request("DEL")),
     )
     await node.nothing_left()
     assert node.services.owners == {}
 
 
 async def test_two_pods_of_one_identity_share_their_policy(node: NodeUnderTest) -> None:
-    await asyncio.gather(node.manager.add(add("c1")), node.manager.add(add("c2", netns="/run/netns/2")))
+    await asyncio.gather(node.cni.add(add("c1")), node.cni.add(add("c2", netns="/run/netns/2")))
     assert len({endpoint.record.subject for endpoint in node.registry}) == 1
-    await node.manager.delete(request("DEL", "c1"))
+    await node.cni.delete(request("DEL", "c1"))
     assert len(node.kernel.rows) == 1
-    await node.manager.delete(request("DEL", "c2"))
+    await node.cni.delete(request("DEL", "c2"))
     await until(lambda: node.kernel.rows == {})
 
 
 async def test_other_labels_are_another_identity_and_another_subject(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     before = only(node).record
     labels = LabelSet(["k8s:app=other", "k8s:io.kubernetes.pod.namespace=shop"])
     endpoint = await node.manager.update_labels(before.id, labels)
@@ -287,7 +315,7 @@ async def test_other_labels_are_another_identity_and_another_subject(node: NodeU
 
 
 async def test_labels_that_cannot_be_changed_leave_the_old_ones_in_force(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     before = only(node).record
     node.services.down = True
     with pytest.raises(Unavailable):
@@ -300,7 +328,7 @@ async def test_labels_that_cannot_be_changed_leave_the_old_ones_in_force(node: N
 
 
 async def test_a_kernel_that_refuses_a_change_gets_back_what_was_there(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     before = only(node).record
     node.kernel.fail = {"attach"}
     with pytest.raises(Internal):
@@ -314,7 +342,7 @@ async def test_a_kernel_that_refuses_a_change_gets_back_what_was_there(node: Nod
 
 
 async def test_a_new_identity_is_carried_only_when_every_node_knows_it(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     before = only(node).record
     node.barrier.closed.clear()
     node.barrier.open.clear()
@@ -329,19 +357,19 @@ async def test_a_new_identity_is_carried_only_when_every_node_knows_it(node: Nod
 
 async def test_a_check_compares_with_the_kernel(node: NodeUnderTest) -> None:
     with pytest.raises(NotFound):
-        await node.manager.check(request("CHECK"))
-    result = await node.manager.add(add())
-    assert await node.manager.check(request("CHECK")) == result
+        await node.cni.check(request("CHECK"))
+    result = await node.cni.add(add())
+    assert await node.cni.check(request("CHECK")) == result
     node.kernel.endpoints.clear()
     with pytest.raises(CniError, match="no row"):
-        await node.manager.check(request("CHECK"))
+        await node.cni.check(request("CHECK"))
     node.links.devices.clear()
     with pytest.raises(CniError, match="device is gone"):
-        await node.manager.check(request("CHECK"))
+        await node.cni.check(request("CHECK"))
 
 
 async def test_regenerating_writes_what_is_missing(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     record = only(node).record
     node.kernel.endpoints.clear()
     node.kernel.rows.clear()
@@ -352,7 +380,7 @@ async def test_regenerating_writes_what_is_missing(node: NodeUnderTest) -> None:
 
 
 async def test_a_failed_regeneration_says_why_and_is_tried_again(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     record = only(node).record
     node.kernel.fail = {"attach"}
     with pytest.raises(Internal, match="attach refused"):
@@ -367,7 +395,7 @@ async def test_a_publication_of_everything_forgets_no_endpoint_that_is_being_mad
     node: NodeUnderTest,
 ) -> None:
     node.links.gate.clear()
-    adding = asyncio.create_task(node.manager.add(add()))
+    adding = asyncio.create_task(node.cni.add(add()))
     await until(lambda: bool(node.services.published))
     await node.publication.publish_all()
     assert node.services.published == {"10.0.0.2/32": 256}
@@ -375,13 +403,13 @@ async def test_a_publication_of_everything_forgets_no_endpoint_that_is_being_mad
     await adding
     await node.publication.publish_all()
     assert node.services.published == {"10.0.0.2/32": 256}
-    deleting = asyncio.create_task(node.manager.delete(request("DEL")))
+    deleting = asyncio.create_task(node.cni.delete(request("DEL")))
     await asyncio.gather(deleting, node.publication.publish_all())
     assert node.services.published == {}
 
 
 async def test_a_restart_touches_nothing_that_is_right(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     before = only(node).record
     addresses, rows = dict(node.kernel.addresses), dict(node.kernel.rows)
     node.kernel.writes.clear()
@@ -393,8 +421,20 @@ async def test_a_restart_touches_nothing_that_is_right(node: NodeUnderTest) -> N
     assert (node.kernel.addresses, node.kernel.rows) == (addresses, rows)
 
 
+async def test_an_endpoint_that_cannot_be_attached_after_a_restart_says_so_until_it_can(
+    node: NodeUnderTest,
+) -> None:
+    await node.cni.add(add())
+    node.kernel.fail = {"attach"}
+    await node.restart()
+    assert only(node).status.state is State.DEGRADED
+    assert "attach refused" in only(node).status.last_error
+    node.kernel.fail = set()
+    await until(lambda: only(node).status.state is State.READY)
+
+
 async def test_a_restart_takes_half_made_endpoints_apart(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     record = only(node).record
     node.state.save_endpoint(replace(record, phase=Phase.CREATING, ifindex=0, ipv4="", subject=0))
     assert (await node.restart()).removed == 1
@@ -407,7 +447,7 @@ async def test_a_restart_takes_half_made_endpoints_apart(node: NodeUnderTest) ->
 
 
 async def test_a_restart_forgets_endpoints_whose_device_is_gone(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     node.links.devices.clear()
     assert (await node.restart()).removed == 1
     await node.releases.settle("c1/eth0")
@@ -416,7 +456,7 @@ async def test_a_restart_forgets_endpoints_whose_device_is_gone(node: NodeUnderT
 
 
 async def test_a_restart_removes_what_belongs_to_nobody(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     (node.directory / "endpoints" / f"{only(node).record.id}.json").unlink()
     restored = await node.restart()
     assert restored.orphans >= 2
@@ -426,14 +466,14 @@ async def test_a_restart_removes_what_belongs_to_nobody(node: NodeUnderTest) -> 
 
 
 async def test_a_damaged_record_keeps_its_pod_connected(node: NodeUnderTest) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     (node.directory / "endpoints" / f"{only(node).record.id}.json").write_text("{")
     for _ in range(2):
         assert await node.restart() == Restored(0, 0, 0)
         assert len(node.links.devices) == 1
         assert len(node.kernel.endpoints) == 1
         assert len(node.kernel.rows) == 1
-    await node.manager.delete(request("DEL"))
+    await node.cni.delete(request("DEL"))
     assert (node.links.devices, node.kernel.endpoints) == ({}, {})
     assert (node.services.owners, node.services.published) == ({}, {})
 
@@ -441,7 +481,7 @@ async def test_a_damaged_record_keeps_its_pod_connected(node: NodeUnderTest) -> 
 async def test_an_endpoint_without_a_policy_in_the_kernel_gets_one_when_the_service_tells(
     node: NodeUnderTest,
 ) -> None:
-    await node.manager.add(add())
+    await node.cni.add(add())
     node.kernel.rows.clear()
     await node.restart()
     await until(lambda: bool(node.kernel.rows))
