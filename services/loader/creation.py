@@ -128,6 +128,7 @@ class EndpointMaker:
             self._published(record, allocation, identity, undo),
         )
         self._publication.stored(record.id)
+        self._registry.sync_soon(record.id)
         self._registry.set_status(
             record.id,
             state=State.READY,
@@ -157,7 +158,6 @@ class EndpointMaker:
         )
         await self._realize(record, policy, undo)
         self._registry.save(record)
-        await self._registry.sync(record.id)
         return record
 
     async def _link(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.chassis.errors import NotFound, ResourceExhausted
+from services.chassis.logs import get_logger
 from services.loader.endpoint import MAX_ENDPOINT_ID, Endpoint, EndpointRecord, EndpointStatus, Phase, State
 from services.loader.records import StateDirectory
 
@@ -17,6 +18,8 @@ _STATES = {
     Phase.DELETING: State.DELETING,
 }
 _WATCH_BACKLOG = 4096
+
+_log = get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +91,18 @@ class EndpointRegistry:
         self._state.save_endpoint(record)
         self.take_up(record)
 
-    async def sync(self, number: int) -> None:
-        """Returns when an endpoint's record is on disk. Raises OSError."""
-        await asyncio.to_thread(self._state.sync_endpoint, number)
+    def sync_soon(self, number: int) -> None:
+        """Sees to it that an endpoint's record is on disk in a moment, without anybody waiting for that.
+
+        A machine that crashes before has no endpoint either, and its address goes with the runtime's DEL.
+        """
+        asyncio.get_running_loop().run_in_executor(None, self._sync, number)
+
+    def _sync(self, number: int) -> None:
+        try:
+            self._state.sync_endpoint(number)
+        except OSError as problem:
+            _log.error("endpoint.record_not_synced", endpoint=number, error=str(problem))
 
     def take_up(self, record: EndpointRecord) -> None:
         """Takes up a record that is on disk already."""

@@ -25,6 +25,7 @@ from services.loader.manager import EndpointManager
 from services.loader.policy_sync import PolicySync
 from services.loader.publication import Publication
 from services.loader.records import StateDirectory
+from services.loader.regeneration import Level
 from services.loader.registry import EndpointRegistry
 from services.loader.releases import Releases
 from services.loader.restore import Restored, restore
@@ -377,6 +378,16 @@ async def test_regenerating_writes_what_is_missing(node: NodeUnderTest) -> None:
     assert endpoint.status.state is State.READY
     assert record.ifindex in node.kernel.endpoints
     assert record.subject in node.kernel.rows
+
+
+async def test_new_programs_reach_every_endpoint(node: NodeUnderTest) -> None:
+    await node.cni.add(add("c1"))
+    await node.cni.add(add("c2", netns="/run/netns/2"))
+    first = next(iter(node.registry)).record.id
+    node.kernel.writes.clear()
+    await node.manager.regenerate(first, Level.REBUILD)
+    await until(lambda: node.kernel.writes.count("attach") == 2)
+    assert node.kernel.writes[0] == "rebuild"
 
 
 async def test_a_failed_regeneration_says_why_and_is_tried_again(node: NodeUnderTest) -> None:

@@ -1,0 +1,151 @@
+"""The core's view of the real datapath: what is written comes back, also when programs have been replaced."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from services.loader.bpf.datapath import KernelDatapath, NodeConfig
+from services.loader.bpf.pins import remove_pins
+from services.loader.endpoint import EndpointRecord, EndpointSpec, Phase
+from services.loader.interfaces import AttachedEndpoint, DatapathError
+from services.loader.ipcache_table import Changes, Meaning
+from services.loader.kernel import Kernel
+from services.loader.policy_map import (
+    EGRESS,
+    INGRESS,
+    DirectionDefault,
+    EntryKey,
+    EntryValue,
+    SubjectState,
+    plan,
+)
+from services.loader.subjects import realized_from
+from tests.kernel.netlink.namespaces import Namespace, Namespaces
+
+pytestmark = pytest.mark.kernel
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+DEVICE = "lxc0123456789ab"
+
+
+@pytest.fixture
+def node() -> Iterator[Namespace]:
+    with Namespaces() as namespaces:
+        made = namespaces.make()
+        for name, peer in (("fimbria_host", "fimbria_net"), (DEVICE, "eth0")):
+            made.command("ip", "link", "add", name, "type", "veth", "peer", "name", peer)
+        yield made
+
+
+@pytest.fixture
+def kernel(node: Namespace) -> Iterator[Kernel]:
+    pins = f"/sys/fs/bpf/fimbria/test-{os.getpid()}-{node.name}"
+
+    def reopen() -> KernelDatapath:
+        config = NodeConfig(
+            node_name="node-1",
+            node_ipv4="172.31.1.1",
+            router_ipv4="10.244.1.1",
+            pod_cidrs=("10.244.1.0/24",),
+            host_ifindex=socket.if_nametoindex("fimbria_host"),
+            net_ifindex=socket.if_nametoindex("fimbria_net"),
+            vxlan_ifindex=0,
+        )
+        return KernelDatapath.open(
+            config,
+            pin_dir=pins,
+            source_dir=str(REPOSITORY / "bpf"),
+            cache_dir=str(REPOSITORY / "build" / "bpf-cache"),
+        )
+
+    made = node.run(lambda: Kernel(reopen(), reopen))
+    yield made
+    made.close()
+    remove_pins(pins)
+
+
+def state() -> SubjectState:
+    return SubjectState(
+        DirectionDefault(True),
+        DirectionDefault(),
+        {
+            EntryKey(INGRESS, 256, 6, 80, 16): EntryValue(False, 7),
+            EntryKey(INGRESS, 0, 17, 0x3000, 4): EntryValue(True, 8),
+            EntryKey(EGRESS, 0, 0, 0, 0): EntryValue(False, 9),
+        },
+        revision=5,
+    )
+
+
+def test_a_policy_comes_back_as_it_was_written(kernel: Kernel) -> None:
+    todo = plan(None, state(), fresh_instance=3, fresh_epoch=4)
+    assert todo is not None
+    kernel.put_policy(3, todo.puts)
+    kernel.put_subject(11, todo.target)
+    heads, entries = kernel.subjects(), kernel.policy()
+    assert realized_from(heads[11], entries[3]) == todo.target
+    assert plan(todo.target, state(), fresh_instance=5, fresh_epoch=5) is None
+    assert {count.key for count in kernel.policy_counts(3)} == set(state().entries)
+    kernel.delete_subject(11)
+    kernel.delete_policy(3, state().entries)
+    kernel.delete_policy(3, state().entries)
+    assert (kernel.subjects(), kernel.policy()) == ({}, {})
+
+
+def test_the_ipcache_comes_back_as_it_was_written(kernel: Kernel) -> None:
+    pod, prefix = "10.244.2.7/32", "192.0.2.0/24"
+    kernel.write_ipcache(Changes({pod: Meaning(300, "172.31.1.2"), prefix: Meaning(301)}))
+    assert kernel.ipcache() == {pod: Meaning(300, "172.31.1.2"), prefix: Meaning(301)}
+    kernel.write_ipcache(Changes({pod: Meaning(302)}, (prefix, "10.9.9.9/32")))
+    assert kernel.ipcache() == {pod: Meaning(302)}
+
+
+def test_an_endpoint_stays_when_the_programs_are_replaced(node: Namespace, kernel: Kernel) -> None:
+    ifindex = node.run(lambda: socket.if_nametoindex(DEVICE))
+    record = EndpointRecord(
+        id=7,
+        spec=EndpointSpec("c1", "eth0", ""),
+        phase=Phase.READY,
+        create_time=0.0,
+        ipv4="10.244.1.7",
+        identity=300,
+        subject=11,
+        ifindex=ifindex,
+        host_mac="02:00:00:00:00:01",
+        pod_mac="02:00:00:00:00:02",
+    )
+    row = AttachedEndpoint(ifindex, 7, 300, 11, "10.244.1.7", record.host_mac, record.pod_mac)
+    node.run(lambda: kernel.attach(record))
+    assert kernel.attached() == [row]
+    before = {program.name: program for program in node.run(kernel.programs)}
+    assert DEVICE in before["from_container"].devices
+    node.run(kernel.rebuild)
+    node.run(lambda: kernel.attach(record))
+    after = {program.name: program for program in node.run(kernel.programs)}
+    assert after["from_container"].id != before["from_container"].id
+    assert DEVICE in after["from_container"].devices
+    assert kernel.attached() == [row]
+    kernel.detach(ifindex, record.ipv4)
+    kernel.detach(ifindex, record.ipv4)
+    assert kernel.attached() == []
+
+
+def test_a_device_that_is_gone_is_an_error_that_says_so(kernel: Kernel, node: Namespace) -> None:
+    record = EndpointRecord(
+        id=7,
+        spec=EndpointSpec("c1", "eth0", ""),
+        phase=Phase.READY,
+        create_time=0.0,
+        ipv4="10.244.1.7",
+        subject=1,
+        ifindex=9999,
+        host_mac="02:00:00:00:00:01",
+        pod_mac="02:00:00:00:00:02",
+    )
+    with pytest.raises(DatapathError, match="No such device"):
+        node.run(lambda: kernel.attach(record))
