@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from itertools import permutations
 
 import pytest
@@ -68,7 +69,7 @@ def test_the_list_tells_where_a_pod_is_and_who(shop: Lab) -> None:
 
 def test_exec_passes_output_and_exit_code_and_keeps_sys(shop: Lab) -> None:
     base = ["fimbria", "--dir", str(shop.paths.directory), "lab", "exec", WEB, "--"]
-    command = ["python", "-m", "cli", *base[1:]]
+    command = [sys.executable, "-m", "cli", *base[1:]]
     done = subprocess.run(
         [*command, "sh", "-c", "ip -4 -o addr; exit 7"], capture_output=True, text=True, check=False
     )
