@@ -15,6 +15,7 @@ from services.chassis.service import ServiceContext, run_service
 from services.loader.api import DatapathApi, EndpointApi, ObserverApi
 from services.loader.cni.server import CniServer
 from services.loader.loader import Loader, StateLock
+from services.loader.measures import observe
 from services.loader.node import Channels
 from services.loader.settings import LoaderSettings
 
@@ -36,6 +37,8 @@ async def build(context: ServiceContext[LoaderSettings]) -> AsyncIterator[None]:
     )
     loader = Loader(settings, channels, context.background)
     context.stack.push_async_callback(loader.close)
+    if context.telemetry.measures:
+        observe(context.telemetry.meter, loader.running)
     await loader.start()
     cni = CniServer(loader, socket_path=settings.cni_socket, queue_dir=settings.cni_queue)
     await cni.start()

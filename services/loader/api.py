@@ -13,8 +13,8 @@ from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import Aborted, DeadlineExceeded, Internal
 from services.chassis.paging import page
-from services.loader.endpoint import Endpoint, State
-from services.loader.flows import Lost
+from services.loader.endpoints.endpoint import Endpoint, State
+from services.loader.flows.log import Lost
 from services.loader.interfaces import DatapathError
 from services.loader.loader import Loader
 from services.loader.messages import (

@@ -10,9 +10,9 @@ from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
 from services.chassis.errors import error_from_rpc
-from services.loader.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord
+from services.loader.endpoints.records import NodeRecord
 from services.loader.interfaces import Allocation, ResolvedIdentity
-from services.loader.records import NodeRecord
 
 T = TypeVar("T")
 

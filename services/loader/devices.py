@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TypeVar
 
 from services.chassis.errors import InvalidArgument
-from services.loader.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.interfaces import EndpointLink
 from services.loader.netlink import links
 from services.loader.netlink.links import LinkSpec

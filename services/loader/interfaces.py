@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from services.loader.endpoint import EndpointRecord
-from services.loader.ipcache_table import Changes, Meaning
-from services.loader.policy_map import EntryKey, EntryValue, Realized
+from services.loader.endpoints.endpoint import EndpointRecord
+from services.loader.ipcache.table import Changes, Meaning
+from services.loader.policy.entries import EntryKey, EntryValue
+from services.loader.policy.plan import Realized
 
 
 class DatapathError(Exception):

@@ -23,7 +23,7 @@ from services.loader.bpf.layout import (
     PolicyValue,
     SubjectRow,
 )
-from services.loader.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.interfaces import (
     AttachedEndpoint,
     Collected,
@@ -37,9 +37,10 @@ from services.loader.interfaces import (
     TrackedConnection,
     TrafficCount,
 )
-from services.loader.ipcache_table import Changes, Meaning
-from services.loader.policy_map import EGRESS, INGRESS, EntryKey, EntryValue, Realized
-from services.loader.policy_shape import ANY_PROTOCOL
+from services.loader.ipcache.table import Changes, Meaning
+from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.plan import Realized
+from services.loader.policy.shape import ANY_PROTOCOL
 
 
 class Kernel:

@@ -12,13 +12,13 @@ from typing import Any
 
 from services.chassis.errors import FailedPrecondition, FimbriaError, Unavailable
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
 from services.loader.clients import IpamClient
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.cni.result import CniResult
+from services.loader.endpoints.records import NodeRecord, StateDirectory
 from services.loader.node import Channels, NodeRuntime, bring_up
-from services.loader.records import NodeRecord, StateDirectory
 from services.loader.settings import LoaderSettings
+from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
 
@@ -57,6 +57,10 @@ class Loader:
                 metadata={"node": self._settings.node_name},
                 retry_after=1.0,
             )
+        return self._runtime
+
+    def running(self) -> NodeRuntime | None:
+        """The running node, or None while there is none yet."""
         return self._runtime
 
     async def start(self) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from opentelemetry.metrics import CallbackOptions, Meter, Observation
 
 from services.chassis import names
-from services.loader.endpoint import State
+from services.loader.endpoints.endpoint import State
 from services.loader.messages import direction_name
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from fimbria.loader.v1 import loader_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from services.loader.endpoint import Endpoint, State
-from services.loader.flows import Flow, FlowEnd, FlowFilter
+from services.loader.endpoints.endpoint import Endpoint, State
+from services.loader.flows.log import Flow, FlowEnd, FlowFilter
 from services.loader.interfaces import EntryCount, MapInfo, ProgramInfo, TrackedConnection, TrafficCount
-from services.loader.policy_messages import PROTOCOL_NUMBERS, ports_message
-from services.loader.watch import WatchState
+from services.loader.policy.messages import PROTOCOL_NUMBERS, ports_message
+from services.loader.streams.watch import WatchState
 
 STATES: Final = {
     State.CREATING: pb.ENDPOINT_STATE_CREATING,

@@ -18,31 +18,31 @@ from services.chassis import names
 from services.chassis.errors import FailedPrecondition, FimbriaError
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span, tracer
-from services.loader.backoff import Backoff
 from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
 from services.loader.clients import IdentityServiceClient, IpamClient
-from services.loader.cluster_barrier import ClusterBarrier
-from services.loader.cni_calls import CniCalls
-from services.loader.creation import EndpointMaker
 from services.loader.devices import NetlinkDevices
-from services.loader.flow_reader import FlowReader, NodeNames
-from services.loader.flows import FlowLog
+from services.loader.endpoints.cni_calls import CniCalls
+from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.manager import EndpointManager
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.records import NodeRecord, StateDirectory
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.endpoints.releases import Releases
+from services.loader.endpoints.restore import restore
+from services.loader.flows.log import FlowLog
+from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
-from services.loader.identity_labels import IdentityLabels
-from services.loader.ipcache_sync import IpcacheSync
+from services.loader.ipcache.identity_labels import IdentityLabels
+from services.loader.ipcache.nodes import Node, NodesSync
+from services.loader.ipcache.sync import IpcacheSync
 from services.loader.kernel import Kernel
-from services.loader.manager import EndpointManager
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
-from services.loader.nodes_sync import Node, NodesSync
-from services.loader.policy_sync import PolicySync
-from services.loader.publication import Publication
-from services.loader.records import NodeRecord, StateDirectory
-from services.loader.registry import EndpointRegistry
-from services.loader.releases import Releases
-from services.loader.restore import restore
+from services.loader.policy.cluster_barrier import ClusterBarrier
+from services.loader.policy.subjects import SubjectTable
+from services.loader.policy.sync import PolicySync
 from services.loader.settings import LoaderSettings
-from services.loader.subjects import SubjectTable
+from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
 

@@ -11,20 +11,13 @@ import pytest
 
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig
 from services.loader.bpf.pins import remove_pins
-from services.loader.endpoint import EndpointRecord, EndpointSpec, Phase
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Phase
 from services.loader.interfaces import AttachedEndpoint, DatapathError
-from services.loader.ipcache_table import Changes, Meaning
+from services.loader.ipcache.table import Changes, Meaning
 from services.loader.kernel import Kernel
-from services.loader.policy_map import (
-    EGRESS,
-    INGRESS,
-    DirectionDefault,
-    EntryKey,
-    EntryValue,
-    SubjectState,
-    plan,
-)
-from services.loader.subjects import realized_from
+from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.plan import DirectionDefault, SubjectState, plan
+from services.loader.policy.subjects import realized_from
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.chassis.errors import Unavailable
-from services.loader.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.interfaces import (
     Allocation,
     AttachedEndpoint,
@@ -24,8 +24,9 @@ from services.loader.interfaces import (
     TrackedConnection,
     TrafficCount,
 )
-from services.loader.ipcache_table import Changes, Meaning
-from services.loader.policy_map import EntryKey, EntryValue, Realized
+from services.loader.ipcache.table import Changes, Meaning
+from services.loader.policy.entries import EntryKey, EntryValue
+from services.loader.policy.plan import Realized
 
 
 class Counting:

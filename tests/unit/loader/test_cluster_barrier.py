@@ -5,7 +5,7 @@ from __future__ import annotations
 import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
 
-from services.loader.cluster_barrier import ClusterBarrier
+from services.loader.policy.cluster_barrier import ClusterBarrier
 
 
 def answer(*nodes: tuple[str, int, bool], token: str = "") -> pb.ListEnforcementResponse:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from services.loader.flows import Flow, FlowEnd, FlowFilter, FlowLog, Lost, wanted
+from services.loader.flows.log import Flow, FlowEnd, FlowFilter, FlowLog, Lost, wanted
 from services.loader.interfaces import PacketReport
 
 

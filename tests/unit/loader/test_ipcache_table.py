@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.loader.ipcache_table import Changes, FeedEntry, IpcacheTable, Meaning
+from services.loader.ipcache.table import Changes, FeedEntry, IpcacheTable, Meaning
 
 POD = "10.244.1.7/32"
 

@@ -16,20 +16,20 @@ from services.chassis.labels import LabelSet
 from services.loader.cni.errors import CniError
 from services.loader.cni.pod import Pod
 from services.loader.cni.request import AddRequest, CniRequest
-from services.loader.cni_calls import CniCalls
-from services.loader.creation import EndpointMaker
-from services.loader.endpoint import Endpoint, Phase, State
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.ipcache_table import Meaning
-from services.loader.manager import EndpointManager
-from services.loader.policy_sync import PolicySync
-from services.loader.publication import Publication
-from services.loader.records import StateDirectory
-from services.loader.regeneration import Level
-from services.loader.registry import EndpointRegistry
-from services.loader.releases import Releases
-from services.loader.restore import Restored, restore
-from services.loader.subjects import Subject, SubjectTable
+from services.loader.endpoints.cni_calls import CniCalls
+from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.endpoint import Endpoint, Phase, State
+from services.loader.endpoints.manager import EndpointManager
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.records import StateDirectory
+from services.loader.endpoints.regeneration import Level
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.endpoints.releases import Releases
+from services.loader.endpoints.restore import Restored, restore
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.ipcache.table import Meaning
+from services.loader.policy.subjects import Subject, SubjectTable
+from services.loader.policy.sync import PolicySync
 from tests.unit.loader.fakes import Counting, FakeBarrier, FakeKernel, FakeLinks, FakeServices
 from tests.unit.loader.policy_service import FakePolicyService, entry, progress, snapshot
 from tests.unit.loader.waiting import until

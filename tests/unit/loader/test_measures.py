@@ -8,7 +8,7 @@ from typing import Any, cast
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 
-from services.loader.endpoint import State
+from services.loader.endpoints.endpoint import State
 from services.loader.interfaces import TrafficCount
 from services.loader.measures import observe
 from services.loader.node import NodeRuntime

@@ -11,19 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from services.loader.policy_map import (
-    EGRESS,
-    INGRESS,
-    DirectionDefault,
-    EntryKey,
-    EntryValue,
-    Plan,
-    Realized,
-    SubjectState,
-    apply_delta,
-    plan,
-)
-from services.loader.policy_shape import shape_of
+from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.plan import DirectionDefault, Plan, Realized, SubjectState, apply_delta, plan
+from services.loader.policy.shape import shape_of
 
 IDENTITIES = (0, 256, 257)
 PROTOCOLS = (6, 17)

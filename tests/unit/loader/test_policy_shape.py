@@ -6,7 +6,8 @@ from hypothesis import given
 
 from services.loader.bpf.layout import PolicyKey, PolicyValue, direction_shape
 from services.loader.kernel import subject_row
-from services.loader.policy_map import EGRESS, INGRESS, SubjectState, plan
+from services.loader.policy.entries import EGRESS, INGRESS
+from services.loader.policy.plan import SubjectState, plan
 from tests.unit.loader.test_policy_map import states
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import pytest
 
 from services.chassis.errors import Unavailable
-from services.loader.policy_map import INGRESS, EntryKey
-from services.loader.policy_sync import PolicySync
-from services.loader.subjects import Subject, SubjectKey, SubjectTable, realized_from
+from services.loader.policy.entries import INGRESS, EntryKey
+from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable, realized_from
+from services.loader.policy.sync import PolicySync
 from tests.unit.loader.fakes import Counting, FakeKernel
 from tests.unit.loader.policy_service import FakePolicyService, delta, entry, progress, snapshot
 from tests.unit.loader.waiting import until

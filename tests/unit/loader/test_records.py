@@ -6,8 +6,8 @@ import os
 import stat
 from pathlib import Path
 
-from services.loader.endpoint import EndpointRecord, EndpointSpec, NamedPort, Phase
-from services.loader.records import NodeRecord, PendingRelease, StateDirectory
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, NamedPort, Phase
+from services.loader.endpoints.records import NodeRecord, PendingRelease, StateDirectory
 
 
 def record(number: int = 7, phase: Phase = Phase.READY) -> EndpointRecord:

@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from services.chassis.errors import Internal
+from services.loader.endpoints.regeneration import Level, Regenerator
 from services.loader.interfaces import DatapathError
-from services.loader.regeneration import Level, Regenerator
 from tests.unit.loader.waiting import until
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from services.chassis.errors import Unavailable
-from services.loader.publication import Publication
-from services.loader.records import StateDirectory
-from services.loader.registry import EndpointRegistry
-from services.loader.releases import Releases
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.records import StateDirectory
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.endpoints.releases import Releases
 from tests.unit.loader.fakes import FakeServices
 from tests.unit.loader.waiting import until
 

@@ -7,8 +7,9 @@ from collections.abc import Callable
 import pytest
 
 from services.loader.interfaces import DatapathError
-from services.loader.policy_map import INGRESS, DirectionDefault, EntryKey, EntryValue, SubjectState
-from services.loader.subjects import Subject, SubjectKey, SubjectTable, realized_from
+from services.loader.policy.entries import INGRESS, EntryKey, EntryValue
+from services.loader.policy.plan import DirectionDefault, SubjectState
+from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable, realized_from
 from tests.unit.loader.fakes import Counting, FakeKernel
 
 WEB = EntryKey(INGRESS, 256, 6, 80, 16)

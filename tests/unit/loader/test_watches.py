@@ -14,10 +14,10 @@ from fimbria.ipam.v1 import ipam_pb2
 from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import OutOfRange, rich_status
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.ipcache_table import Meaning
-from services.loader.nodes_sync import Node, NodesSync
-from services.loader.watermark import Watermark
+from services.loader.ipcache.nodes import Node, NodesSync
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.ipcache.table import Meaning
+from services.loader.streams.watermark import Watermark
 from tests.unit.loader.fakes import FakeKernel, FakeLinks
 from tests.unit.loader.waiting import until
 

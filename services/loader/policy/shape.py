@@ -7,10 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
-if TYPE_CHECKING:
-    from services.loader.policy_map import EntryKey, EntryValue
+from services.loader.policy.entries import EntryKey, EntryValue
 
 ANY_PROTOCOL: Final = -1
 

@@ -12,12 +12,12 @@ from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import FimbriaError
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
 from services.loader.interfaces import NodeLinks
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.ipcache_table import Meaning
-from services.loader.watch import WatchState, follow
-from services.loader.watermark import Watermark
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.ipcache.table import Meaning
+from services.loader.streams.backoff import Backoff
+from services.loader.streams.watch import WatchState, follow
+from services.loader.streams.watermark import Watermark
 
 HOST: Final = 1
 REMOTE_NODE: Final = 6

@@ -21,10 +21,8 @@ from services.chassis import names
 from services.chassis.errors import Unavailable, error_from_rpc
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext, inject, remote_context, span
-from services.loader.backoff import Backoff
 from services.loader.interfaces import DatapathError
-from services.loader.policy_map import apply_delta
-from services.loader.policy_messages import (
+from services.loader.policy.messages import (
     ack_message,
     default_of,
     entries_of,
@@ -33,9 +31,11 @@ from services.loader.policy_messages import (
     state_of,
     watch_message,
 )
-from services.loader.subjects import Subject, SubjectKey, SubjectTable
-from services.loader.watch import WatchState
-from services.loader.watermark import Watermark
+from services.loader.policy.plan import apply_delta
+from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable
+from services.loader.streams.backoff import Backoff
+from services.loader.streams.watch import WatchState
+from services.loader.streams.watermark import Watermark
 
 # How long a new subject waits for its policy, and how long for a connection: a service that restarts is
 # back by then.
@@ -125,7 +125,7 @@ class PolicySync:
         ended.
         """
         subject, new = self._table.acquire(key, identity_revision, user)
-        attributes: dict[str, Any] = {names.IDENTITY: key.identity, "subject": subject.number}
+        attributes: dict[str, Any] = {names.IDENTITY: key.identity, names.SUBJECT: subject.number}
         with span(names.POLICY_SUBSCRIBE, kind=SpanKind.CLIENT, **attributes):
             try:
                 if new:

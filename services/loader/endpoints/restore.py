@@ -11,12 +11,12 @@ from dataclasses import dataclass, replace
 
 from services.chassis.errors import FimbriaError
 from services.chassis.logs import get_logger
-from services.loader.creation import EndpointMaker
-from services.loader.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import Datapath, DatapathError, NodeLinks
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.registry import EndpointRegistry
-from services.loader.subjects import Subject, SubjectKey, SubjectTable, realized_from
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable, realized_from
 
 _log = get_logger(__name__)
 

@@ -18,10 +18,15 @@ from services.chassis.errors import AlreadyExists, Internal, NotFound, Unavailab
 from services.chassis.labels import LabelSet
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
-from services.loader.creation import EndpointMaker
-from services.loader.endpoint import Endpoint, EndpointRecord, EndpointSpec, Phase, host_device
-from services.loader.health import DATAPATH, PUBLICATION, EndpointHealth
-from services.loader.identity_change import IdentityChange
+from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.endpoint import Endpoint, EndpointRecord, EndpointSpec, Phase, host_device
+from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
+from services.loader.endpoints.identity_change import IdentityChange
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.realization import EndpointRealizer
+from services.loader.endpoints.regeneration import Level, Regenerator
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.endpoints.releases import Releases
 from services.loader.interfaces import (
     Datapath,
     DatapathError,
@@ -29,14 +34,9 @@ from services.loader.interfaces import (
     IdentityClient,
     NodeLinks,
 )
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.policy_sync import PolicySync
-from services.loader.publication import Publication
-from services.loader.realization import EndpointRealizer
-from services.loader.regeneration import Level, Regenerator
-from services.loader.registry import EndpointRegistry
-from services.loader.releases import Releases
-from services.loader.subjects import Subject, SubjectTable
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.subjects import Subject, SubjectTable
+from services.loader.policy.sync import PolicySync
 
 T = TypeVar("T")
 

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from services.chassis.logs import get_logger
-from services.loader.endpoint import NamedPort
+from services.loader.endpoints.endpoint import NamedPort
 from services.loader.interfaces import DatapathError, PolicyKernel, SubjectHead
-from services.loader.policy_map import EntryKey, EntryValue, Plan, Realized, SubjectState, plan
-from services.loader.policy_shape import shape_of
+from services.loader.policy.entries import EntryKey, EntryValue
+from services.loader.policy.plan import Plan, Realized, SubjectState, plan
+from services.loader.policy.shape import shape_of
 
 # A packet that read the old row may still be among the old entries; it is not for this long.
 RETIRE_SECONDS: Final = 0.25

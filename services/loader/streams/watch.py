@@ -16,7 +16,7 @@ import grpc
 
 from services.chassis.errors import OutOfRange, error_from_rpc
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
+from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
 

@@ -9,8 +9,15 @@ from typing import Any
 
 from services.chassis.errors import NotFound, ResourceExhausted
 from services.chassis.logs import get_logger
-from services.loader.endpoint import MAX_ENDPOINT_ID, Endpoint, EndpointRecord, EndpointStatus, Phase, State
-from services.loader.records import StateDirectory
+from services.loader.endpoints.endpoint import (
+    MAX_ENDPOINT_ID,
+    Endpoint,
+    EndpointRecord,
+    EndpointStatus,
+    Phase,
+    State,
+)
+from services.loader.endpoints.records import StateDirectory
 
 _STATES = {
     Phase.CREATING: State.CREATING,

@@ -15,7 +15,7 @@ from fimbria.policy.v1 import policy_pb2 as pb
 
 from services.chassis.errors import error_from_rpc
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
+from services.loader.streams.backoff import Backoff
 
 PAGE: Final = 1000
 

@@ -6,14 +6,14 @@ from typing import Any
 
 from services.chassis import names
 from services.chassis.telemetry import span
-from services.loader.endpoint import EndpointRecord, Phase
-from services.loader.health import DATAPATH, POLICY, EndpointHealth
+from services.loader.endpoints.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.health import DATAPATH, POLICY, EndpointHealth
+from services.loader.endpoints.regeneration import Level
+from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import Datapath, DatapathError
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.policy_sync import PolicySync
-from services.loader.regeneration import Level
-from services.loader.registry import EndpointRegistry
-from services.loader.subjects import Subject, SubjectTable
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.subjects import Subject, SubjectTable
+from services.loader.policy.sync import PolicySync
 
 
 class EndpointRealizer:

@@ -12,8 +12,8 @@ from typing import Final
 
 from services.chassis.errors import Internal
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
 from services.loader.interfaces import DatapathError
+from services.loader.streams.backoff import Backoff
 
 WORKERS: Final = 4
 

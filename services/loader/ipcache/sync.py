@@ -12,11 +12,11 @@ from fimbria.types.v1 import types_pb2
 from services.chassis import names
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import remote_context, span
-from services.loader.backoff import Backoff
 from services.loader.interfaces import DatapathError, IpcacheKernel
-from services.loader.ipcache_table import Changes, FeedEntry, IpcacheTable, Meaning
-from services.loader.watch import WatchState, follow
-from services.loader.watermark import Watermark
+from services.loader.ipcache.table import Changes, FeedEntry, IpcacheTable, Meaning
+from services.loader.streams.backoff import Backoff
+from services.loader.streams.watch import WatchState, follow
+from services.loader.streams.watermark import Watermark
 
 # A change of a few entries has a cause that somebody may ask for; a snapshot has not.
 _TRACED_EVENTS: Final = 16
@@ -112,7 +112,7 @@ class IpcacheSync:
         if trace is None or not trace.traceparent:
             self._flush()
             return
-        attributes: dict[str, Any] = {"map": "ipcache", names.NODE_NAME: self._node}
+        attributes: dict[str, Any] = {names.MAP: "ipcache", names.NODE_NAME: self._node}
         parent = remote_context(trace.traceparent, trace.tracestate)
         with span(names.BPF_MAPS_SYNC, parent=parent, **attributes) as current:
             changes = self._flush()

@@ -10,14 +10,14 @@ from services.chassis.telemetry import remote_context, span
 from services.loader.cni.errors import CniCode, CniError
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.cni.result import CniResult
-from services.loader.endpoint import (
+from services.loader.endpoints.endpoint import (
     EndpointRecord,
     EndpointSpec,
     NamedPort,
     check_container,
     owner_name,
 )
-from services.loader.manager import EndpointManager
+from services.loader.endpoints.manager import EndpointManager
 
 _PROTOCOLS: Final = {"TCP": 6, "UDP": 17, "SCTP": 132}
 
@@ -34,7 +34,7 @@ class CniCalls:
         with self._span(names.CNI_ADD, request) as current:
             check_container(request.container_id, request.ifname)
             spec = spec_of(request)
-            current.set_attribute("pod", spec.pod)
+            current.set_attribute(names.POD, spec.pod)
             record = await self._manager.create(spec, request.netns_fd)
             current.set_attribute(names.ENDPOINT_ID, record.id)
             current.set_attribute(names.IDENTITY, record.identity)
@@ -57,7 +57,7 @@ class CniCalls:
             return result_of(record)
 
     def _span(self, name: str, request: CniRequest) -> Any:
-        attributes: dict[str, Any] = {names.NODE_NAME: self._node, "container.id": request.container_id}
+        attributes: dict[str, Any] = {names.NODE_NAME: self._node, names.CONTAINER_ID: request.container_id}
         return span(
             name,
             parent=remote_context(request.traceparent),

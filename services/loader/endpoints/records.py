@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from services.loader.endpoint import EndpointRecord, record_from_json, record_to_json
+from services.loader.endpoints.endpoint import EndpointRecord, record_from_json, record_to_json
 
 _TEMPORARY: Final = ".tmp"
 _DAMAGED: Final = ".damaged"

@@ -16,7 +16,11 @@ from services.chassis import names
 from services.chassis.errors import FimbriaError, Internal
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
-from services.loader.endpoint import EndpointRecord, Phase, State
+from services.loader.endpoints.endpoint import EndpointRecord, Phase, State
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.endpoints.releases import Releases
+from services.loader.endpoints.undo import Undo
 from services.loader.interfaces import (
     AddressClient,
     Allocation,
@@ -28,13 +32,9 @@ from services.loader.interfaces import (
     NodeLinks,
     ResolvedIdentity,
 )
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.policy_sync import PolicySync
-from services.loader.publication import Publication
-from services.loader.registry import EndpointRegistry
-from services.loader.releases import Releases
-from services.loader.subjects import Subject, SubjectKey
-from services.loader.undo import Undo
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.subjects import Subject, SubjectKey
+from services.loader.policy.sync import PolicySync
 
 # How long an ADD waits for policy maps to know its identity before it goes on without.
 _BARRIER_SECONDS: Final = 1.0

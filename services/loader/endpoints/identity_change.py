@@ -8,15 +8,15 @@ from dataclasses import replace
 from typing import Final
 
 from services.chassis.errors import FimbriaError, Internal
-from services.loader.endpoint import EndpointRecord, State
-from services.loader.health import DATAPATH, PUBLICATION, EndpointHealth
+from services.loader.endpoints.endpoint import EndpointRecord, State
+from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.realization import EndpointRealizer
+from services.loader.endpoints.regeneration import Level, Regenerator
+from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import DatapathError, IdentityBarrier, IdentityClient
-from services.loader.policy_sync import PolicySync
-from services.loader.publication import Publication
-from services.loader.realization import EndpointRealizer
-from services.loader.regeneration import Level, Regenerator
-from services.loader.registry import EndpointRegistry
-from services.loader.subjects import Subject, SubjectKey, SubjectTable
+from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable
+from services.loader.policy.sync import PolicySync
 
 # How long the change waits for policy maps, here and on other nodes, to know the new identity.
 BARRIER_SECONDS: Final = 5.0

@@ -7,13 +7,13 @@ import time
 from typing import Final
 
 from services.chassis.logs import get_logger
-from services.loader.flows import FlowLog, FlowNames
+from services.loader.endpoints.registry import EndpointRegistry
+from services.loader.flows.log import FlowLog, FlowNames
 from services.loader.interfaces import Datapath
-from services.loader.ipcache_sync import IpcacheSync
-from services.loader.policy_map import INGRESS
-from services.loader.policy_sync import PolicySync
-from services.loader.registry import EndpointRegistry
-from services.loader.subjects import SubjectTable
+from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.entries import INGRESS
+from services.loader.policy.subjects import SubjectTable
+from services.loader.policy.sync import PolicySync
 
 # Reports that come within this time are taken together.
 _PAUSE_SECONDS: Final = 0.005

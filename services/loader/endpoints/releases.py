@@ -11,10 +11,10 @@ from typing import Final
 
 from services.chassis.errors import FimbriaError, InvalidArgument, NotFound
 from services.chassis.logs import get_logger
-from services.loader.backoff import Backoff
+from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.records import PendingRelease, StateDirectory
 from services.loader.interfaces import AddressClient
-from services.loader.publication import Publication
-from services.loader.records import PendingRelease, StateDirectory
+from services.loader.streams.backoff import Backoff
 
 _RETRY_SECONDS: Final = 10.0
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from services.chassis.logs import get_logger
-from services.loader.endpoint import Phase, State
-from services.loader.registry import EndpointRegistry
+from services.loader.endpoints.endpoint import Phase, State
+from services.loader.endpoints.registry import EndpointRegistry
 
 POLICY: Final = "policy"
 DATAPATH: Final = "datapath"

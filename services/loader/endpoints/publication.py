@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 
-from services.loader.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import IdentityClient
-from services.loader.registry import EndpointRegistry
 
 
 class Publication:

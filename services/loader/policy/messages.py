@@ -9,9 +9,10 @@ from fimbria.policy.v1 import policy_pb2 as pb
 from fimbria.types.v1 import types_pb2
 
 from services.chassis.telemetry import TraceContext
-from services.loader.endpoint import NamedPort
-from services.loader.policy_map import EGRESS, INGRESS, DirectionDefault, EntryKey, EntryValue, SubjectState
-from services.loader.subjects import Subject
+from services.loader.endpoints.endpoint import NamedPort
+from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.plan import DirectionDefault, SubjectState
+from services.loader.policy.subjects import Subject
 
 PROTOCOL_NUMBERS: Final = {
     types_pb2.PROTOCOL_TCP: 6,

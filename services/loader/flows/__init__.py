@@ -1,0 +1,1 @@
+"""What the datapath reported of packets: read, remembered and told."""

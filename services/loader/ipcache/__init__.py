@@ -1,0 +1,1 @@
+"""Which address means which identity, and behind which node it is: from the services into the kernel."""
