@@ -159,7 +159,7 @@ async def bring_up(
         )
         for damaged in state.damaged:
             _log.error("state.damaged", path=str(damaged.path), error=damaged.problem)
-        current.set_attribute("endpoints", restored.kept)
+        current.set_attribute(names.RESTORED_ENDPOINTS, restored.kept)
         _log.info(
             "node.ready",
             node=record.name,
@@ -215,14 +215,14 @@ def _trace_load(report: LoadReport, started_ns: int) -> None:
         done(
             names.BPF_COMPILE,
             source.compile_seconds,
-            {"source": source.source, names.CACHE_HIT: source.cache_hit},
+            {names.SOURCE: source.source, names.CACHE_HIT: source.cache_hit},
         )
     for source in report.objects:
         insns = sum(program.verified_insns for program in source.programs)
         done(
             names.BPF_LOAD,
             source.load_seconds,
-            {"source": source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
+            {names.SOURCE: source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
         )
     done(names.BPF_ATTACH, report.attach_seconds, {})
 
