@@ -14,6 +14,7 @@ from cli.errors import BadInput, CliError, ServiceUnavailable
 from cli.targets import Targets
 from services.chassis import names
 from services.chassis.errors import FimbriaError, error_from_rpc
+from services.chassis.retry import service_config
 
 if TYPE_CHECKING:
     from fimbria.identity.v1.identity_pb2_grpc import IdentityServiceStub, IpCacheServiceStub
@@ -61,6 +62,8 @@ class Cluster:
                     ("grpc.min_reconnect_backoff_ms", 50),
                     ("grpc.max_reconnect_backoff_ms", 500),
                     ("grpc.enable_http_proxy", 0),
+                    # A channel that outlived a service notices at the next call; that call is then repeated.
+                    ("grpc.service_config", service_config()),
                 ],
             )
             self._channels[target] = grpc.intercept_channel(plain, _Interceptor(target))

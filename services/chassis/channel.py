@@ -7,17 +7,18 @@ there.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final
 
 import grpc
-import orjson
 from opentelemetry import trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from services.chassis import names
 from services.chassis.interceptor import INFRASTRUCTURE, call_deadline
+from services.chassis.retry import service_config as retry_config
 from services.chassis.telemetry import Telemetry, current, trace_context, tracer
 
 DEFAULT_TIMEOUT_SECONDS: Final = 10.0
@@ -39,14 +40,6 @@ _OPTIONS: Final = (
     ("grpc.enable_http_proxy", 0),
 )
 
-RETRY_POLICY: Final = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.05s",
-    "maxBackoff": "1s",
-    "backoffMultiplier": 3,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
-
 
 def open_channel(
     target: str,
@@ -65,11 +58,8 @@ def open_channel(
     times within half a second: all of Fimbria's methods are idempotent. ``service_config`` replaces the
     whole gRPC service configuration. Connecting happens on first use, and again by itself.
     """
-    config = service_config or {
-        "loadBalancingConfig": [{"round_robin": {}}],
-        "methodConfig": [{"name": [{}], **({"retryPolicy": RETRY_POLICY} if retry else {})}],
-    }
-    options = (*_OPTIONS, ("grpc.service_config", orjson.dumps(config).decode()))
+    config = json.dumps(service_config) if service_config else retry_config(retry=retry)
+    options = (*_OPTIONS, ("grpc.service_config", config))
     if credentials is None:
         inner = grpc.aio.insecure_channel(target, options=options)
     else:

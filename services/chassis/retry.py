@@ -1,0 +1,25 @@
+"""How calls are balanced and repeated, as gRPC's service configuration. Light to import: the CLI does."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+RETRY_POLICY: Final[dict[str, Any]] = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.05s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 3,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+def service_config(*, retry: bool = True) -> str:
+    """The value of the channel option ``grpc.service_config``: round robin over a target's addresses.
+
+    With ``retry``, calls that failed with UNAVAILABLE are repeated: all of Fimbria's methods are idempotent.
+    """
+    method: dict[str, Any] = {"name": [{}]}
+    if retry:
+        method["retryPolicy"] = RETRY_POLICY
+    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
