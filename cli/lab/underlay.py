@@ -7,8 +7,10 @@ addresses are in 172.31.0.0/16, inside the lab's own namespaces: two labs may us
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
+from cli.errors import CliError
 from cli.lab import netns
 from cli.lab.paths import LabPaths, netns_path
 
@@ -17,6 +19,7 @@ PREFIX_LENGTH = 16
 DEVICE = "eth0"
 BRIDGE = "underlay"
 MOST_NODES = 64
+CARRIER_TIMEOUT = 5.0
 
 
 def node_name(number: int) -> str:
@@ -31,6 +34,10 @@ def node_number(name: str) -> int:
 def node_address(name: str) -> str:
     """Underlay address of a node."""
     return f"172.31.1.{node_number(name)}"
+
+
+def _node_mac(name: str) -> str:
+    return f"02:00:ac:1f:01:{node_number(name):02x}"
 
 
 def ensure(paths: LabPaths, nodes: list[str]) -> None:
@@ -74,7 +81,9 @@ def _connect(paths: LabPaths, node: str) -> None:
     netns.ip(
         netns=paths.underlay_netns,
         batch=[
-            f"link add {node} type veth peer name {DEVICE} netns {paths.node_netns(node)}",
+            # The same MAC whenever the node is made anew: its neighbours remember it.
+            f"link add {node} type veth "
+            f"peer name {DEVICE} address {_node_mac(node)} netns {paths.node_netns(node)}",
             f"link set {node} master {BRIDGE} up",
         ],
     )
@@ -86,6 +95,30 @@ def _connect(paths: LabPaths, node: str) -> None:
             f"route add default via {GATEWAY}",
         ],
     )
+    _await_carrier(paths.node_netns(node), DEVICE)
+    _await_carrier(paths.underlay_netns, node)
+
+
+def _await_carrier(name: str, device: str) -> None:
+    """Wait until the kernel has seen that the link is up: it looks once a second at most, and until then the
+    device's queue, or the bridge's port, swallows what is sent."""
+    deadline = time.monotonic() + CARRIER_TIMEOUT
+    while True:
+        (link,) = json.loads(netns.ip("-j", "-d", "link", "show", "dev", device, netns=name))
+        port = link.get("linkinfo", {}).get("info_slave_data", {})
+        if (
+            link["operstate"] == "UP"
+            and link["qdisc"] != "noop"
+            and port.get("state", "forwarding") == "forwarding"
+        ):
+            return
+        if time.monotonic() > deadline:
+            raise CliError(
+                f"the link {device} in {name} does not come up within {CARRIER_TIMEOUT:g} s: "
+                f"state {link['operstate']}, queue {link['qdisc']}",
+                reason="NETWORK_SETUP_FAILED",
+            )
+        time.sleep(0.01)
 
 
 def route(paths: LabPaths, cidrs: dict[str, list[str]]) -> None:
