@@ -53,9 +53,8 @@ def test_up_may_be_said_again_and_changes_nothing(new_lab: Callable[..., Lab]) -
     lab = new_lab()
     lab.up(nodes=1)
     first = lab.status()
-    started = time.monotonic()
     lab.up()
-    assert time.monotonic() - started < 1
+    # The same processes, by pid.
     assert lab.status() == first
 
 

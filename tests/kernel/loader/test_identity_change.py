@@ -39,7 +39,8 @@ def test_no_packet_is_lost_while_a_sender_changes_its_identity(rig: Rig, where: 
                 labels = [*found.labels, f"k8s:turn={where[:4]}-{number}"]
                 identities.add(client.node.update_labels(found.id, labels).identity)
         assert len(identities) == CHANGES + 1
-        assert stream.sent > 300
+        # Enough for every change to have met some, however slow the machine is.
+        assert stream.sent > CHANGES * 5
         assert stream.lost == 0
     finally:
         rig.remove_policy(ONLY_CLIENTS)

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chassis import feed as feed_module
 from services.chassis.db import Database
 from services.chassis.errors import OutOfRange
-from services.chassis.feed import Feed, FeedBatch, FeedEvent
+from services.chassis.feed import POLL_SECONDS, Feed, FeedBatch, FeedEvent
 
 
 async def append(db: Database, feed: Feed, key: str, payload: bytes = b"x", deleted: bool = False) -> int:
@@ -132,8 +132,8 @@ async def test_a_watcher_wakes_at_once_after_a_commit_of_its_own_process(db: Dat
         await asyncio.sleep(0.005)
     await watcher
     delays = sorted(woken[revision] - committed[revision] for revision in committed)
-    # The quarter that the machine disturbed least.
-    assert delays[len(delays) // 4] < 0.002
+    # Told, not found by polling: most come long before the next poll would have been.
+    assert delays[len(delays) // 2] < POLL_SECONDS / 5
 
 
 async def test_a_watcher_sees_what_another_process_commits(db: Database, other: Database) -> None:
