@@ -112,14 +112,15 @@ def test_the_first_packet_of_a_pod_arrives(node: Namespace, namespaces: Namespac
         pod = namespaces.make()
         spec = spec_for(pod, f"c{number}", f"10.1.0.{number + 2}")
         node.run(lambda spec=spec: create_endpoint_link(spec, up=False))  # type: ignore[misc]
-        listening = node.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003)))
+        # ARP only: the pod's IPv6 stack announces itself at any time.
+        listening = node.run(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0806)))
         sending = pod.run(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
         with listening, sending:
             listening.bind((spec.host_name, 0))
             # Binding to a device that is down leaves ENETDOWN as the first thing to be read.
             listening.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             # A lost packet shows as the resolver's next try, a second later.
-            listening.settimeout(0.5)
+            listening.settimeout(0.8)
             node.run(lambda spec=spec: set_endpoint_link_up(spec.host_name))  # type: ignore[misc]
             sending.sendto(b"first", ("198.51.100.1", 9))
             assert listening.recv(2048)[12:14] == b"\x08\x06"
