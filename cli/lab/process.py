@@ -67,14 +67,25 @@ def marked(mark: str, *, pod: str = "") -> list[ProcessId]:
     for name in os.listdir("/proc"):
         if not name.isdigit() or int(name) in spared:
             continue
-        try:
-            with open(f"/proc/{name}/environ", "rb") as file:
-                environment = file.read()
-        except (FileNotFoundError, ProcessLookupError, PermissionError):
-            continue
-        if wanted <= set(environment.split(b"\0")) and (process := ProcessId.of(int(name))):
+        if wanted <= set(_environment(name).split(b"\0")) and (process := ProcessId.of(int(name))):
             found.append(process)
     return found
+
+
+def _environment(pid: str) -> bytes:
+    """The environment that a process was started with; empty for one that has none or is gone."""
+    for _ in range(10):
+        try:
+            with open(f"/proc/{pid}/environ", "rb") as file:
+                environment = file.read()
+            # Kernel threads and zombies have no program, and no environment either.
+            if environment or not os.readlink(f"/proc/{pid}/exe"):
+                return environment
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            return b""
+        # In the middle of an exec the environment is not there yet.
+        time.sleep(0.001)
+    return b""
 
 
 def _ancestors() -> list[int]:
