@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -36,7 +37,7 @@ def check() -> None:
         raise CliError(
             f"the CNI plugin {CNI_PLUGIN} is not built", reason="CNI_PLUGIN_MISSING", hint="run `make build`"
         )
-    _bpffs()
+    ensure_bpffs()
 
 
 def _privileges() -> None:
@@ -67,9 +68,22 @@ def bpffs_mounted(path: Path = BPFFS, mounts: str = "/proc/self/mounts") -> bool
         return any(line.split()[1:3] == [str(path), "bpf"] for line in file)
 
 
-def _bpffs() -> None:
+def ensure_bpffs() -> None:
+    """Mount the BPF file system if it is missing: once, however many ask at the same time, for a second mount
+    would hide the pins of the first. Raises CliError (BPFFS_MISSING) when that fails.
+    """
     if bpffs_mounted():
         return
+    below = os.open(BPFFS.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(below, fcntl.LOCK_EX)
+        if not bpffs_mounted():
+            _mount_bpffs()
+    finally:
+        os.close(below)
+
+
+def _mount_bpffs() -> None:
     done = subprocess.run(
         ["mount", "-t", "bpf", "bpf", str(BPFFS)], capture_output=True, text=True, check=False
     )

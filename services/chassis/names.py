@@ -23,7 +23,6 @@ POLICY_SUBSCRIBE: Final = "policy.Subscribe"
 ENDPOINT_LINK: Final = "endpoint.link"
 BPF_COMPILE: Final = "bpf.compile"
 BPF_LOAD: Final = "bpf.load"
-BPF_MIGRATE: Final = "bpf.migrate"
 BPF_ATTACH: Final = "bpf.attach"
 BPF_MAPS_SYNC: Final = "bpf.maps.sync"
 ENDPOINT_REALIZED: Final = "endpoint.realized"
@@ -71,7 +70,6 @@ STATE: Final = "state"
 # Keys of structured log lines.
 LOG_TRACE_ID: Final = "trace_id"
 LOG_SPAN_ID: Final = "span_id"
-LOG_REASON: Final = "reason"
 
 # gRPC metadata (W3C Trace Context).
 TRACEPARENT: Final = "traceparent"
