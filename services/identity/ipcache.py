@@ -17,6 +17,7 @@ import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from services.chassis.errors import InvalidArgument
 from services.identity.problems import invalid
 
 
@@ -43,30 +44,41 @@ class Entry:
         return replace(self, revision=0) == replace(other, revision=0)
 
 
+# IPv4 addresses in IPv6 clothes (RFC 4291 2.5.5.2): no packet carries one, and two spellings exist.
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
+
+
 def normalise_prefix(text: str, field: str) -> str:
     """`text` in the one form that the ipcache stores: "10.0.0.7" and "10.0.0.7/32" are "10.0.0.7/32".
 
-    Raises InvalidArgument naming `field` for what is not an IPv4 address or network.
+    Either family; IPv6 is compressed and lower case (RFC 5952). Raises InvalidArgument (PREFIX_INVALID)
+    naming `field` for what is not an address or network, has host bits set, or is written otherwise; its
+    metadata "expected" is the right text where there is one.
     """
     try:
         interface = ipaddress.ip_interface(text)
     except ValueError:
-        raise invalid(
-            field,
-            f"{text!r} is not an IP or prefix; expected one like 10.244.1.7/32",
-            reason="PREFIX_INVALID",
-            value=text,
-        ) from None
-    if not isinstance(interface, ipaddress.IPv4Interface):
-        raise invalid(field, f"{text!r} is IPv6; expected IPv4", reason="FAMILY_UNSUPPORTED", value=text)
-    if interface.ip != interface.network.network_address:
-        raise invalid(
-            field,
-            f"{text!r} has bits beyond its prefix length; expected {interface.network}",
-            reason="PREFIX_INVALID",
-            value=text,
+        interface = None
+    if interface is None or "%" in text:
+        description = (
+            f"{text!r} is not an IP or prefix; expected one like 10.244.1.7/32 or fd00:10:244::7/128"
         )
-    return str(interface.network)
+        raise invalid(field, description, reason="PREFIX_INVALID", value=text)
+    network = interface.network
+    if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_MAPPED):
+        mapped = network.network_address.ipv4_mapped
+        expected = f"{mapped}/{network.prefixlen - 96}"
+        raise _refuse(field, text, "is an IPv4-mapped IPv6 prefix", expected)
+    if interface.ip != network.network_address:
+        raise _refuse(field, text, "has bits beyond its prefix length", str(network))
+    if text not in (str(network), str(interface.ip)):
+        raise _refuse(field, text, "is not in canonical form", str(network))
+    return str(network)
+
+
+def _refuse(field: str, text: str, what: str, expected: str) -> InvalidArgument:
+    description = f"{text!r} {what}; expected {expected}"
+    return invalid(field, description, reason="PREFIX_INVALID", value=text, expected=expected)
 
 
 @dataclass(frozen=True, slots=True)

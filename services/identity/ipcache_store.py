@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any, TypeVar
 
 import orjson
-from sqlalchemy import LargeBinary, bindparam, delete, select, text
+from sqlalchemy import LargeBinary, bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
@@ -20,12 +20,18 @@ from services.identity.schema import identities, ipcache
 
 # Below the least limit on variables of one statement that any supported SQLite has.
 CHUNK = 500
+# Of a sort_key of IPv4 and of IPv6: its keys sort among each other, so that each family is read by itself.
+KEY_LENGTHS = (5, 17)
 
 T = TypeVar("T")
 
 _BY_KEYS = select(ipcache).where(ipcache.c.sort_key.in_(bindparam("keys", expanding=True)))
 _BY_NODE = select(ipcache).where(ipcache.c.node == bindparam("node"))
-_PAST = select(ipcache).where(ipcache.c.sort_key > bindparam("after")).order_by(ipcache.c.sort_key)
+_PAST = (
+    select(ipcache)
+    .where(ipcache.c.sort_key > bindparam("after"), func.length(ipcache.c.sort_key) == bindparam("length"))
+    .order_by(ipcache.c.sort_key)
+)
 _REVISIONS = select(identities.c.id, identities.c.revision).where(
     identities.c.id.in_(bindparam("numbers", expanding=True))
 )
@@ -77,15 +83,21 @@ class IpCacheStore:
     async def list(self, *, node: str, after: str, limit: int | None) -> tuple[Sequence[Entry], int]:
         """Up to `limit` entries by prefix past the prefix `after`, and the feed revision that they show.
 
-        Empty `node` means any.
+        IPv4 comes first. Empty `node` means any.
         """
-        statement = _PAST.limit(limit)
-        if node:
-            statement = statement.where(ipcache.c.node == node)
+        past = sort_key(after) if after else b""
+        found: list[Entry] = []
         async with self._database.read() as connection:
             revision = await self._feed.revision_at(connection)
-            rows = (await connection.execute(statement, {"after": sort_key(after) if after else b""})).all()
-        return [_from_row(row) for row in rows], revision
+            for length in KEY_LENGTHS:
+                if len(past) > length or len(found) == limit:
+                    continue
+                statement = _PAST.limit(None if limit is None else limit - len(found))
+                if node:
+                    statement = statement.where(ipcache.c.node == node)
+                start = {"length": length, "after": past if len(past) == length else b""}
+                found += map(_from_row, (await connection.execute(statement, start)).all())
+        return found, revision
 
     async def _apply(self, connection: AsyncConnection, changes: Changes, trace: str) -> int:
         """Writes `changes`; the revision of the last event, or the feed's when nothing changed."""

@@ -40,7 +40,8 @@ identity_cursor = Table(
     CheckConstraint("singleton = 1", name="identity_cursor_singleton"),
 )
 
-# sort_key is the packed address followed by the prefix length: the database then sorts prefixes as numbers.
+# sort_key is the packed address followed by the prefix length, 5 or 17 bytes: the database then sorts the
+# prefixes of a family as numbers. Keys of the two families are never equal, for they differ in length.
 ipcache = Table(
     "ipcache",
     metadata,

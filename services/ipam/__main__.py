@@ -13,10 +13,12 @@ from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
 from services.ipam.address_store import AddressStore
 from services.ipam.api import DEFAULT_POOL, AddressApi, NodeApi, PoolApi
-from services.ipam.cidr import check_node_mask, parse_cidr
-from services.ipam.model import Pool
+from services.ipam.cidr import parse_cidr
+from services.ipam.family import of_family
+from services.ipam.node_store import NodeStore
+from services.ipam.plan import plan_pool
+from services.ipam.pool_store import PoolStore
 from services.ipam.settings import IpamSettings
-from services.ipam.store import NodeStore, PoolStore
 
 
 @asynccontextmanager
@@ -53,10 +55,19 @@ async def ensure_default_pool(pools: PoolStore, settings: IpamSettings) -> None:
     """
     if not settings.ipam_default_pool_cidr:
         return
-    cidr = parse_cidr(settings.ipam_default_pool_cidr, "FIMBRIA_IPAM_DEFAULT_POOL_CIDR")
-    mask_size = settings.ipam_default_pool_mask_size
-    check_node_mask(cidr, mask_size, "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE")
-    await pools.create(Pool(DEFAULT_POOL, (cidr,), mask_size))
+    cidrs = [parse_cidr(text, "FIMBRIA_IPAM_DEFAULT_POOL_CIDR") for text in settings.ipam_default_pool_cidr]
+    pool = plan_pool(
+        DEFAULT_POOL,
+        cidrs,
+        # The settings' defaults are there also for a family that nobody asked for.
+        settings.ipam_default_pool_mask_size if of_family(cidrs, 4) else 0,
+        settings.ipam_default_pool_mask_size_ipv6 if of_family(cidrs, 6) else 0,
+        fields={
+            4: "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE",
+            6: "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE_IPV6",
+        },
+    )
+    await pools.create(pool)
 
 
 if __name__ == "__main__":

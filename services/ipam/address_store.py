@@ -7,38 +7,39 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Integer, LargeBinary, String, and_, bindparam, delete, select, text, tuple_, update
+from sqlalchemy import Integer, LargeBinary, String, bindparam, delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
 from services.ipam import problems
+from services.ipam.address_list import read_page
 from services.ipam.addresses import AddressRange, first_gap
-from services.ipam.model import Allocation
+from services.ipam.family import FAMILIES, Address, Family, Network, address_from_packed, of_family
+from services.ipam.model import AddressPair, Allocation, Held
 from services.ipam.schema import addresses, node_cidrs
 
-FAMILY = 4
 # How many held addresses one step of the search for a free one reads.
 SEARCH_PAGE = 512
+ANY = AddressPair()
 
-# ON CONFLICT without a target covers every key: the owner has an address, or the address an owner. Written
-# as text because SQLite and PostgreSQL agree on it word for word, which their SQLAlchemy constructs do not.
-_TAKE_NEXT = (
-    text(
-        "INSERT INTO addresses (node, owner, family, address, cidr, created_ns)"
-        " SELECT node, :owner, :family, next_address, cidr, :created_ns FROM node_cidrs"
-        " WHERE node = :node ORDER BY position LIMIT 1"
-        " ON CONFLICT DO NOTHING RETURNING address, cidr"
-    )
-    .bindparams(bindparam("family", FAMILY))
-    .columns(address=LargeBinary, cidr=String)
-)
+# The address under the cursor of the node's first CIDR of each family. ON CONFLICT without a target covers
+# every key: the owner has an address, or the address an owner. Written as text because SQLite and PostgreSQL
+# agree on it word for word, which their SQLAlchemy constructs do not.
+_TAKE_NEXT = text(
+    "INSERT INTO addresses (node, owner, family, address, cidr, created_ns)"
+    " SELECT c.node, :owner, c.family, c.next_address, c.cidr, :created_ns FROM node_cidrs AS c"
+    " WHERE c.node = :node AND c.position ="
+    " (SELECT min(f.position) FROM node_cidrs AS f WHERE f.node = c.node AND f.family = c.family)"
+    " ON CONFLICT DO NOTHING RETURNING address, cidr,"
+    " (SELECT count(DISTINCT f.family) FROM node_cidrs AS f WHERE f.node = :node) AS families"
+).columns(address=LargeBinary, cidr=String, families=Integer)
 _TAKE = (
     text(
         "INSERT INTO addresses (node, owner, family, address, cidr, created_ns)"
         " VALUES (:node, :owner, :family, :address, :cidr, :created_ns)"
         " ON CONFLICT DO NOTHING RETURNING family"
     )
-    .bindparams(bindparam("family", FAMILY), bindparam("address", type_=LargeBinary))
+    .bindparams(bindparam("address", type_=LargeBinary))
     .columns(family=Integer)
 )
 _MOVE_CURSOR = (
@@ -51,39 +52,24 @@ _CIDRS_OF_NODE = (
     .where(node_cidrs.c.node == bindparam("node"))
     .order_by(node_cidrs.c.position)
 )
-_HELD_BY_OWNER = select(addresses.c.address, addresses.c.cidr, addresses.c.created_ns).where(
-    addresses.c.node == bindparam("node"),
-    addresses.c.owner == bindparam("owner"),
-    addresses.c.family == FAMILY,
-)
+_HELD_BY_OWNER = select(
+    addresses.c.family, addresses.c.address, addresses.c.cidr, addresses.c.created_ns
+).where(addresses.c.node == bindparam("node"), addresses.c.owner == bindparam("owner"))
 _HOLDER_OF = select(addresses.c.owner, addresses.c.node).where(addresses.c.address == bindparam("address"))
+# The family matters: as bytes, addresses of the other one lie within the span as well.
 _HELD_BETWEEN = (
     select(addresses.c.address)
-    .where(addresses.c.address.between(bindparam("start"), bindparam("end")))
+    .where(
+        addresses.c.address.between(bindparam("start"), bindparam("end")),
+        addresses.c.family == bindparam("family"),
+    )
     .order_by(addresses.c.address)
     .limit(SEARCH_PAGE)
 )
 _RELEASE = (
     delete(addresses)
-    .where(
-        addresses.c.node == bindparam("of_node"),
-        addresses.c.owner == bindparam("of_owner"),
-        addresses.c.family == FAMILY,
-    )
+    .where(addresses.c.node == bindparam("of_node"), addresses.c.owner == bindparam("of_owner"))
     .returning(addresses.c.address)
-)
-_first_cidr = node_cidrs.alias("first_cidr")
-_LIST = (
-    select(
-        addresses.c.address,
-        addresses.c.node,
-        addresses.c.owner,
-        addresses.c.cidr,
-        addresses.c.created_ns,
-        _first_cidr.c.cidr.label("first_cidr"),
-    )
-    .join(_first_cidr, and_(_first_cidr.c.node == addresses.c.node, _first_cidr.c.position == 0))
-    .order_by(addresses.c.node, addresses.c.address)
 )
 
 
@@ -93,6 +79,21 @@ class _NodeCidr:
 
     range: AddressRange
     cursor: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Cidrs:
+    """The CIDRs of one node, at least one, in the order of their positions."""
+
+    node: str
+    cidrs: Sequence[_NodeCidr]
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        return tuple(cidr.range.network for cidr in self.cidrs)
+
+    def of(self, family: Family) -> list[_NodeCidr]:
+        return [cidr for cidr in self.cidrs if cidr.range.network.version == family]
 
 
 class AddressStore:
@@ -105,16 +106,17 @@ class AddressStore:
         self._database = database
         self._clock = clock
 
-    async def allocate(self, node: str, owner: str, wanted: ipaddress.IPv4Address | None) -> Allocation:
-        """The address of `owner` on `node`: what it has, else `wanted`, else the next free one in rotation.
+    async def allocate(self, node: str, owner: str, wanted: AddressPair = ANY) -> Allocation:
+        """What `owner` has on `node`, an address of each family of the node, all of them or none.
 
+        Of each family that is: what it has, else the one of `wanted`, else the next free one in rotation.
         Raises NotFound (NODE_NOT_FOUND), ResourceExhausted (CIDR_EXHAUSTED), AlreadyExists (ADDRESS_IN_USE,
         OWNER_HOLDS_ANOTHER), FailedPrecondition (ADDRESS_NOT_ON_NODE).
         """
         created_ns = self._clock()
 
         async def operation(connection: AsyncConnection) -> Allocation:
-            if wanted is None:
+            if wanted == ANY:
                 taken = await _take_next(connection, node, owner, created_ns)
                 if taken is not None:
                     return taken
@@ -122,82 +124,103 @@ class AddressStore:
 
         return await self._database.write(operation)
 
-    async def release(self, node: str, owner: str) -> ipaddress.IPv4Address | None:
-        """Frees what `owner` holds on `node`; the address, or None when it held none."""
+    async def release(self, node: str, owner: str) -> AddressPair:
+        """Frees what `owner` holds on `node`; returns what that was."""
 
-        async def operation(connection: AsyncConnection) -> ipaddress.IPv4Address | None:
-            row = (await connection.execute(_RELEASE, {"of_node": node, "of_owner": owner})).first()
-            return None if row is None else ipaddress.IPv4Address(row.address)
+        async def operation(connection: AsyncConnection) -> AddressPair:
+            rows = await connection.execute(_RELEASE, {"of_node": node, "of_owner": owner})
+            return _pair([address_from_packed(packed) for packed in rows.scalars().all()])
 
         return await self._database.write(operation)
 
     async def list(
-        self, *, node: str, owner: str, after: tuple[str, ipaddress.IPv4Address] | None, limit: int
+        self,
+        *,
+        node: str,
+        owner: str,
+        address: Address | None = None,
+        after: tuple[str, Address] | None,
+        limit: int,
     ) -> Sequence[Allocation]:
-        """Up to `limit` allocations by (node, address) past `after`; empty `node` or `owner` means any."""
-        statement = _LIST.limit(limit)
-        if node:
-            statement = statement.where(addresses.c.node == node)
-        if owner:
-            statement = statement.where(addresses.c.owner == owner)
-        if after is not None:
-            statement = statement.where(
-                tuple_(addresses.c.node, addresses.c.address) > tuple_(after[0], after[1].packed)
-            )
+        """Up to `limit` allocations by (node, first address) past `after`.
+
+        Empty `node` or `owner` means any; `address`, of either family, only who holds it.
+        """
         async with self._database.read() as connection:
-            rows = (await connection.execute(statement)).all()
-        return [
-            Allocation(
-                address=ipaddress.IPv4Address(row.address),
-                node=row.node,
-                owner=row.owner,
-                cidr=ipaddress.IPv4Network(row.cidr),
-                router_ipv4=AddressRange(ipaddress.IPv4Network(row.first_cidr)).router,
-                created_ns=row.created_ns,
+            return await read_page(
+                connection, node=node, owner=owner, address=address, after=after, limit=limit
             )
-            for row in rows
-        ]
 
 
 async def _take_next(
     connection: AsyncConnection, node: str, owner: str, created_ns: int
 ) -> Allocation | None:
-    """The address under the cursor of the node's first CIDR, or None when anything is in the way."""
-    row = (
+    """The addresses under the cursors of the node's CIDRs, or None when anything is in the way of one."""
+    rows = (
         await connection.execute(_TAKE_NEXT, {"node": node, "owner": owner, "created_ns": created_ns})
-    ).first()
-    if row is None:
+    ).all()
+    if not rows:
         return None
-    bounds = AddressRange(ipaddress.IPv4Network(row.cidr))
-    address = ipaddress.IPv4Address(row.address)
-    await _move_cursor(connection, bounds, address)
-    return Allocation(address, node, owner, bounds.network, bounds.router, created_ns)
+    taken = [_first_held(address_from_packed(row.address), ipaddress.ip_network(row.cidr)) for row in rows]
+    await _move_cursors(connection, taken)
+    if len(taken) < rows[0].families:
+        return None
+    return Allocation(node, owner, tuple(sorted(taken, key=_version)), created_ns)
 
 
 async def _allocate_searching(
-    connection: AsyncConnection,
-    node: str,
-    owner: str,
-    wanted: ipaddress.IPv4Address | None,
-    created_ns: int,
+    connection: AsyncConnection, node: str, owner: str, wanted: AddressPair, created_ns: int
 ) -> Allocation:
     cidrs = await _cidrs_of(connection, node)
-    router = cidrs[0].range.router
-    held = (await connection.execute(_HELD_BY_OWNER, {"node": node, "owner": owner})).first()
-    if held is not None:
-        address = ipaddress.IPv4Address(held.address)
-        if wanted is not None and address != wanted:
-            raise problems.owner_holds_another(owner, node, address, wanted)
-        return Allocation(address, node, owner, ipaddress.IPv4Network(held.cidr), router, held.created_ns)
-    if wanted is not None:
-        bounds, address = await _check_wanted(connection, node, cidrs, wanted), wanted
+    present = {
+        row.family: row
+        for row in (await connection.execute(_HELD_BY_OWNER, {"node": node, "owner": owner})).all()
+    }
+    for family in FAMILIES:
+        wish = wanted.of(family)
+        if wish is None:
+            continue
+        if family in present and (other := address_from_packed(present[family].address)) != wish:
+            raise problems.owner_holds_another(owner, node, other, wish)
+        if not cidrs.of(family):
+            raise problems.address_not_on_node(wish, node, cidrs.networks)
+    result = []
+    for family in FAMILIES:
+        candidates = cidrs.of(family)
+        if not candidates:
+            continue
+        router = candidates[0].range.router
+        if family in present:
+            row = present[family]
+            held = Held(address_from_packed(row.address), ipaddress.ip_network(row.cidr), router)
+            created_ns = min(created_ns, row.created_ns)
+        else:
+            held = await _take(connection, cidrs, family, owner, wanted.of(family), created_ns)
+        result.append(held)
+    return Allocation(node, owner, tuple(result), created_ns)
+
+
+async def _take(
+    connection: AsyncConnection,
+    cidrs: _Cidrs,
+    family: Family,
+    owner: str,
+    wish: Address | None,
+    created_ns: int,
+) -> Held:
+    """Gives `owner` the address `wish`, or else the next free one of `family`."""
+    candidates = cidrs.of(family)
+    if wish is not None:
+        bounds, address = await _check_wanted(connection, cidrs, wish), wish
     else:
-        bounds, address = await _search(connection, node, cidrs)
+        bounds, address = await _search(connection, cidrs, family)
+    held = Held(address, bounds.network, candidates[0].range.router)
     inserted = await connection.execute(
         _TAKE,
         {
-            "node": node,
+            "node": cidrs.node,
             "owner": owner,
+            "family": family,
             "address": address.packed,
             "cidr": str(bounds.network),
             "created_ns": created_ns,
@@ -205,53 +228,55 @@ async def _allocate_searching(
     )
     if inserted.first() is None:
         # Only another replica can have come in between; the caller's retry sees what it left.
-        raise problems.allocation_conflict(node, owner)
-    if wanted is None:
-        await _move_cursor(connection, bounds, address)
-    return Allocation(address, node, owner, bounds.network, router, created_ns)
+        raise problems.allocation_conflict(cidrs.node, owner)
+    if wish is None:
+        await _move_cursors(connection, [held])
+    return held
 
 
-async def _cidrs_of(connection: AsyncConnection, node: str) -> list[_NodeCidr]:
+async def _cidrs_of(connection: AsyncConnection, node: str) -> _Cidrs:
     rows = (await connection.execute(_CIDRS_OF_NODE, {"node": node})).all()
     if not rows:
         raise problems.node_not_found(node)
     found = []
     for row in rows:
-        network = ipaddress.IPv4Network(row.cidr)
+        network = ipaddress.ip_network(row.cidr)
         cursor = int.from_bytes(row.next_address, "big") - int(network.network_address)
         found.append(_NodeCidr(AddressRange(network), cursor))
-    return found
+    return _Cidrs(node, found)
 
 
-async def _check_wanted(
-    connection: AsyncConnection, node: str, cidrs: Sequence[_NodeCidr], wanted: ipaddress.IPv4Address
-) -> AddressRange:
-    """The range that `wanted` belongs to; raises unless a pod of the node may have it and nobody does."""
-    bounds = next((cidr.range for cidr in cidrs if cidr.range.slot(wanted) is not None), None)
+async def _check_wanted(connection: AsyncConnection, cidrs: _Cidrs, wish: Address) -> AddressRange:
+    """The range that `wish` belongs to; raises unless a pod of the node may have it and nobody does."""
+    bounds = next((cidr.range for cidr in cidrs.cidrs if cidr.range.slot(wish) is not None), None)
     if bounds is None:
-        raise problems.address_not_on_node(wanted, node, _text(cidrs))
-    holder = (await connection.execute(_HOLDER_OF, {"address": wanted.packed})).first()
+        raise problems.address_not_on_node(wish, cidrs.node, cidrs.networks)
+    holder = (await connection.execute(_HOLDER_OF, {"address": wish.packed})).first()
     if holder is not None:
-        raise problems.address_in_use(wanted, holder.owner, holder.node)
+        raise problems.address_in_use(wish, holder.owner, holder.node)
     return bounds
 
 
-async def _search(
-    connection: AsyncConnection, node: str, cidrs: Sequence[_NodeCidr]
-) -> tuple[AddressRange, ipaddress.IPv4Address]:
-    """The next free address in rotation of the first CIDR that has one."""
-    for cidr in cidrs:
+async def _search(connection: AsyncConnection, cidrs: _Cidrs, family: Family) -> tuple[AddressRange, Address]:
+    """The next free address in rotation of the first CIDR of `family` that has one."""
+    candidates = cidrs.of(family)
+    for cidr in candidates:
         for start, end in cidr.range.rotation(cidr.cursor):
             slot = await _free_slot(connection, cidr.range, start, end)
             if slot is not None:
                 return cidr.range, cidr.range.address(slot)
-    raise problems.cidr_exhausted(node, _text(cidrs), sum(cidr.range.capacity for cidr in cidrs))
+    capacity = sum(cidr.range.capacity for cidr in candidates)
+    raise problems.cidr_exhausted(cidrs.node, family, of_family(cidrs.networks, family), capacity)
 
 
 async def _free_slot(connection: AsyncConnection, bounds: AddressRange, start: int, end: int) -> int | None:
     base = int(bounds.network.network_address)
     while start <= end:
-        span = {"start": bounds.address(start).packed, "end": bounds.address(end).packed}
+        span = {
+            "start": bounds.address(start).packed,
+            "end": bounds.address(end).packed,
+            "family": bounds.network.version,
+        }
         page: Sequence[Any] = (await connection.execute(_HELD_BETWEEN, span)).scalars().all()
         held = [int.from_bytes(packed, "big") - base for packed in page]
         slot = first_gap(start, held)
@@ -263,15 +288,27 @@ async def _free_slot(connection: AsyncConnection, bounds: AddressRange, start: i
     return None
 
 
-async def _move_cursor(
-    connection: AsyncConnection, bounds: AddressRange, taken: ipaddress.IPv4Address
-) -> None:
-    slot = int(taken) - int(bounds.network.network_address)
-    await connection.execute(
-        _MOVE_CURSOR,
-        {"of_cidr": str(bounds.network), "to_address": bounds.address(bounds.after(slot)).packed},
+async def _move_cursors(connection: AsyncConnection, taken: Sequence[Held]) -> None:
+    """Lets the next search in the CIDR of each of `taken` go on after it."""
+    moves = []
+    for held in taken:
+        bounds = AddressRange(held.cidr)
+        slot = int(held.address) - int(held.cidr.network_address)
+        moves.append({"of_cidr": str(held.cidr), "to_address": bounds.address(bounds.after(slot)).packed})
+    await connection.execute(_MOVE_CURSOR, moves)
+
+
+def _first_held(address: Address, first_cidr: Network) -> Held:
+    """`address` out of the node's first CIDR of the family, which is the one with the router."""
+    return Held(address, first_cidr, AddressRange(first_cidr).router)
+
+
+def _version(held: Held) -> int:
+    return held.address.version
+
+
+def _pair(found: Sequence[Address]) -> AddressPair:
+    return AddressPair(
+        ipv4=next((one for one in found if isinstance(one, ipaddress.IPv4Address)), None),
+        ipv6=next((one for one in found if isinstance(one, ipaddress.IPv6Address)), None),
     )
-
-
-def _text(cidrs: Sequence[_NodeCidr]) -> str:
-    return ", ".join(str(cidr.range.network) for cidr in cidrs)

@@ -2,15 +2,16 @@
 
 An address is spoken of as its *slot*: its distance from the network address. The choice rotates: it
 goes on after the slot that was handed out last and wraps at the end, so that an address that was just
-released rests for as long as the CIDR allows, and nobody gets it while the flows, ARP entries and ipcache
+released rests for as long as the CIDR allows, and nobody gets it while the flows, neighbour and ipcache
 entries of its last owner are still about.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from services.ipam.family import Address, Network
 
 ROUTER_SLOT = 1
 
@@ -19,14 +20,14 @@ ROUTER_SLOT = 1
 class AddressRange:
     """The slots of one node CIDR that pods may have.
 
-    Left out are the network address (slot 0), the node's router address (slot 1) and the broadcast
-    address (the last slot).
+    Left out are the network address (slot 0), the node's router address (slot 1) and IPv4's broadcast
+    address (the last slot), which IPv6 does not have.
     """
 
-    network: ipaddress.IPv4Network
+    network: Network
 
     @property
-    def router(self) -> ipaddress.IPv4Address:
+    def router(self) -> Address:
         """The address that the node itself has in its CIDR, the pods' next hop."""
         return self.network[ROUTER_SLOT]
 
@@ -38,18 +39,18 @@ class AddressRange:
     @property
     def last(self) -> int:
         """The highest slot that a pod may have."""
-        return self.network.num_addresses - 2
+        return self.network.num_addresses - (2 if self.network.version == 4 else 1)
 
     @property
     def capacity(self) -> int:
         """How many pods fit."""
         return self.last - self.first + 1
 
-    def address(self, slot: int) -> ipaddress.IPv4Address:
+    def address(self, slot: int) -> Address:
         """The address in `slot`."""
         return self.network[slot]
 
-    def slot(self, address: ipaddress.IPv4Address) -> int | None:
+    def slot(self, address: Address) -> int | None:
         """The slot of `address`, None when it is outside the CIDR or one that no pod may have."""
         if address not in self.network:
             return None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 
@@ -15,15 +14,19 @@ from services.chassis.feed import Feed, FeedEvent
 from services.chassis.paging import PageRequest
 from services.chassis.telemetry import inject
 from services.ipam.address_store import AddressStore
-from services.ipam.cidr import capacity_of, check_node_mask, parse_address, parse_cidr
-from services.ipam.model import Allocation, Node, Pool
-from services.ipam.store import NodeStore, PoolStore, decode_node
+from services.ipam.cidr import parse_address, parse_cidr, parse_ipv4, parse_ipv6
+from services.ipam.family import Address
+from services.ipam.model import AddressPair, Allocation, Node, Pool
+from services.ipam.node_store import NodeStore, decode_node
+from services.ipam.plan import plan_pool
+from services.ipam.pool_store import PoolStore
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 DEFAULT_POOL = "default"
 # Events of one message while the present state is sent: cheap, and far below the message limit.
 SNAPSHOT_EVENTS = 500
+MAX_UINT64 = (1 << 64) - 1
 
 
 class NodeApi(ipam_pb2_grpc.NodeServiceServicer):
@@ -34,9 +37,12 @@ class NodeApi(ipam_pb2_grpc.NodeServiceServicer):
         self._feed = feed
 
     async def RegisterNode(self, request: ipam_pb2.RegisterNodeRequest, context: Context) -> ipam_pb2.Node:
-        ipv4 = parse_address(request.ipv4, "ipv4")
         node = await self._store.register(
-            request.name, ipv4, request.pool or DEFAULT_POOL, trace=inject().traceparent
+            request.name,
+            parse_ipv4(request.ipv4, "ipv4"),
+            request.pool or DEFAULT_POOL,
+            ipv6=parse_ipv6(request.ipv6, "ipv6") if request.ipv6 else None,
+            trace=inject().traceparent,
         )
         return node_message(node)
 
@@ -83,9 +89,8 @@ class PoolApi(ipam_pb2_grpc.PoolServiceServicer):
 
     async def CreatePool(self, request: ipam_pb2.CreatePoolRequest, context: Context) -> ipam_pb2.Pool:
         cidrs = tuple(parse_cidr(text, f"cidrs[{at}]") for at, text in enumerate(request.cidrs))
-        for cidr in cidrs:
-            check_node_mask(cidr, request.node_mask_size, "node_mask_size")
-        return pool_message(await self._store.create(Pool(request.name, cidrs, request.node_mask_size)))
+        pool = plan_pool(request.name, cidrs, request.node_mask_size, request.node_mask_size_ipv6)
+        return pool_message(await self._store.create(pool))
 
     async def GetPool(self, request: ipam_pb2.GetPoolRequest, context: Context) -> ipam_pb2.Pool:
         return pool_message(await self._store.get(request.name))
@@ -114,25 +119,29 @@ class AddressApi(ipam_pb2_grpc.AddressServiceServicer):
         self._store = store
 
     async def Allocate(self, request: ipam_pb2.AllocateRequest, context: Context) -> ipam_pb2.Address:
-        wanted = parse_address(request.address, "address") if request.address else None
+        wanted = AddressPair(
+            parse_ipv4(request.address, "address") if request.address else None,
+            parse_ipv6(request.ipv6, "ipv6") if request.ipv6 else None,
+        )
         return address_message(await self._store.allocate(request.node, request.owner, wanted))
 
     async def Release(self, request: ipam_pb2.ReleaseRequest, context: Context) -> ipam_pb2.ReleaseResponse:
         released = await self._store.release(request.node, request.owner)
-        return ipam_pb2.ReleaseResponse(address=str(released) if released else "")
+        return ipam_pb2.ReleaseResponse(address=_text(released.ipv4), ipv6=_text(released.ipv6))
 
     async def ListAddresses(
         self, request: ipam_pb2.ListAddressesRequest, context: Context
     ) -> ipam_pb2.ListAddressesResponse:
-        scope = f"addresses\0{request.node}\0{request.owner}"
+        held = parse_address(request.address, "address") if request.address else None
+        scope = f"addresses\0{request.node}\0{request.owner}\0{_text(held)}"
         wanted = PageRequest.parse(request.page_size, request.page_token, scope=scope)
         after = None
         if wanted.after:
-            after = (str(wanted.after[0]), ipaddress.IPv4Address(wanted.after[1]))
+            after = (str(wanted.after[0]), parse_address(str(wanted.after[1]), "page_token"))
         found = await self._store.list(
-            node=request.node, owner=request.owner, after=after, limit=wanted.limit
+            node=request.node, owner=request.owner, address=held, after=after, limit=wanted.limit
         )
-        page = wanted.page(found, lambda allocation: (allocation.node, int(allocation.address)))
+        page = wanted.page(found, lambda allocation: (allocation.node, str(allocation.held[0].address)))
         return ipam_pb2.ListAddressesResponse(
             addresses=map(address_message, page.items), next_page_token=page.next_page_token
         )
@@ -145,9 +154,11 @@ def node_message(node: Node) -> ipam_pb2.Node:
         ipv4=str(node.ipv4),
         pool=node.pool,
         pod_cidrs=map(str, node.pod_cidrs),
-        router_ipv4=str(node.router_ipv4),
+        router_ipv4=_text(node.router(4)),
         revision=node.revision,
         create_time=_timestamp(node.created_ns),
+        ipv6=_text(node.ipv6),
+        router_ipv6=_text(node.router(6)),
     )
 
 
@@ -157,21 +168,24 @@ def pool_message(pool: Pool) -> ipam_pb2.Pool:
         name=pool.name,
         cidrs=map(str, pool.cidrs),
         node_mask_size=pool.node_mask_size,
-        node_cidrs_total=capacity_of(pool.cidrs, pool.node_mask_size),
+        node_cidrs_total=min(pool.capacity, MAX_UINT64),
         node_cidrs_used=pool.used,
+        node_mask_size_ipv6=pool.node_mask_size_ipv6,
     )
 
 
 def address_message(allocation: Allocation) -> ipam_pb2.Address:
-    """An address as the API shows it."""
-    return ipam_pb2.Address(
-        address=str(allocation.address),
-        node=allocation.node,
-        owner=allocation.owner,
-        cidr=str(allocation.cidr),
-        router_ipv4=str(allocation.router_ipv4),
-        create_time=_timestamp(allocation.created_ns),
+    """What an owner has, as the API shows it."""
+    message = ipam_pb2.Address(
+        node=allocation.node, owner=allocation.owner, create_time=_timestamp(allocation.created_ns)
     )
+    for held in allocation.held:
+        address, cidr, router = str(held.address), str(held.cidr), str(held.router)
+        if held.address.version == 4:
+            message.address, message.cidr, message.router_ipv4 = address, cidr, router
+        else:
+            message.ipv6, message.cidr_ipv6, message.router_ipv6 = address, cidr, router
+    return message
 
 
 def _present(node: Node) -> ipam_pb2.NodeEvent:
@@ -186,6 +200,10 @@ def _node_event(event: FeedEvent) -> ipam_pb2.NodeEvent:
         )
     node = decode_node(event.key, event.payload, event.revision)
     return ipam_pb2.NodeEvent(type=types_pb2.CHANGE_TYPE_PUT, node=node_message(node), trace=trace)
+
+
+def _text(address: Address | None) -> str:
+    return "" if address is None else str(address)
 
 
 def _timestamp(nanoseconds: int) -> Timestamp:

@@ -1,7 +1,6 @@
 """CIDR arithmetic of pools: what a pool may look like, and which part of it the next node gets.
 
-Everything here is a pure function of its arguments. Networks are `ipaddress` objects; IPv4 only for
-now, in types that an IPv6 network fits into as well.
+Everything here is a pure function of its arguments. Networks are `ipaddress` objects of either family.
 """
 
 from __future__ import annotations
@@ -9,33 +8,36 @@ from __future__ import annotations
 import ipaddress
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
+from typing import Final
 
+from services.ipam.family import Address, Family, Network, family_of
 from services.ipam.problems import invalid
 
-# A node's CIDR loses three addresses (network, router, broadcast), so /30 is the smallest one that can
-# still hold a pod. See addresses.AddressRange.
-LONGEST_NODE_MASK = 30
+# What a node's CIDR loses: network, router and broadcast address of IPv4, network (the subnet-router anycast
+# address, RFC 4291 2.6.1) and router of IPv6. These are the smallest ones that can still hold a pod. See
+# addresses.AddressRange.
+LONGEST_NODE_MASK: Final[dict[Family, int]] = {4: 30, 6: 126}
+# How much longer than its pool's CIDR a node's may be, which IPv4 cannot reach: a pool of more than 2^64 node
+# CIDRs is a mistyped one.
+MOST_BITS_APART: Final = 64
 
 
-def parse_cidr(text: str, field: str) -> ipaddress.IPv4Network:
-    """The network written as `text`, e.g. "10.244.0.0/16".
+def parse_cidr(text: str, field: str) -> Network:
+    """The network written as `text`, e.g. "10.244.0.0/16" or "fd00:10:244::/48".
 
-    Raises InvalidArgument naming `field` when it is not a network, has host bits set, or is IPv6.
+    Raises InvalidArgument naming `field` when it is not a network or has host bits set.
     """
     try:
-        network = ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(_without_zone(text), strict=False)
+        address = ipaddress.ip_interface(text).ip
     except ValueError:
         raise invalid(
             field,
-            f"{text!r} is not a CIDR; expected one like 10.244.0.0/16",
+            f"{text!r} is not a CIDR; expected one like 10.244.0.0/16 or fd00:10:244::/48",
             reason="CIDR_INVALID",
             value=text,
         ) from None
-    if not isinstance(network, ipaddress.IPv4Network):
-        raise invalid(
-            field, f"{text!r} is IPv6; expected an IPv4 CIDR", reason="FAMILY_UNSUPPORTED", value=text
-        )
-    if "/" not in text or ipaddress.ip_interface(text).ip != network.network_address:
+    if "/" not in text or address != network.network_address:
         raise invalid(
             field,
             f"{text!r} is an address within a network; expected the network itself, {network}",
@@ -45,17 +47,9 @@ def parse_cidr(text: str, field: str) -> ipaddress.IPv4Network:
     return network
 
 
-def parse_address(text: str, field: str) -> ipaddress.IPv4Address:
-    """The address written as `text`; raises InvalidArgument naming `field` otherwise."""
-    try:
-        address = ipaddress.ip_address(text)
-    except ValueError:
-        raise invalid(
-            field,
-            f"{text!r} is not an IP address; expected one like 10.244.1.7",
-            reason="ADDRESS_INVALID",
-            value=text,
-        ) from None
+def parse_ipv4(text: str, field: str) -> ipaddress.IPv4Address:
+    """The IPv4 address written as `text`; raises InvalidArgument naming `field` otherwise."""
+    address = parse_address(text, field)
     if not isinstance(address, ipaddress.IPv4Address):
         raise invalid(
             field, f"{text!r} is IPv6; expected an IPv4 address", reason="FAMILY_UNSUPPORTED", value=text
@@ -63,21 +57,50 @@ def parse_address(text: str, field: str) -> ipaddress.IPv4Address:
     return address
 
 
-def check_node_mask(cidr: ipaddress.IPv4Network, mask_size: int, field: str) -> None:
-    """Raises InvalidArgument unless node CIDRs of `mask_size` bits can be carved out of `cidr`."""
-    if not cidr.prefixlen <= mask_size <= LONGEST_NODE_MASK:
+def parse_ipv6(text: str, field: str) -> ipaddress.IPv6Address:
+    """The IPv6 address written as `text`; raises InvalidArgument naming `field` otherwise."""
+    address = parse_address(text, field)
+    if not isinstance(address, ipaddress.IPv6Address):
+        raise invalid(
+            field, f"{text!r} is IPv4; expected an IPv6 address", reason="FAMILY_UNSUPPORTED", value=text
+        )
+    return address
+
+
+def parse_address(text: str, field: str) -> Address:
+    """The address of either family written as `text`, without a zone; raises InvalidArgument otherwise."""
+    try:
+        return ipaddress.ip_address(_without_zone(text))
+    except ValueError:
         raise invalid(
             field,
-            f"{mask_size} does not fit pool CIDR {cidr}; expected {cidr.prefixlen} to {LONGEST_NODE_MASK}",
+            f"{text!r} is not an IP address; expected one like 10.244.1.7 or fd00:10:244::7",
+            reason="ADDRESS_INVALID",
+            value=text,
+        ) from None
+
+
+def _without_zone(text: str) -> str:
+    """`text`; raises ValueError when it names a zone ("fe80::1%eth0"), which one host only understands."""
+    if "%" in text:
+        raise ValueError(text)
+    return text
+
+
+def check_node_mask(cidr: Network, mask_size: int, field: str) -> None:
+    """Raises InvalidArgument unless node CIDRs of `mask_size` bits can be carved out of `cidr`."""
+    longest = min(LONGEST_NODE_MASK[family_of(cidr)], cidr.prefixlen + MOST_BITS_APART)
+    if not cidr.prefixlen <= mask_size <= longest:
+        raise invalid(
+            field,
+            f"{mask_size} does not fit pool CIDR {cidr}; expected {cidr.prefixlen} to {longest}",
             reason="MASK_SIZE_INVALID",
             value=str(mask_size),
             cidr=str(cidr),
         )
 
 
-def first_overlap(
-    wanted: Sequence[ipaddress.IPv4Network], held: Iterable[ipaddress.IPv4Network]
-) -> tuple[ipaddress.IPv4Network, ipaddress.IPv4Network] | None:
+def first_overlap(wanted: Sequence[Network], held: Iterable[Network]) -> tuple[Network, Network] | None:
     """The first pair (wanted, held) that shares an address, or None.
 
     The members of `wanted` are compared with each other as well; such a pair is (later, earlier).
@@ -93,18 +116,16 @@ def first_overlap(
     return None
 
 
-def carve(
-    cidrs: Sequence[ipaddress.IPv4Network], mask_size: int, taken: Iterable[ipaddress.IPv4Network]
-) -> ipaddress.IPv4Network | None:
+def carve(cidrs: Sequence[Network], mask_size: int, taken: Iterable[Network]) -> Network | None:
     """The lowest network of `mask_size` bits in `cidrs`, tried in their order, that meets none of `taken`.
 
-    None when all are used up. Costs a sort of `taken`, not a walk over the pool. `taken` may hold networks
-    of other sizes (from before a pool's mask size was changed).
+    `cidrs` and `taken` are all of one family. None when all are used up. Costs a sort of `taken`, not a walk
+    over the pool. `taken` may hold networks of other sizes (from before a pool's mask size was changed).
     """
     spans = sorted((int(t.network_address), int(t.broadcast_address)) for t in taken)
     starts = [start for start, _ in spans]
-    step = 1 << (32 - mask_size)
     for cidr in cidrs:
+        step = 1 << (cidr.max_prefixlen - mask_size)
         candidate, end = int(cidr.network_address), int(cidr.broadcast_address)
         # The span just before the candidate may reach into it.
         index = max(bisect_left(starts, candidate) - 1, 0)
@@ -112,11 +133,11 @@ def carve(
             while index < len(spans) and spans[index][1] < candidate:
                 index += 1
             if index == len(spans) or spans[index][0] > candidate + step - 1:
-                return ipaddress.IPv4Network((candidate, mask_size))
+                return type(cidr)((candidate, mask_size))
             candidate += step * ((spans[index][1] - candidate) // step + 1)
     return None
 
 
-def capacity_of(cidrs: Iterable[ipaddress.IPv4Network], mask_size: int) -> int:
-    """How many node CIDRs of `mask_size` bits `cidrs` hold in all."""
+def capacity_of(cidrs: Iterable[Network], mask_size: int) -> int:
+    """How many node CIDRs of `mask_size` bits `cidrs`, all of one family, hold in all."""
     return sum(1 << (mask_size - cidr.prefixlen) for cidr in cidrs)

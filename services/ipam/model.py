@@ -6,57 +6,97 @@ import ipaddress
 from dataclasses import dataclass
 
 from services.ipam.addresses import AddressRange
+from services.ipam.cidr import capacity_of
+from services.ipam.family import FAMILIES, Address, Family, Network, of_family
 
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A named set of CIDRs out of which each node gets a network of `node_mask_size` bits.
+    """A named set of CIDRs out of which each node gets a network of each family that the set has.
 
-    `used` counts the node CIDRs that nodes hold now.
+    `node_mask_size` is the prefix length of a node's IPv4 network, `node_mask_size_ipv6` that of its IPv6
+    one; 0 for a family that the pool does not have. `used` counts the nodes that hold networks of it now.
     """
 
     name: str
-    cidrs: tuple[ipaddress.IPv4Network, ...]
-    node_mask_size: int
+    cidrs: tuple[Network, ...]
+    node_mask_size: int = 0
+    node_mask_size_ipv6: int = 0
     used: int = 0
+
+    @property
+    def families(self) -> tuple[Family, ...]:
+        """The families that the pool has CIDRs of, IPv4 first."""
+        return tuple(family for family in FAMILIES if of_family(self.cidrs, family))
+
+    @property
+    def capacity(self) -> int:
+        """How many nodes the pool has networks for."""
+        return min(capacity_of(of_family(self.cidrs, one), self.mask_size(one)) for one in self.families)
+
+    def mask_size(self, family: Family) -> int:
+        """The prefix length of a node's network of `family`."""
+        return self.node_mask_size if family == 4 else self.node_mask_size_ipv6
 
     def same_as(self, other: Pool) -> bool:
         """Whether both describe the same pool; the order of the CIDRs does not count, nor does use."""
-        return (self.name, self.node_mask_size, set(self.cidrs)) == (
-            other.name,
-            other.node_mask_size,
-            set(other.cidrs),
-        )
+        return self._content() == other._content()
+
+    def _content(self) -> tuple[str, int, int, frozenset[Network]]:
+        return self.name, self.node_mask_size, self.node_mask_size_ipv6, frozenset(self.cidrs)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """A registered node and the pod CIDRs that it holds, in the order in which it got them.
+    """A registered node and the pod CIDRs that it holds, IPv4 first.
 
-    `ipv4` is its underlay address, `created_ns` Unix time in nanoseconds, `revision` the one of the node
-    feed at which it last changed.
+    `ipv4` and `ipv6` are its underlay addresses, `created_ns` Unix time in nanoseconds, `revision` the one of
+    the node feed at which it last changed.
     """
 
     name: str
     ipv4: ipaddress.IPv4Address
     pool: str
-    pod_cidrs: tuple[ipaddress.IPv4Network, ...]
+    pod_cidrs: tuple[Network, ...]
     created_ns: int
+    ipv6: ipaddress.IPv6Address | None = None
     revision: int = 0
 
-    @property
-    def router_ipv4(self) -> ipaddress.IPv4Address:
-        """The node's own address in its first CIDR, the next hop of its pods."""
-        return AddressRange(self.pod_cidrs[0]).router
+    def router(self, family: Family) -> Address | None:
+        """The node's own address in its first CIDR of `family`, its pods' next hop; None without one."""
+        return next((AddressRange(cidr).router for cidr in of_family(self.pod_cidrs, family)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class AddressPair:
+    """An address of each family, or None where one is not there or does not matter."""
+
+    ipv4: ipaddress.IPv4Address | None = None
+    ipv6: ipaddress.IPv6Address | None = None
+
+    def of(self, family: Family) -> Address | None:
+        """The address of `family`."""
+        return self.ipv4 if family == 4 else self.ipv6
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """One address in use, the node's CIDR that it is out of, and the node's router address of its family."""
+
+    address: Address
+    cidr: Network
+    router: Address
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """One address in use: who holds it, on which node and out of which CIDR."""
+    """What one owner has on one node: an address of each family that the node has, IPv4 first."""
 
-    address: ipaddress.IPv4Address
     node: str
     owner: str
-    cidr: ipaddress.IPv4Network
-    router_ipv4: ipaddress.IPv4Address
+    held: tuple[Held, ...]
     created_ns: int
+
+    def of(self, family: Family) -> Held | None:
+        """What is held of `family`."""
+        return next((one for one in self.held if one.address.version == family), None)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from services.chassis.errors import (
     Aborted,
@@ -13,6 +14,19 @@ from services.chassis.errors import (
     NotFound,
     ResourceExhausted,
 )
+from services.ipam.family import (
+    FAMILIES,
+    Address,
+    Family,
+    Network,
+    comma_separated,
+    family_name,
+    family_of,
+    of_family,
+)
+
+# The fields of pools that mask sizes stand in.
+MASK_FIELDS: Final[Mapping[Family, str]] = {4: "node_mask_size", 6: "node_mask_size_ipv6"}
 
 
 def invalid(field: str, description: str, *, reason: str, **metadata: str) -> InvalidArgument:
@@ -43,12 +57,17 @@ def pool_not_found(pool: str) -> NotFound:
     )
 
 
-def pool_exists(pool: str, cidrs: str, node_mask_size: int) -> AlreadyExists:
-    """A pool of that name exists with other content."""
+def pool_exists(pool: str, cidrs: Sequence[Network], mask_sizes: Mapping[Family, int]) -> AlreadyExists:
+    """A pool of that name exists with other content: `cidrs` and, of its families, `mask_sizes`."""
+    masks = ", ".join(f"/{mask_sizes[family]}" for family in FAMILIES if family in mask_sizes)
     return AlreadyExists(
-        f"pool {pool!r} exists with other content: {cidrs}, node mask /{node_mask_size}",
+        f"pool {pool!r} exists with other content: {comma_separated(cidrs)}, node mask {masks}",
         reason="POOL_EXISTS",
-        metadata={"pool": pool, "cidrs": cidrs, "node_mask_size": str(node_mask_size)},
+        metadata={
+            "pool": pool,
+            "cidrs": comma_separated(cidrs),
+            **{MASK_FIELDS[family]: str(size) for family, size in mask_sizes.items()},
+        },
     )
 
 
@@ -61,15 +80,19 @@ def pool_in_use(pool: str, nodes: int, example: str) -> FailedPrecondition:
     )
 
 
-def pool_exhausted(pool: str, cidrs: str, node_mask_size: int, total: int, node: str) -> ResourceExhausted:
-    """Every node CIDR of the pool is taken."""
+def pool_exhausted(
+    pool: str, family: Family, cidrs: Sequence[Network], mask_size: int, total: int, node: str
+) -> ResourceExhausted:
+    """Every node CIDR of one family is taken; `cidrs`, `mask_size` and `total` are that family's."""
     return ResourceExhausted(
-        f"pool {pool!r} ({cidrs}) has no /{node_mask_size} left for node {node!r}: all {total} are taken",
+        f"pool {pool!r} ({comma_separated(cidrs)}) has no {family_name(family)} /{mask_size} left for node"
+        f" {node!r}: all {total} are taken",
         reason="POOL_EXHAUSTED",
         metadata={
             "pool": pool,
-            "cidrs": cidrs,
-            "node_mask_size": str(node_mask_size),
+            "family": family_name(family),
+            "cidrs": comma_separated(cidrs),
+            MASK_FIELDS[family]: str(mask_size),
             "capacity": str(total),
             "node": node,
         },
@@ -94,12 +117,12 @@ def node_pool_conflict(node: str, pool: str, wanted: str) -> FailedPrecondition:
     )
 
 
-def node_address_in_use(ipv4: ipaddress.IPv4Address, holder: str, node: str) -> FailedPrecondition:
+def node_address_in_use(address: Address, holder: str, node: str) -> FailedPrecondition:
     """Another node is registered with the underlay address."""
     return FailedPrecondition(
-        f"underlay address {ipv4} belongs to node {holder!r}; node {node!r} cannot have it as well",
+        f"underlay address {address} belongs to node {holder!r}; node {node!r} cannot have it as well",
         reason="ADDRESS_IN_USE",
-        metadata={"address": str(ipv4), "node": holder, "requested_by": node},
+        metadata={"address": str(address), "node": holder, "requested_by": node},
     )
 
 
@@ -112,26 +135,38 @@ def node_in_use(node: str, addresses: int) -> FailedPrecondition:
     )
 
 
-def cidr_exhausted(node: str, cidrs: str, capacity: int) -> ResourceExhausted:
-    """Every address of the node is held."""
+def cidr_exhausted(node: str, family: Family, cidrs: Sequence[Network], capacity: int) -> ResourceExhausted:
+    """Every address of one family, out of `cidrs`, is held on the node."""
     return ResourceExhausted(
-        f"node {node!r} has no free address: all {capacity} of {cidrs} are held",
+        f"node {node!r} has no free {family_name(family)} address: all {capacity} of {comma_separated(cidrs)}"
+        " are held",
         reason="CIDR_EXHAUSTED",
-        metadata={"node": node, "cidr": cidrs, "capacity": str(capacity)},
+        metadata={
+            "node": node,
+            "family": family_name(family),
+            "cidr": comma_separated(cidrs),
+            "capacity": str(capacity),
+        },
     )
 
 
-def address_not_on_node(address: ipaddress.IPv4Address, node: str, cidrs: str) -> FailedPrecondition:
-    """The address asked for is not one that pods of the node may have."""
+def address_not_on_node(address: Address, node: str, cidrs: Sequence[Network]) -> FailedPrecondition:
+    """The address asked for is not one that pods of the node, which holds `cidrs`, may have."""
+    family = family_of(address)
+    usable = of_family(cidrs, family)
+    if usable:
+        reserved = "network, router and broadcast address" if family == 4 else "network and router address"
+        expected = f"expected an address of {comma_separated(usable)} other than the {reserved}"
+    else:
+        expected = f"the node has no {family_name(family)} CIDR, only {comma_separated(cidrs)}"
     return FailedPrecondition(
-        f"{address} cannot be given to a pod of node {node!r}; expected an address of {cidrs} other than the"
-        " network, router and broadcast address",
+        f"{address} cannot be given to a pod of node {node!r}; {expected}",
         reason="ADDRESS_NOT_ON_NODE",
-        metadata={"address": str(address), "node": node, "cidr": cidrs},
+        metadata={"address": str(address), "node": node, "cidr": comma_separated(usable or cidrs)},
     )
 
 
-def address_in_use(address: ipaddress.IPv4Address, holder: str, node: str) -> AlreadyExists:
+def address_in_use(address: Address, holder: str, node: str) -> AlreadyExists:
     """The address asked for has another owner."""
     return AlreadyExists(
         f"{address} is held by {holder!r}",
@@ -140,10 +175,8 @@ def address_in_use(address: ipaddress.IPv4Address, holder: str, node: str) -> Al
     )
 
 
-def owner_holds_another(
-    owner: str, node: str, held: ipaddress.IPv4Address, wanted: ipaddress.IPv4Address
-) -> AlreadyExists:
-    """The owner asked for an address but has a different one already."""
+def owner_holds_another(owner: str, node: str, held: Address, wanted: Address) -> AlreadyExists:
+    """The owner asked for an address but has a different one of the same family already."""
     return AlreadyExists(
         f"{owner!r} holds {held} on node {node!r}; release it before asking for {wanted}",
         reason="OWNER_HOLDS_ANOTHER",

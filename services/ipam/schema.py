@@ -1,7 +1,7 @@
 """The tables of ipam. What must never be doubled is a key or unique constraint here, not a check in code.
 
-Addresses are stored packed (4 bytes, network order) so that the database sorts them as numbers. `family` is
-part of the keys where an IPv6 address will stand beside an IPv4 one.
+Addresses are stored packed (4 or 16 bytes, network order) so that the database sorts those of one `family`
+(4 or 6) as numbers. The two families sort among each other: what searches a span names the family as well.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ pools = Table(
     Column("name", String(63), primary_key=True),
     Column("node_mask_size", Integer, nullable=False),
     Column("created_ns", BigInteger, nullable=False),
+    # Like node_mask_size, 0 in a pool without CIDRs of the family.
+    Column("node_mask_size_ipv6", Integer, nullable=False, server_default="0"),
 )
 
 pool_cidrs = Table(
@@ -47,7 +49,9 @@ nodes = Table(
     Column("pool", String(63), ForeignKey("pools.name", ondelete="RESTRICT"), nullable=False),
     Column("created_ns", BigInteger, nullable=False),
     Column("revision", BigInteger, nullable=False),
+    Column("ipv6", String(39)),
     UniqueConstraint("ipv4", name="nodes_ipv4"),
+    Index("nodes_ipv6", "ipv6", unique=True),
 )
 
 # The primary key keeps a CIDR with one node. CIDRs of one pool are aligned and of one size, so unequal ones
@@ -61,6 +65,7 @@ node_cidrs = Table(
     Column("position", Integer, nullable=False),
     # Where the next allocation looks first, packed; see addresses.py on rotation.
     Column("next_address", LargeBinary(16), nullable=False),
+    Column("family", Integer, nullable=False, server_default="4"),
     UniqueConstraint("node", "position", name="node_cidrs_position"),
     Index("node_cidrs_pool", "pool"),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.chassis.settings import CommonSettings, setting
+from services.ipam.plan import DEFAULT_MASK_SIZE_IPV6
 
 
 @dataclass(frozen=True)
@@ -19,14 +20,21 @@ class IpamSettings(CommonSettings):
         "sqlite:////var/lib/fimbria/ipam.db",
         help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
     )
-    ipam_default_pool_cidr: str = setting(
-        "", help="CIDR of the pool `default`, made at start when it is missing. Empty: none is made."
+    ipam_default_pool_cidr: tuple[str, ...] = setting(
+        (),
+        help="CIDRs (IPv4, IPv6, both) of the pool `default`, made at start if it is missing. Empty: none.",
     )
     ipam_default_pool_mask_size: int = setting(
         24,
-        help="Prefix length of the CIDR that each node gets from the pool `default`.",
+        help="Prefix length of the IPv4 CIDR that each node gets from the pool `default`.",
         minimum=8,
         maximum=30,
+    )
+    ipam_default_pool_mask_size_ipv6: int = setting(
+        DEFAULT_MASK_SIZE_IPV6,
+        help="Prefix length of the IPv6 CIDR that each node gets from the pool `default`.",
+        minimum=8,
+        maximum=126,
     )
     feed_keep: int = setting(
         100_000, help="How many of the newest changes are kept for watches to resume from.", minimum=1

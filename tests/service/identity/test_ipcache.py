@@ -96,7 +96,8 @@ async def test_an_unknown_identity_is_refused_and_nothing_published(
     [
         ("10.0.0.7/24", 1, "PREFIX_INVALID", "entries[0].prefix"),
         ("web", 1, "PREFIX_INVALID", "entries[0].prefix"),
-        ("fd00::1", 1, "FAMILY_UNSUPPORTED", "entries[0].prefix"),
+        ("FD00::1", 1, "PREFIX_INVALID", "entries[0].prefix"),
+        ("fd00::1/64", 1, "PREFIX_INVALID", "entries[0].prefix"),
         ("", 1, "REQUEST_INVALID", "entries[0].prefix"),
         ("10.0.0.7", 0, "REQUEST_INVALID", "entries[0].identity"),
     ],

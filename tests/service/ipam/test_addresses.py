@@ -54,7 +54,7 @@ async def test_concurrent_allocations_get_different_addresses_until_none_is_left
     cidr = IPv4Network(home.node.pod_cidrs[0])
     assert {IPv4Address(one.address) for one in granted} == set(cidr.hosts()) - {cidr[1]}
     error = await refused(addresses.Allocate(allocate(node, "late")), ResourceExhausted, "CIDR_EXHAUSTED")
-    assert error.metadata == {"node": node, "cidr": str(cidr), "capacity": "253"}
+    assert error.metadata == {"node": node, "family": "IPv4", "cidr": str(cidr), "capacity": "253"}
     # Full as it is, a replay still gets its answer, and a release makes room for exactly one.
     assert await addresses.Allocate(allocate(node, "c100/eth0")) == granted[100]
     await addresses.Release(ipam_pb2.ReleaseRequest(node=node, owner="c40/eth0"))

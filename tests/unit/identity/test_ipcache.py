@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv6Address, IPv6Network
 
 import pytest
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
@@ -21,18 +23,54 @@ WEB = Entry("10.244.1.7/32", 1001, "node-1", "172.31.0.1", "shop/web", 5)
         ("10.244.1.7/32", "10.244.1.7/32"),
         ("10.0.0.0/8", "10.0.0.0/8"),
         ("0.0.0.0/0", "0.0.0.0/0"),
+        ("fd00::7", "fd00::7/128"),
+        ("fd00:10:244::1:7/128", "fd00:10:244::1:7/128"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("::/0", "::/0"),
     ],
 )
 def test_prefixes_have_one_form(text: str, normal: str) -> None:
     assert normalise_prefix(text, "prefix") == normal
 
 
-@pytest.mark.parametrize("text", ["10.244.1.7/24", "10.0.0.0/33", "web", "", "fd00::1", "10.0.0.1/"])
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/33", "web", "", "fd00::1/129", "10.0.0.1/", "fe80::1%eth0", "fe80::%1/64"]
+)
 def test_a_bad_prefix_names_its_field(text: str) -> None:
     with pytest.raises(InvalidArgument) as caught:
         normalise_prefix(text, "entries[2].prefix")
     assert caught.value.violations[0].field == "entries[2].prefix"
     assert repr(text) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.244.1.7/24", "10.244.1.0/24"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+        ("10.0.0.0/08", "10.0.0.0/8"),
+        ("fd00::1/64", "fd00::/64"),
+        ("FD00::/64", "fd00::/64"),
+        ("fd00::00:7", "fd00::7/128"),
+        ("fd00:0:0:0:0:0:0:7/128", "fd00::7/128"),
+        ("::ffff:10.0.0.7", "10.0.0.7/32"),
+        ("::ffff:a00:0/104", "10.0.0.0/8"),
+    ],
+)
+def test_what_is_written_otherwise_is_refused_with_the_canonical_form(text: str, expected: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        normalise_prefix(text, "prefix")
+    assert caught.value.reason == "PREFIX_INVALID"
+    assert caught.value.metadata == {"field": "prefix", "value": text, "expected": expected}
+    assert expected in caught.value.violations[0].description
+    assert normalise_prefix(expected, "prefix") == expected
+
+
+@given(st.ip_addresses(v=6), st.integers(0, 128))
+def test_every_network_is_its_own_canonical_form(address: IPv6Address, length: int) -> None:
+    network = IPv6Network((address, length), strict=False)
+    if not network.subnet_of(IPv6Network("::ffff:0:0/96")):
+        assert normalise_prefix(str(network), "prefix") == str(network)
 
 
 def test_publishing_what_is_there_changes_nothing() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -37,6 +37,25 @@ def test_the_smallest_cidr_holds_one_pod() -> None:
     assert choose_slot(bounds, bounds.after(2), [2]) is None
 
 
+def test_ipv6_has_no_broadcast_address() -> None:
+    bounds = AddressRange(IPv6Network("fd00::1:0/112"))
+    assert bounds.router == IPv6Address("fd00::1:1")
+    assert bounds.address(bounds.last) == IPv6Address("fd00::1:ffff")
+    assert bounds.capacity == 65534
+    assert [bounds.slot(bounds.network[at]) for at in (0, 1, 2, 65535)] == [None, None, 2, 65535]
+    assert bounds.after(bounds.last) == 2
+
+
+def test_the_smallest_ipv6_cidr_holds_two_pods() -> None:
+    bounds = AddressRange(IPv6Network("fd00::/126"))
+    assert [choose_slot(bounds, 2, held) for held in ([], [2], [2, 3])] == [2, 3, None]
+
+
+def test_an_address_of_the_other_family_has_no_slot() -> None:
+    assert SLASH_24.slot(IPv6Address("::10.244.1.7")) is None
+    assert AddressRange(IPv6Network("::/112")).slot(IPv4Address("0.0.0.7")) is None
+
+
 def test_a_released_address_is_the_last_to_be_used_again() -> None:
     slot = choose_slot(SLASH_24, SLASH_24.first, [])
     assert slot == 2
@@ -64,9 +83,13 @@ def test_first_gap_is_the_least_number_not_held(start: int, offsets: set[int]) -
 class Allocator(RuleBasedStateMachine):
     """Random allocations and releases on one small CIDR against a model of who holds what."""
 
+    @staticmethod
+    def network() -> AddressRange:
+        return AddressRange(IPv4Network("10.0.0.0/28"))
+
     def __init__(self) -> None:
         super().__init__()
-        self.bounds = AddressRange(IPv4Network("10.0.0.0/28"))
+        self.bounds = self.network()
         self.cursor = self.bounds.first
         self.holders: dict[int, int] = {}
         self.owners = 0
@@ -99,4 +122,13 @@ class Allocator(RuleBasedStateMachine):
         assert all(self.bounds.slot(self.bounds.address(slot)) == slot for slot in self.holders)
 
 
+class AllocatorOfIpv6(Allocator):
+    """The same on an IPv6 CIDR, which has one address more."""
+
+    @staticmethod
+    def network() -> AddressRange:
+        return AddressRange(IPv6Network("fd00::10/124"))
+
+
 TestAllocator = Allocator.TestCase
+TestAllocatorOfIpv6 = AllocatorOfIpv6.TestCase
