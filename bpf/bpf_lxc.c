@@ -6,84 +6,78 @@
 #include "lib/common.h"
 #include "lib/arp.h"
 #include "lib/config.h"
-#include "lib/deliver.h"
 #include "lib/drop.h"
+#include "lib/edt.h"
 #include "lib/encap.h"
 #include "lib/endpoint.h"
 #include "lib/flow.h"
+#include "lib/forward.h"
 #include "lib/identity.h"
-#include "lib/parse.h"
+#include "lib/nd.h"
+#include "lib/parse6.h"
 
-/* Both ends local: judged by both in this one pass. */
-static __always_inline int container_to_container(struct __sk_buff *skb, struct packet *p,
-						  struct flow_state *f, const struct endpoint *src,
-						  const struct endpoint *dst, const bool reply)
-{
-	struct remote src_peer = { .identity = src->identity };
-	struct remote dst_peer = { .identity = dst->identity };
-	int ret;
-
-	p->dst_identity = dst->identity;
-	ret = flow_judge(skb, p, f, src, source_side(reply), &dst_peer, reply);
-	if (ret)
-		return ret;
-	ret = flow_judge(skb, p, f, dst, destination_side(reply), &src_peer, reply);
-	if (ret)
-		return ret;
-	ret = flow_commit(skb, p, f, reply);
-	if (ret)
-		return ret;
-	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);
-	return deliver_to_endpoint(skb, p, dst);
-}
-
-static __always_inline int container_to_remote(struct __sk_buff *skb, struct packet *p,
-					       struct flow_state *f, const struct endpoint *src,
-					       const bool reply)
-{
-	struct remote dst;
-	int ret;
-
-	remote_find(&dst, p->daddr, &f->entry->side[source_side(reply)]);
-	p->dst_identity = dst.identity;
-	ret = flow_judge(skb, p, f, src, source_side(reply), &dst, reply);
-	if (ret)
-		return ret;
-	ret = flow_commit(skb, p, f, reply);
-	if (ret)
-		return ret;
-	p->direction = DIR_EGRESS;
-	if (dst.tunnel)
-		return encap_to_node(skb, p, dst.tunnel);
-	return deliver_to_stack(skb, p);
-}
-
-static __always_inline int from_container_ipv4(struct __sk_buff *skb, struct packet *p,
-					       const struct endpoint *src)
+static __always_inline int send_on(struct __sk_buff *skb, struct packet *p,
+				   const struct endpoint *src, const bool v6)
 {
 	const struct endpoint *dst;
-	struct flow_state f;
-	bool reply;
+
+	if (p->target == ROUTE_LOCAL && !CONFIG(endpoint_routes)) {
+		dst = endpoint_at(p->dst_slot);
+		if (unlikely(!dst))
+			return DROP(DROP_NO_LXC);
+		return deliver_to_endpoint(skb, p, dst, true, v6);
+	}
+	if (p->target >= ROUTE_TUNNEL_MIN) {
+		if (unlikely(is_too_big(skb)))
+			return deliver_to_stack(skb, p);
+		edt_mark(skb, src, p->src_slot);
+		return encap_to_node(skb, p, p->target);
+	}
+	if (p->target == ROUTE_HOST)
+		return deliver_to_host(skb, p);
+	if (p->target == ROUTE_LOCAL)
+		return deliver_to_stack(skb, p);
+	edt_mark(skb, src, p->src_slot);
+	return deliver_to_network(skb, p, v6);
+}
+
+static __always_inline int from_container_ip(struct __sk_buff *skb, struct packet *p,
+					     const struct endpoint *src, const bool v6)
+{
+	const struct ct_side *side, *other;
+	struct flow f;
 	int ret;
 
-	ret = parse_ipv4(skb, p, src->ipv4);
-	if (ret)
+	ret = parse(skb, p, src, v6);
+	if (unlikely(ret))
 		return ret;
 	/* An endpoint is no router: it can only complain of its own flows. */
-	if (unlikely(p->flow.saddr != p->saddr))
+	if (unlikely(!address_equal(&p->flow_saddr, &p->saddr, v6)))
 		return DROP(DROP_INVALID_SIP);
-	dst = endpoint_by_ipv4(p->daddr);
-	reply = flow_find(&f, p, src, dst);
-	if (unlikely(f.is_new)) {
-		ret = flow_may_start(p);
-		if (ret)
-			return ret;
+	flow_find(&f, p, v6);
+	if (likely(flow_goes_on(&f, p))) {
+		side = source_side(&f);
+		other = destination_side(&f);
+		p->target = side->route >> 32;
+		if (likely((__u32)side->route == p->generation && side->generation == p->generation &&
+			   (p->target != ROUTE_LOCAL || other->generation == p->generation))) {
+			p->dst_slot = other->slot;
+			flow_count(&f, p, skb->len);
+			return send_on(skb, p, src, v6);
+		}
 	}
-	if (dst)
-		return reply ? container_to_container(skb, p, &f, src, dst, true) :
-			       container_to_container(skb, p, &f, src, dst, false);
-	return reply ? container_to_remote(skb, p, &f, src, true) :
-		       container_to_remote(skb, p, &f, src, false);
+	ret = v6 ? judge_sent6(skb, p, !f.ct) : judge_sent4(skb, p, !f.ct);
+	return ret ? ret : send_on(skb, p, src, v6);
+}
+
+/* Gives the answer that stands in the frame to whom it is for, past what judges traffic. */
+static __always_inline int answer(struct __sk_buff *skb, const struct endpoint *to)
+{
+	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	forward_note(FORWARD_PEER, to->ifindex, 0, 0);
+	return bpf_redirect_peer(to->ifindex, 0);
 }
 
 static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p,
@@ -91,20 +85,31 @@ static __always_inline int from_container_arp(struct __sk_buff *skb, struct pack
 {
 	int ret = arp_answer(skb, p, src->host_mac, src->ipv4);
 
-	if (ret)
-		return ret;
-	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);
-	return bpf_redirect(skb->ifindex, 0);
+	return ret ? ret : answer(skb, src);
+}
+
+static __always_inline int from_container_ipv6(struct __sk_buff *skb, struct packet *p,
+					       const struct endpoint *src)
+{
+	int ret;
+
+	if (likely(!is_neighbour_solicitation(skb)))
+		return from_container_ip(skb, p, src, true);
+	ret = nd_answer(skb, p, src);
+	return ret ? ret : answer(skb, src);
 }
 
 /* lxc, tc ingress: what the pod sends. */
 SEC("tc")
 int from_container(struct __sk_buff *skb)
 {
-	const struct endpoint *src = endpoint_by_device(skb->ifindex);
 	struct packet p = { .direction = DIR_EGRESS };
+	const struct endpoint *src;
 	int ret;
 
+	clear_metadata(skb);
+	p.src_slot = endpoint_slot_of_device(skb->ifindex);
+	src = endpoint_at(p.src_slot);
 	if (unlikely(!src)) {
 		ret = DROP(DROP_NO_ENDPOINT_ROW);
 		return drop_packet(skb, &p, ret);
@@ -114,7 +119,9 @@ int from_container(struct __sk_buff *skb)
 	if (unlikely(skb->vlan_present))
 		ret = DROP(DROP_UNSUPPORTED_L2);
 	else if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
-		ret = from_container_ipv4(skb, &p, src);
+		ret = from_container_ip(skb, &p, src, false);
+	else if (likely(skb->protocol == bpf_htons(ETH_P_IPV6)))
+		ret = from_container_ipv6(skb, &p, src);
 	else if (skb->protocol == bpf_htons(ETH_P_ARP))
 		ret = from_container_arp(skb, &p, src);
 	else
@@ -122,58 +129,54 @@ int from_container(struct __sk_buff *skb)
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
 }
 
-static __always_inline int stack_to_container(struct __sk_buff *skb, struct packet *p,
-					      struct flow_state *f, const struct endpoint *dst,
-					      const bool reply)
+static __always_inline int to_container_ip(struct __sk_buff *skb, struct packet *p,
+					   const struct endpoint *dst, const bool v6)
 {
-	struct remote src;
+	const struct ct_side *side;
+	struct flow f;
 	int ret;
 
-	ret = remote_find_sender(skb, &src, p->saddr, &f->entry->side[destination_side(reply)]);
-	if (ret)
+	ret = parse(skb, p, NULL, v6);
+	if (unlikely(ret))
 		return ret;
-	p->src_identity = src.identity;
-	if (unlikely(f->is_new)) {
-		ret = flow_may_start(p);
-		if (ret)
-			return ret;
+	if (unlikely(v6 ? !in6_equal(&p->daddr, &dst->ipv6) : p->daddr.w[0] != dst->ipv4))
+		return DROP(DROP_NO_LXC);
+	flow_find(&f, p, v6);
+	if (likely(flow_goes_on(&f, p))) {
+		side = destination_side(&f);
+		if (likely(side->generation == p->generation && side->slot == p->dst_slot &&
+			   is_known_sender(skb, side, f.reply))) {
+			flow_count(&f, p, skb->len);
+			goto pass;
+		}
 	}
-	ret = flow_judge(skb, p, f, dst, destination_side(reply), &src, reply);
+	ret = find_sender(skb, p, v6);
 	if (ret)
 		return ret;
-	ret = flow_commit(skb, p, f, reply);
+	ret = v6 ? judge_received6(skb, p, !f.ct) : judge_received4(skb, p, !f.ct);
 	if (ret)
 		return ret;
+pass:
 	metrics_count(REASON_FORWARDED, DIR_INGRESS, skb->len);
 	return TC_ACT_OK;
-}
-
-static __always_inline int to_container_ipv4(struct __sk_buff *skb, struct packet *p,
-					     const struct endpoint *dst)
-{
-	struct flow_state f;
-	int ret;
-
-	ret = parse_ipv4(skb, p, 0);
-	if (ret)
-		return ret;
-	if (p->daddr != dst->ipv4)
-		return DROP(DROP_NO_LXC);
-	return flow_find(&f, p, NULL, dst) ? stack_to_container(skb, p, &f, dst, true) :
-					     stack_to_container(skb, p, &f, dst, false);
 }
 
 /* lxc, tc egress: what the host's stack or from_host hands over for the pod. */
 SEC("tc")
 int to_container(struct __sk_buff *skb)
 {
-	const struct endpoint *dst = endpoint_by_device(skb->ifindex);
 	struct packet p = { .direction = DIR_INGRESS };
+	const struct endpoint *dst;
 	int ret;
 
-	/* from_container's answers pass here too. */
+	/* The node's own: what it hands on has been asked and answered elsewhere. */
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return TC_ACT_OK;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6) && !skb->ingress_ifindex &&
+	    is_neighbour_discovery(skb))
+		return TC_ACT_OK;
+	p.dst_slot = endpoint_slot_of_device(skb->ifindex);
+	dst = endpoint_at(p.dst_slot);
 	if (unlikely(!dst)) {
 		ret = DROP(DROP_NO_ENDPOINT_ROW);
 		return drop_packet(skb, &p, ret);
@@ -181,7 +184,9 @@ int to_container(struct __sk_buff *skb)
 	p.endpoint_id = dst->endpoint_id;
 	p.dst_identity = dst->identity;
 	if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
-		ret = to_container_ipv4(skb, &p, dst);
+		ret = to_container_ip(skb, &p, dst, false);
+	else if (likely(skb->protocol == bpf_htons(ETH_P_IPV6)))
+		ret = to_container_ip(skb, &p, dst, true);
 	else
 		ret = DROP(DROP_UNKNOWN_L3);
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;

@@ -1,62 +1,39 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
-/* The overlay device: what other nodes send to this one. */
+/* The overlay device: what other nodes send to this one, and what this one sends to them. */
 #include "lib/common.h"
 #include "lib/config.h"
-#include "lib/deliver.h"
 #include "lib/drop.h"
+#include "lib/edt.h"
 #include "lib/encap.h"
 #include "lib/endpoint.h"
 #include "lib/flow.h"
+#include "lib/forward.h"
 #include "lib/identity.h"
-#include "lib/parse.h"
+#include "lib/parse6.h"
+#include "lib/receive.h"
 
-static __always_inline int overlay_to_container(struct __sk_buff *skb, struct packet *p,
-						struct flow_state *f, const struct endpoint *dst,
-						const bool reply)
+static __always_inline int from_overlay_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
-	struct remote src = { .identity = p->src_identity };
-	int ret;
-
-	ret = flow_judge(skb, p, f, dst, destination_side(reply), &src, reply);
-	if (ret)
-		return ret;
-	ret = flow_commit(skb, p, f, reply);
-	if (ret)
-		return ret;
-	return deliver_to_endpoint(skb, p, dst);
-}
-
-static __always_inline int from_overlay_ipv4(struct __sk_buff *skb, struct packet *p)
-{
-	const struct endpoint *dst;
-	struct flow_state f;
-	bool reply;
+	struct flow f;
 	int ret;
 
 	ret = decap_identity(skb, p);
-	if (ret)
+	if (unlikely(ret))
 		return ret;
-	ret = parse_ipv4(skb, p, 0);
-	if (ret)
+	ret = parse(skb, p, NULL, v6);
+	if (unlikely(ret))
 		return ret;
-	dst = endpoint_by_ipv4(p->daddr);
-	if (unlikely(!dst)) {
-		/* An overlay is no way to the world: the node itself or nobody. */
-		if (!is_host_address(p->daddr))
-			return DROP(DROP_NO_LXC);
-		p->dst_identity = ID_HOST;
-		return deliver_to_stack(skb, p);
-	}
-	p->endpoint_id = dst->endpoint_id;
-	p->dst_identity = dst->identity;
-	reply = flow_find(&f, p, NULL, dst);
-	if (unlikely(f.is_new)) {
-		ret = flow_may_start(p);
-		if (ret)
-			return ret;
-	}
-	return reply ? overlay_to_container(skb, p, &f, dst, true) :
-		       overlay_to_container(skb, p, &f, dst, false);
+	ret = receive_established(skb, p, &f, v6);
+	if (likely(ret != RECEIVE_LOOK_CLOSER))
+		return ret;
+	p->dst_slot = endpoint_slot_of_address(&p->daddr, v6);
+	if (p->dst_slot)
+		return receive(skb, p, !f.ct, v6);
+	/* An overlay is no way to the world: the node itself or nobody. */
+	if (!is_host_address(&p->daddr, v6))
+		return DROP(DROP_NO_LXC);
+	p->dst_identity = ID_HOST;
+	return deliver_to_host(skb, p);
 }
 
 /* fimbria_vxlan, tc ingress. */
@@ -69,10 +46,32 @@ int from_overlay(struct __sk_buff *skb)
 	if (unlikely(skb->vlan_present))
 		ret = DROP(DROP_UNSUPPORTED_L2);
 	else if (likely(skb->protocol == bpf_htons(ETH_P_IP)))
-		ret = from_overlay_ipv4(skb, &p);
+		ret = from_overlay_ip(skb, &p, false);
+	else if (likely(skb->protocol == bpf_htons(ETH_P_IPV6)))
+		ret = from_overlay_ip(skb, &p, true);
 	else
 		ret = DROP(DROP_UNKNOWN_L3);
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
+}
+
+/* fimbria_vxlan, tc egress: on its way to a peer, before the outer headers are there. */
+SEC("tc")
+int to_overlay(struct __sk_buff *skb)
+{
+	struct packet p = { .direction = DIR_EGRESS };
+	struct bpf_tunnel_key key;
+	int ret;
+
+	/* What was routed here has no peer, and the device would lose it without a word. */
+	if (unlikely(bpf_skb_get_tunnel_key(skb, &key, sizeof(key), 0))) {
+		ret = DROP(DROP_NO_TUNNEL_ENDPOINT);
+		return drop_packet(skb, &p, ret);
+	}
+	ret = edt_schedule(skb);
+	if (unlikely(ret))
+		return drop_packet(skb, &p, ret);
+	skb->mark = MARK_MAGIC_OVERLAY;
+	return TC_ACT_OK;
 }
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

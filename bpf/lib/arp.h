@@ -4,6 +4,7 @@
 
 #include "common.h"
 #include "drop.h"
+#include "packet.h"
 
 #define ARP_REQUEST 1
 #define ARP_REPLY 2
@@ -46,8 +47,9 @@ static __always_inline int arp_answer(struct __sk_buff *skb, struct packet *p, c
 		return DROP(DROP_INVALID);
 
 	target = arp->target;
-	p->saddr = arp->sender;
-	p->daddr = target;
+	p->family = FAMILY_IPV4;
+	p->saddr.w[0] = arp->sender;
+	p->daddr.w[0] = target;
 	/* 0.0.0.0 asks whether an address is taken (RFC 5227). */
 	if (source && arp->sender != source && arp->sender)
 		return DROP(DROP_INVALID_SIP);

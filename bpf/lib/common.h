@@ -33,8 +33,45 @@
 #define ID_CLUSTER_MIN 256
 #define ID_CLUSTER_MAX 65535
 
+/* In linux/in6.h, which wants the C library's headers. */
+#define IPPROTO_ICMPV6 58
+
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1FFF
+#define IP_DF 0x4000
+
+/* An IPv6 address. Where both families share a field, an IPv4 address is in w[0] and the rest is 0. */
+struct in6 {
+	__be32 w[4];
+};
+ASSERT_SIZE(struct in6, 16);
+
+static __always_inline bool in6_equal(const struct in6 *a, const struct in6 *b)
+{
+	return !((a->w[0] ^ b->w[0]) | (a->w[1] ^ b->w[1]) | (a->w[2] ^ b->w[2]) |
+		 (a->w[3] ^ b->w[3]));
+}
+
+static __always_inline bool in6_is_zero(const struct in6 *a)
+{
+	return !(a->w[0] | a->w[1] | a->w[2] | a->w[3]);
+}
+
+static __always_inline bool address_equal(const struct in6 *a, const struct in6 *b, const bool v6)
+{
+	return v6 ? in6_equal(a, b) : a->w[0] == b->w[0];
+}
+
+/* linux/ipv6.h has bit fields and more than is needed here. */
+struct ipv6_header {
+	__be32 version_class_label;
+	__be16 payload_length;
+	__u8 next_header;
+	__u8 hop_limit;
+	struct in6 saddr;
+	struct in6 daddr;
+};
+ASSERT_SIZE(struct ipv6_header, 40);
 
 /*
  * What one device's stack noted on the packet means nothing to the next one.

@@ -17,17 +17,26 @@
 	(-(int)((reason) | ((__u32)__LINE__ << 8) | (source_file_id(__FILE_NAME__) << 24)))
 
 #define DROP_REASON(verdict) ((__u32)(-(verdict)) & 0xff)
-#define DROP_LINE(verdict) (((__u32)(-(verdict)) >> 8) & 0xffff)
-#define DROP_FILE(verdict) (((__u32)(-(verdict)) >> 24) & 0x7f)
+#define DROP_LOCATION(verdict) \
+	((((__u32)(-(verdict)) >> 8) & 0xffff) | ((((__u32)(-(verdict)) >> 24) & 0x7f) << 16))
+
+#define LOCATION_HERE ((__u32)__LINE__ | source_file_id(__FILE_NAME__) << 16)
 
 /* The one way for a packet to be dropped: counted, reported, gone. */
 __noinline int drop_packet(struct __sk_buff *skb, const struct packet *p, int verdict)
 {
-	__u32 reason = DROP_REASON(verdict);
-
 	if (!p)
 		return TC_ACT_SHOT;
-	metrics_count(reason, p->direction, skb->len);
-	event_emit(skb, p, EVENT_DROP, reason, VERDICT_DENY, DROP_FILE(verdict), DROP_LINE(verdict));
+	metrics_count(DROP_REASON(verdict), p->direction, skb->len);
+	if (node_flags() & NODE_EVENTS) {
+		struct event_about about = {
+			.location = DROP_LOCATION(verdict),
+			.kind = EVENT_DROP,
+			.reason = DROP_REASON(verdict),
+			.verdict = VERDICT_DENY,
+		};
+
+		event_emit(skb, p, &about);
+	}
 	return TC_ACT_SHOT;
 }

@@ -3,6 +3,10 @@
  * The verdict on a packet. Its flow is looked up once; each of its ends that
  * is a local endpoint must have judged it, under the policy in force: the
  * initiator its egress, the responder its ingress, whichever way the packet goes.
+ *
+ * A side whose generation is the node's needs no second look: programs check
+ * that themselves (flow_goes_on()) and come here, to functions that are
+ * verified on their own, with all other packets.
  */
 #pragma once
 
@@ -15,102 +19,112 @@
 #include "parse.h"
 #include "policy.h"
 
-struct flow_state {
-	struct ct_key key;
-	struct ct_entry fresh; /* in use while the flow is new */
-	struct ct_entry *entry;
-	__u32 now;
-	bool is_new;
+struct flow {
+	union ct_key key;
+	struct ct_entry *ct;
+	bool second; /* index of the packet's source in the key */
+	bool reply;
 };
 
+/* Notes what time it is and looks the packet's flow up. */
+static __always_inline void flow_find(struct flow *f, struct packet *p, const bool v6)
+{
+	p->generation = node_generation();
+	p->now = ct_now();
+	f->second = ct_key_init(&f->key, p, v6);
+	f->ct = ct_find(&f->key, v6);
+	f->reply = f->ct && f->ct->origin != f->second;
+}
+
 /*
- * The side of a flow that the packet's source (or destination) is on. Here and
- * below reply is a constant: callers branch on it once, since older verifiers
- * take no variable offset into an entry that may be on the stack.
+ * Whether the flow goes on without anything that would change what is known of
+ * it, so that the sides' generations are all there is to check.
  */
-static __always_inline __u32 source_side(const bool reply)
+static __always_inline bool flow_goes_on(const struct flow *f, const struct packet *p)
 {
-	return reply ? DIR_INGRESS : DIR_EGRESS;
+	return f->ct && f->ct->expires >= p->now &&
+	       !(p->tcp_flags & (TCP_SYN | TCP_FIN | TCP_RST)) && !(p->flags & PACKET_RELATED);
 }
 
-static __always_inline __u32 destination_side(const bool reply)
+/* The side that the packet's source is on, and the one of its destination. */
+static __always_inline struct ct_side *source_side(const struct flow *f)
 {
-	return reply ? DIR_EGRESS : DIR_INGRESS;
+	return ct_side(f->ct, f->reply ? DIR_INGRESS : DIR_EGRESS);
 }
 
-/* Whether the entry was made for an endpoint that had the address before. */
+static __always_inline struct ct_side *destination_side(const struct flow *f)
+{
+	return ct_side(f->ct, f->reply ? DIR_EGRESS : DIR_INGRESS);
+}
+
+static __always_inline void flow_count(const struct flow *f, const struct packet *p, __u32 bytes)
+{
+	ct_update(f->ct, p, f->reply, bytes);
+}
+
+/* Whether the side was made for an endpoint that had the address before. */
 static __always_inline bool side_is_stale(const struct ct_side *side, const struct endpoint *ep)
 {
 	return ep && side->owner && side->owner != ep->endpoint_id;
 }
 
-/* Whether the packet continues the flow that the entry is about. */
-static __always_inline bool flow_continues(const struct flow_state *f, const struct packet *p,
-					   const struct endpoint *src, const struct endpoint *dst,
-					   const bool reply)
-{
-	const struct ct_entry *ct = f->entry;
-
-	return ct->expires >= f->now && !ct_restarts(ct, p, reply) &&
-	       !side_is_stale(&ct->side[source_side(reply)], src) &&
-	       !side_is_stale(&ct->side[destination_side(reply)], dst);
-}
-
 /*
- * Finds the packet's flow, or prepares a fresh entry for it. src and dst: the
- * local endpoints at its ends, NULL where there is none. Returns whether the
- * packet goes against the direction of its flow.
+ * Settles whether the packet continues the entry that was found; otherwise
+ * prepares a fresh one. src and dst: the local endpoints at the packet's ends
+ * that are judged here, NULL where there is none. Returns 0 or a DROP().
  */
-static __always_inline bool flow_find(struct flow_state *f, struct packet *p,
-				      const struct endpoint *src, const struct endpoint *dst)
+static __always_inline int flow_start(struct flow *f, struct packet *p, const struct endpoint *src,
+				      const struct endpoint *dst)
 {
-	__u8 source = ct_key_init(&f->key, p);
+	__u32 zero = 0;
 
-	f->now = ct_now();
-	f->is_new = false;
-	f->entry = bpf_map_lookup_elem(&ct4, &f->key);
-	if (likely(f->entry)) {
-		if (f->entry->origin == source) {
-			if (likely(flow_continues(f, p, src, dst, false)))
-				return false;
-		} else if (likely(flow_continues(f, p, src, dst, true))) {
-			return true;
-		}
-	}
-	__builtin_memset(&f->fresh, 0, sizeof(f->fresh));
-	f->fresh.origin = source;
-	f->fresh.created = f->now;
-	f->entry = &f->fresh;
-	f->is_new = true;
+	if (f->ct && f->ct->expires >= p->now && !ct_restarts(f->ct, p, f->reply) &&
+	    !side_is_stale(source_side(f), src) && !side_is_stale(destination_side(f), dst))
+		return 0;
+	if (p->flags & (PACKET_RELATED | PACKET_ECHO_REPLY))
+		return DROP(DROP_UNKNOWN_CT);
+	f->ct = bpf_map_lookup_elem(&ct_fresh, &zero);
+	if (!f->ct)
+		return DROP(DROP_CT_CREATE_FAILED);
+	__builtin_memset(f->ct, 0, sizeof(*f->ct));
+	f->ct->origin = f->second;
+	f->ct->created = p->now;
+	f->reply = false;
 	p->flags |= PACKET_NEW;
-	return false;
-}
-
-/* Whether such a packet may be the first of a flow. Returns 0 or a DROP(). */
-static __always_inline int flow_may_start(const struct packet *p)
-{
-	return p->flags & (PACKET_RELATED | PACKET_ECHO_REPLY) ? DROP(DROP_UNKNOWN_CT) : 0;
+	return 0;
 }
 
 /*
- * Has ep judged the flow, as direction says, under the policy in force? If not
- * it does so now. peer is who the packet says the other end is; only packets in
- * the flow's own direction are asked. For an answer, and for an ICMP error,
- * which may come from a router in between, the flow remembers who it was
- * judged for. Returns 0 or a DROP().
+ * Where the verdict on a side is to be kept. What was cached of the side under
+ * another generation is forgotten with it.
  */
-static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, struct flow_state *f,
-				      const struct endpoint *ep, const __u32 direction,
-				      const struct remote *peer, const bool reply)
+static __always_inline void side_settle(struct ct_side *side, const struct packet *p)
 {
-	struct ct_side *side = &f->entry->side[direction];
-	const bool remembered = (reply || p->flags & PACKET_RELATED) && side->owner;
-	__u32 identity = remembered ? side->identity : peer->identity;
-	__u32 generation = remembered ? side->ipcache_generation : peer->generation;
+	if (side->generation != p->generation) {
+		side->route = 0;
+		side->generation = p->generation;
+	}
+}
+
+/*
+ * Has ep, which is in slot, judged the flow in that direction under the policy
+ * in force? If not it does so now. peer is who the packet says the other end
+ * is; only packets in the flow's own direction are asked. For an answer, and
+ * for an ICMP error, which may come from a router in between, the flow
+ * remembers who it was judged for. Returns 0 or a DROP().
+ */
+static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, struct flow *f,
+				      const struct endpoint *ep, __u32 slot, __u32 direction,
+				      __u32 peer)
+{
+	struct ct_side *side = ct_side(f->ct, direction);
+	__u32 identity = peer;
 	const struct subject *row;
-	__be16 port;
+	__u32 port;
 	int ret;
 
+	if ((f->reply || p->flags & PACKET_RELATED) && side->owner)
+		identity = side->identity;
 	p->direction = direction;
 	p->endpoint_id = ep->endpoint_id;
 
@@ -126,40 +140,186 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 		p->policy_revision = 0;
 		return DROP(DROP_POLICY_NOT_READY);
 	}
-	if (likely(side->owner && side->subject == ep->subject && side->epoch == row->epoch &&
-		   side->identity == identity)) {
-		if (unlikely(generation != side->ipcache_generation))
-			side->ipcache_generation = generation;
-		return 0;
+	if (!(side->owner && side->subject == ep->subject && side->epoch == row->epoch &&
+	      side->identity == identity)) {
+		if (p->protocol == IPPROTO_ICMP)
+			port = bpf_htons(ICMP_ECHO);
+		else if (p->protocol == IPPROTO_ICMPV6)
+			port = bpf_htons(ICMPV6_ECHO_REQUEST);
+		else
+			port = f->reply ? p->sport : p->dport;
+		ret = policy_verdict(skb, p, row, identity, port);
+		if (ret)
+			return ret;
+		side->subject = ep->subject;
+		side->epoch = row->epoch;
 	}
-
-	if (p->protocol == IPPROTO_ICMP)
-		port = bpf_htons(ICMP_ECHO);
-	else
-		port = reply ? p->flow.sport : p->flow.dport;
-	ret = policy_verdict(skb, p, row, identity, port);
-	if (ret)
-		return ret;
-	side->subject = ep->subject;
-	side->epoch = row->epoch;
 judged:
-	if (side->owner != ep->endpoint_id || side->identity != identity ||
-	    side->ipcache_generation != generation) {
-		side->owner = ep->endpoint_id;
-		side->identity = identity;
-		side->ipcache_generation = generation;
-	}
+	if (p->flags & PACKET_RELATED)
+		return 0;
+	side->owner = ep->endpoint_id;
+	side->identity = identity;
+	side->slot = slot;
+	side_settle(side, p);
 	return 0;
 }
 
-/* Accounts for an admitted packet; makes the entry of a new flow. Returns 0 or a DROP(). */
-static __always_inline int flow_commit(struct __sk_buff *skb, const struct packet *p,
-				       struct flow_state *f, const bool reply)
+static __always_inline void flow_trace(struct __sk_buff *skb, const struct packet *p, __u8 point,
+				       __u32 location)
 {
+	struct event_about about = {
+		.location = location,
+		.kind = EVENT_TRACE,
+		.verdict = VERDICT_ALLOW,
+		.point = point,
+	};
+
+	if (p->flags & PACKET_RELATED)
+		about.state = FLOW_RELATED;
+	else if (p->flags & PACKET_NEW)
+		about.state = FLOW_NEW;
+	else if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		about.state = FLOW_CLOSING;
+	else
+		return;
+	event_emit(skb, p, &about);
+}
+
+/*
+ * Accounts for an admitted packet; makes the entry of a new flow. point: where
+ * the packet goes, TRACE_*. Returns 0 or a DROP().
+ */
+static __always_inline int flow_commit(struct __sk_buff *skb, struct packet *p, struct flow *f,
+				       __u8 point, const bool v6)
+{
+	int failed;
+
+	if (unlikely(node_flags() & NODE_TRACE))
+		flow_trace(skb, p, point, LOCATION_HERE);
 	if (p->flags & PACKET_RELATED)
 		return 0;
-	ct_update(f->entry, p, reply, f->now, skb->len);
-	if (unlikely(f->is_new) && bpf_map_update_elem(&ct4, &f->key, &f->fresh, BPF_ANY))
-		return DROP(DROP_CT_CREATE_FAILED);
-	return 0;
+	ct_update(f->ct, p, f->reply, skb->len);
+	if (!(p->flags & PACKET_NEW))
+		return 0;
+	if (v6)
+		failed = bpf_map_update_elem(&ct6, &f->key.v6, f->ct, BPF_ANY);
+	else
+		failed = bpf_map_update_elem(&ct4, &f->key.v4, f->ct, BPF_ANY);
+	return failed ? DROP(DROP_CT_CREATE_FAILED) : 0;
+}
+
+/* Looks the flow up unless the caller knows that there is none. */
+static __always_inline void flow_find_again(struct flow *f, struct packet *p, bool is_new,
+					    const bool v6)
+{
+	f->second = ct_key_init(&f->key, p, v6);
+	f->ct = is_new ? NULL : ct_find(&f->key, v6);
+	f->reply = f->ct && f->ct->origin != f->second;
+}
+
+static __always_inline __u8 trace_point(__u32 target)
+{
+	if (target >= ROUTE_TUNNEL_MIN)
+		return TRACE_TO_OVERLAY;
+	if (target == ROUTE_LOCAL)
+		return TRACE_TO_ENDPOINT;
+	return target == ROUTE_HOST ? TRACE_TO_HOST : TRACE_TO_NETWORK;
+}
+
+/*
+ * A packet that the endpoint in p->src_slot sends: finds its target and, for a
+ * local endpoint, p->dst_slot; both ends that are here judge it. 0 or a DROP().
+ */
+static __always_inline int judge_sent(struct __sk_buff *skb, struct packet *p, bool is_new,
+				      const bool v6)
+{
+	const struct endpoint *src = endpoint_at(p->src_slot), *dst;
+	struct ct_side *side;
+	struct flow f;
+	int ret;
+
+	if (!src)
+		return DROP(DROP_NO_ENDPOINT_ROW);
+	flow_find_again(&f, p, is_new, v6);
+	p->dst_slot = endpoint_slot_of_address(&p->daddr, v6);
+	dst = endpoint_at(p->dst_slot);
+	if (dst) {
+		p->target = ROUTE_LOCAL;
+		p->dst_identity = dst->identity;
+	} else {
+		struct remote r;
+
+		remote_find(&r, &p->daddr, v6);
+		p->target = r.target;
+		p->dst_identity = r.identity;
+	}
+	/* With endpoint routes the other end judges where the stack hands over. */
+	if (CONFIG(endpoint_routes))
+		dst = NULL;
+	ret = flow_start(&f, p, src, dst);
+	if (ret)
+		return ret;
+	ret = flow_judge(skb, p, &f, src, p->src_slot, f.reply ? DIR_INGRESS : DIR_EGRESS,
+			 p->dst_identity);
+	if (ret)
+		return ret;
+	side = source_side(&f);
+	/* Judged under this generation, or not to be remembered. */
+	if (side->generation == p->generation && !(p->flags & PACKET_RELATED))
+		side->route = (__u64)p->target << 32 | p->generation;
+	if (dst) {
+		ret = flow_judge(skb, p, &f, dst, p->dst_slot,
+				 f.reply ? DIR_EGRESS : DIR_INGRESS, p->src_identity);
+		if (ret)
+			return ret;
+	}
+	p->direction = DIR_EGRESS;
+	return flow_commit(skb, p, &f, trace_point(p->target), v6);
+}
+
+__noinline int judge_sent4(struct __sk_buff *skb, struct packet *p, bool is_new)
+{
+	return p ? judge_sent(skb, p, is_new, false) : DROP(DROP_INVALID);
+}
+
+__noinline int judge_sent6(struct __sk_buff *skb, struct packet *p, bool is_new)
+{
+	return p ? judge_sent(skb, p, is_new, true) : DROP(DROP_INVALID);
+}
+
+/*
+ * A packet from p->src_identity to the endpoint in p->dst_slot, which judges it.
+ * point: TRACE_*. Returns 0 or a DROP().
+ */
+static __always_inline int judge_received(struct __sk_buff *skb, struct packet *p, bool is_new,
+					  const bool v6)
+{
+	const struct endpoint *dst = endpoint_at(p->dst_slot);
+	struct flow f;
+	int ret;
+
+	if (!dst)
+		return DROP(DROP_NO_ENDPOINT_ROW);
+	p->dst_identity = dst->identity;
+	flow_find_again(&f, p, is_new, v6);
+	ret = flow_start(&f, p, NULL, dst);
+	if (ret)
+		return ret;
+	ret = flow_judge(skb, p, &f, dst, p->dst_slot, f.reply ? DIR_EGRESS : DIR_INGRESS,
+			 p->src_identity);
+	if (ret)
+		return ret;
+	p->direction = DIR_INGRESS;
+	return flow_commit(skb, p, &f,
+			   p->dst_slot == HOST_SLOT ? TRACE_TO_HOST : TRACE_TO_ENDPOINT, v6);
+}
+
+__noinline int judge_received4(struct __sk_buff *skb, struct packet *p, bool is_new)
+{
+	return p ? judge_received(skb, p, is_new, false) : DROP(DROP_INVALID);
+}
+
+__noinline int judge_received6(struct __sk_buff *skb, struct packet *p, bool is_new)
+{
+	return p ? judge_received(skb, p, is_new, true) : DROP(DROP_INVALID);
 }

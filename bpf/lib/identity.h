@@ -15,6 +15,8 @@
 
 #define MARK_MAGIC_IDENTITY 0x0F00
 #define MARK_MAGIC_MASK 0x0F00
+/* On a packet of the overlay itself. */
+#define MARK_MAGIC_OVERLAY 0x0E00
 
 static __always_inline __u32 mark_of_identity(__u32 identity)
 {
@@ -26,76 +28,103 @@ static __always_inline __u32 identity_of_mark(__u32 mark)
 	return mark >> 16 | (mark & 0xff) << 16;
 }
 
+static __always_inline bool mark_has_identity(__u32 mark)
+{
+	return (mark & MARK_MAGIC_MASK) == MARK_MAGIC_IDENTITY;
+}
+
+static __always_inline bool is_workload(__u32 identity)
+{
+	return identity >= ID_CLUSTER_MIN && identity <= ID_CLUSTER_MAX;
+}
+
 /* The other end, when it is no local endpoint. */
 struct remote {
 	__u32 identity;
-	__be32 tunnel;
-	__u32 generation; /* of the ipcache, if the identity came from its trie and stays good */
+	__u32 target; /* ROUTE_* or a tunnel endpoint */
 };
 
-static __always_inline bool is_host_address(__be32 addr)
+static __always_inline bool is_host_address(const struct in6 *addr, const bool v6)
 {
-	return addr == CONFIG(node_ipv4) || addr == CONFIG(router_ipv4);
+	if (v6) {
+		struct in6 node = CONFIG(node_ipv6), router = CONFIG(router_ipv6);
+
+		return (in6_equal(addr, &node) || in6_equal(addr, &router)) && !in6_is_zero(addr);
+	}
+	return addr->w[0] == CONFIG(node_ipv4) || addr->w[0] == CONFIG(router_ipv4);
 }
 
-/* known: what the flow remembers of this address, or NULL. */
-static __always_inline void remote_find(struct remote *r, __be32 addr, const struct ct_side *known)
+static __always_inline void remote_find(struct remote *r, const struct in6 *addr, const bool v6)
 {
 	const struct ipcache_value *v;
-	__u32 generation;
 
-	r->tunnel = 0;
-	r->generation = 0;
-	if (is_host_address(addr)) {
+	r->target = ROUTE_NETWORK;
+	if (is_host_address(addr, v6)) {
 		r->identity = ID_HOST;
+		r->target = ROUTE_HOST;
 		return;
 	}
-	v = ipcache_exact(addr);
-	if (likely(v)) {
-		r->identity = v->identity;
-		r->tunnel = v->tunnel;
+	v = ipcache_find(addr, v6);
+	if (!v) {
+		r->identity = ID_WORLD;
 		return;
 	}
-	generation = ipcache_generation();
-	if (known && known->ipcache_generation && known->ipcache_generation == generation) {
-		r->identity = known->identity;
-		r->generation = generation;
-		return;
-	}
-	v = ipcache_prefix(addr);
-	r->identity = v ? v->identity : ID_WORLD;
-	r->tunnel = v ? v->tunnel : 0;
-	/* A flow remembers only the identity: one that is tunnelled looks again. */
-	if (!r->tunnel)
-		r->generation = generation;
+	r->identity = v->identity;
+	if (v->tunnel)
+		r->target = bpf_ntohl(v->tunnel);
+	else if (v->identity == ID_HOST)
+		r->target = ROUTE_HOST;
+}
+
+/* Pods of other nodes come through the overlay, if there is one; by another way they are forged. */
+static __always_inline bool is_forged(__u32 identity)
+{
+	return CONFIG(vxlan_ifindex) && is_workload(identity);
+}
+
+/*
+ * Who is behind the source of a packet that came in by a device of the node:
+ * only believed to be what it can be there. An address of this node is then
+ * the world, and a pod's is a forgery. Fills p->src_identity; 0 or a DROP().
+ */
+static __always_inline int find_outside_sender(struct packet *p, const bool v6)
+{
+	struct remote r;
+
+	remote_find(&r, &p->saddr, v6);
+	p->src_identity = r.identity == ID_HOST ? ID_WORLD : r.identity;
+	return is_forged(p->src_identity) ? DROP(DROP_INVALID_SIP) : 0;
 }
 
 /*
  * Who sent a packet that the host's stack hands over: the node itself if it
  * was made here, a local endpoint if from_container marked it; otherwise it
- * came in by a device and is only believed to be what it can be there. An
- * address of this node is then the world, and a pod's is a forgery.
- * Returns 0 or a DROP().
+ * came in by a device. Fills p->src_identity; 0 or a DROP().
  */
-static __always_inline int remote_find_sender(struct __sk_buff *skb, struct remote *r, __be32 addr,
-					      const struct ct_side *known)
+static __always_inline int find_sender(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
-	r->tunnel = 0;
-	r->generation = 0;
 	if (!skb->ingress_ifindex) {
-		r->identity = ID_HOST;
+		p->src_identity = ID_HOST;
 		return 0;
 	}
-	if ((skb->mark & MARK_MAGIC_MASK) == MARK_MAGIC_IDENTITY) {
-		r->identity = identity_of_mark(skb->mark);
+	if (mark_has_identity(skb->mark)) {
+		p->src_identity = identity_of_mark(skb->mark);
 		return 0;
 	}
-	remote_find(r, addr, known);
-	if (r->identity == ID_HOST) {
-		r->identity = ID_WORLD;
-		r->generation = 0;
-	}
-	if (r->identity >= ID_CLUSTER_MIN && r->identity <= ID_CLUSTER_MAX)
-		return DROP(DROP_INVALID_SIP);
-	return 0;
+	return find_outside_sender(p, v6);
+}
+
+/*
+ * Whether find_sender() would, without the work, come to the identity that a
+ * side was judged for. For a packet against the flow's direction it is enough
+ * that it would not refuse.
+ */
+static __always_inline bool is_known_sender(struct __sk_buff *skb, const struct ct_side *side,
+					    bool reply)
+{
+	if (!skb->ingress_ifindex)
+		return reply || side->identity == ID_HOST;
+	if (mark_has_identity(skb->mark))
+		return reply || side->identity == identity_of_mark(skb->mark);
+	return side->identity != ID_HOST && !is_forged(side->identity);
 }

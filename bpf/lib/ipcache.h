@@ -23,12 +23,23 @@ struct ipcache_lpm_key {
 };
 ASSERT_SIZE(struct ipcache_lpm_key, 8);
 
+struct ipcache6_lpm_key {
+	__u32 prefixlen;
+	struct in6 addr;
+};
+ASSERT_SIZE(struct ipcache6_lpm_key, 20);
+
+/* Somebody reads events. */
+#define NODE_EVENTS 1
+/* And wants to see flows begin and end. */
+#define NODE_TRACE 2
+
 /* One row: what of the node the loader changes while programs run. */
 struct node_state {
-	/* Changes with every write to ipcache4_lpm, never 0 once set: what a flow
-	 * remembers of the trie is good as long as this stands. */
-	__u32 ipcache_generation;
-	__u32 pad;
+	/* Changes with every write to endpoints, subjects or ipcache, never 0
+	 * once set: what a flow remembers of them is good as long as this stands. */
+	__u32 generation;
+	__u32 flags; /* NODE_* */
 };
 ASSERT_SIZE(struct node_state, 8);
 
@@ -42,6 +53,15 @@ struct {
 } ipcache4 SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, IPCACHE_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct in6);
+	__type(value, struct ipcache_value);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipcache6 SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
 	__uint(max_entries, IPCACHE_LPM_MAX);
 	__uint(map_flags, BPF_F_NO_PREALLOC);
@@ -51,6 +71,15 @@ struct {
 } ipcache4_lpm SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, IPCACHE_LPM_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipcache6_lpm_key);
+	__type(value, struct ipcache_value);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} ipcache6_lpm SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
@@ -58,22 +87,44 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } node_state SEC(".maps");
 
-static __always_inline const struct ipcache_value *ipcache_exact(__be32 addr)
+/* What is known of an address, or NULL. */
+static __always_inline const struct ipcache_value *ipcache_find(const struct in6 *addr, const bool v6)
 {
-	return bpf_map_lookup_elem(&ipcache4, &addr);
+	const struct ipcache_value *v;
+
+	if (v6) {
+		struct ipcache6_lpm_key key;
+
+		v = bpf_map_lookup_elem(&ipcache6, addr);
+		if (v)
+			return v;
+		key.prefixlen = 128;
+		key.addr = *addr;
+		return bpf_map_lookup_elem(&ipcache6_lpm, &key);
+	} else {
+		struct ipcache_lpm_key key;
+
+		v = bpf_map_lookup_elem(&ipcache4, addr);
+		if (v)
+			return v;
+		key.prefixlen = 32;
+		key.addr = addr->w[0];
+		return bpf_map_lookup_elem(&ipcache4_lpm, &key);
+	}
 }
 
-static __always_inline const struct ipcache_value *ipcache_prefix(__be32 addr)
-{
-	struct ipcache_lpm_key key = { .prefixlen = 32, .addr = addr };
-
-	return bpf_map_lookup_elem(&ipcache4_lpm, &key);
-}
-
-static __always_inline __u32 ipcache_generation(void)
+static __always_inline __u32 node_generation(void)
 {
 	__u32 zero = 0;
 	const struct node_state *state = bpf_map_lookup_elem(&node_state, &zero);
 
-	return state ? state->ipcache_generation : 0;
+	return state ? state->generation : 0;
+}
+
+static __always_inline __u32 node_flags(void)
+{
+	__u32 zero = 0;
+	const struct node_state *state = bpf_map_lookup_elem(&node_state, &zero);
+
+	return state ? state->flags : 0;
 }

@@ -6,15 +6,16 @@
 #include "drop_reasons.h"
 
 #define METRICS_DIRECTIONS 4
-#define METRICS_ENTRIES (256 * METRICS_DIRECTIONS)
+#define METRICS_ENTRIES 256
 
+/* One cache line: a packet that counts both ways costs one lookup. */
 struct metric {
-	__u64 packets;
-	__u64 bytes;
+	__u64 packets[METRICS_DIRECTIONS]; /* by DIR_* */
+	__u64 bytes[METRICS_DIRECTIONS];
 };
-ASSERT_SIZE(struct metric, 16);
+ASSERT_SIZE(struct metric, 64);
 
-/* Index: reason * METRICS_DIRECTIONS + direction. */
+/* Index: the reason. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, METRICS_ENTRIES);
@@ -25,11 +26,25 @@ struct {
 
 static __always_inline void metrics_count(__u32 reason, __u32 direction, __u32 bytes)
 {
-	__u32 index = reason * METRICS_DIRECTIONS + direction;
-	struct metric *m = bpf_map_lookup_elem(&metrics, &index);
+	struct metric *m = bpf_map_lookup_elem(&metrics, &reason);
 
 	if (m) {
-		m->packets++;
-		m->bytes += bytes;
+		direction &= METRICS_DIRECTIONS - 1;
+		m->packets[direction]++;
+		m->bytes[direction] += bytes;
+	}
+}
+
+/* A packet from one local endpoint to another leaves and arrives. */
+static __always_inline void metrics_count_local(__u32 bytes)
+{
+	__u32 reason = REASON_FORWARDED;
+	struct metric *m = bpf_map_lookup_elem(&metrics, &reason);
+
+	if (m) {
+		m->packets[DIR_EGRESS]++;
+		m->packets[DIR_INGRESS]++;
+		m->bytes[DIR_EGRESS] += bytes;
+		m->bytes[DIR_INGRESS] += bytes;
 	}
 }

@@ -4,14 +4,6 @@
 
 #include "common.h"
 
-/* The flow's addresses as this packet sees them: its own source first. */
-struct flow {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 sport;
-	__be16 dport;
-};
-
 /* The packet starts no flow: an ICMP error that quotes one. */
 #define PACKET_RELATED 1
 /* An ICMP echo reply: it can only answer. */
@@ -20,18 +12,41 @@ struct flow {
 #define PACKET_FRAGMENT 4
 /* Its flow is new, or starts over. */
 #define PACKET_NEW 8
+/* It goes against the direction of its flow. */
+#define PACKET_REPLY 16
+/* The first of a fragmented datagram. */
+#define PACKET_FIRST_FRAGMENT 32
+
+#define FAMILY_NONE 0
+#define FAMILY_IPV4 4
+#define FAMILY_IPV6 6
 
 struct packet {
-	__be32 saddr; /* as in the IP header */
-	__be32 daddr;
-	struct flow flow; /* the same, but for an ICMP error the quoted flow turned round */
+	struct in6 saddr; /* as in the IP header; IPv4 in w[0], the rest 0 */
+	struct in6 daddr;
+	/* The source in the flow: the same, but for an ICMP error, which is a
+	 * packet of the flow that it quotes, that flow's other end. The
+	 * destination and the ports are the flow's already. */
+	struct in6 flow_saddr;
+	__be16 sport; /* of ICMP echo the identifier, twice */
+	__be16 dport;
 	__u8 protocol; /* of the flow */
 	__u8 tcp_flags;
 	__u8 flags; /* PACKET_* */
 	__u8 direction; /* DIR_*, of the verdict in progress */
+	__u8 family; /* FAMILY_* */
+	__u8 pad;
+	__u16 l4_offset; /* of the layer 4 header in the frame, 0: not known */
+	__u32 generation; /* of the node, when the packet came */
+	__u32 now; /* in ticks, see conntrack.h */
+	__u32 src_slot; /* of the local endpoint that sent it, 0: none */
+	__u32 dst_slot; /* of the local endpoint that it is for, 0: none */
 	__u32 src_identity;
 	__u32 dst_identity;
+	__u32 target; /* ROUTE_* or a tunnel endpoint: where it goes */
 	__u32 endpoint_id; /* whose verdict is in progress */
 	__u32 rule_cookie;
+	__u32 header_length; /* of IPv4's header in bytes */
 	__u64 policy_revision;
 };
+ASSERT_SIZE(struct packet, 112);

@@ -44,7 +44,8 @@ ASSERT_SIZE(struct policy_value, 24);
 struct policy_shape {
 	__u8 enforced; /* 0: what no entry denies passes */
 	__u8 has_deny; /* 0: the first entry found decides */
-	__u16 pad;
+	__u8 audit; /* what would be denied passes, and is reported */
+	__u8 pad;
 	__u32 identity_shapes; /* of entries for one identity */
 	__u32 wildcard_shapes; /* of entries for any */
 };
@@ -152,9 +153,24 @@ static __always_inline void policy_walk(struct policy_search *s, const struct po
 		policy_probe(s, 0, 0, 0);
 }
 
+static __always_inline void policy_report(struct __sk_buff *skb, struct packet *p, __u8 reason,
+					  __u8 verdict, __u32 location)
+{
+	struct event_about about = {
+		.location = location,
+		.kind = EVENT_VERDICT,
+		.reason = reason,
+		.verdict = verdict,
+	};
+
+	if (node_flags() & NODE_EVENTS)
+		event_emit(skb, p, &about);
+}
+
 /*
  * The verdict on p's flow for the subject of row, in p->direction. port is the
- * responder's. Returns 0 or a DROP(). Reports allowed new flows.
+ * responder's. Returns 0 or a DROP(). Reports allowed new flows, and what only
+ * audit mode lets pass.
  */
 __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const struct subject *row,
 			      __u32 identity, __u32 port)
@@ -163,6 +179,7 @@ __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const str
 	struct policy_search s = {};
 	struct policy_value *decided;
 	__u32 direction;
+	int ret = 0;
 
 	if (!p || !row)
 		return DROP(DROP_POLICY_NOT_READY);
@@ -180,15 +197,20 @@ __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const str
 	policy_walk(&s, shape, identity, p->protocol);
 
 	decided = s.deny ? s.deny : s.allow;
-	if (!decided)
-		return shape->enforced ? DROP(DROP_POLICY) : 0;
-	__sync_fetch_and_add(&decided->packets, 1);
-	__sync_fetch_and_add(&decided->bytes, skb->len);
-	p->rule_cookie = decided->rule_cookie;
-	if (s.deny)
-		return DROP(DROP_POLICY_DENY);
-	if (shape->enforced && p->flags & PACKET_NEW)
-		event_emit(skb, p, EVENT_VERDICT, 0, VERDICT_ALLOW, source_file_id(__FILE_NAME__),
-			   __LINE__);
-	return 0;
+	if (decided) {
+		__sync_fetch_and_add(&decided->packets, 1);
+		__sync_fetch_and_add(&decided->bytes, skb->len);
+		p->rule_cookie = decided->rule_cookie;
+		if (s.deny)
+			ret = DROP(DROP_POLICY_DENY);
+	} else if (shape->enforced) {
+		ret = DROP(DROP_POLICY);
+	}
+	if (unlikely(ret) && shape->audit) {
+		policy_report(skb, p, DROP_REASON(ret), VERDICT_AUDIT, DROP_LOCATION(ret));
+		return 0;
+	}
+	if (!ret && shape->enforced && p->flags & PACKET_NEW)
+		policy_report(skb, p, 0, VERDICT_ALLOW, LOCATION_HERE);
+	return ret;
 }

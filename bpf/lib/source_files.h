@@ -15,7 +15,15 @@
 	X(7, "arp.h")         \
 	X(8, "encap.h")       \
 	X(9, "deliver.h")     \
-	X(10, "identity.h")
+	X(10, "identity.h")   \
+	X(11, "parse6.h")     \
+	X(12, "nd.h")         \
+	X(13, "forward.h")    \
+	X(14, "nat.h")        \
+	X(15, "edt.h")        \
+	X(16, "host.h")       \
+	X(17, "nat_icmp.h")   \
+	X(18, "conntrack.h")
 
 #define SOURCE_FILE_CASE(id, name)           \
 	if (!__builtin_strcmp(file, name))    \
