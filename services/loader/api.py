@@ -18,6 +18,8 @@ from services.loader.flows.log import Lost
 from services.loader.interfaces import DatapathError
 from services.loader.loader import Loader
 from services.loader.messages import (
+    ENFORCEMENTS,
+    ROUTING_MODES,
     connection_message,
     endpoint_message,
     entry_message,
@@ -130,6 +132,15 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
             metrics=[traffic_message(count) for count in node.kernel.traffic()],
             start_time=timestamp(int(node.start_time * 1e9)),
             lost_events=node.kernel.lost_events(),
+            node_ipv6=node.record.ipv6,
+            router_ipv6=node.record.router_ipv6,
+            routing_mode=ROUTING_MODES[node.settings.routing_mode],
+            devices=[name for name, _ in node.devices.nics],
+            endpoint_routes=node.settings.endpoint_routes,
+            host_routing=node.settings.host_routing,
+            masquerade=node.settings.masquerade,
+            policy_enforcement=ENFORCEMENTS[node.settings.policy_enforcement],
+            policy_audit=node.settings.policy_audit,
         )
 
     async def ListPolicyEntries(

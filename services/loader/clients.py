@@ -35,17 +35,25 @@ class IpamClient:
         self._target = target
         self._timeout = timeout
 
-    async def register(self, ipv4: str, pool: str) -> NodeRecord:
-        """Registers the node; again is fine."""
-        request = ipam_pb2.RegisterNodeRequest(name=self._node, ipv4=ipv4, pool=pool)
+    async def register(self, ipv4: str, ipv6: str, pool: str) -> NodeRecord:
+        """Registers the node; again is fine. ``ipv6`` may be empty."""
+        request = ipam_pb2.RegisterNodeRequest(name=self._node, ipv4=ipv4, ipv6=ipv6, pool=pool)
         node = await call(self._nodes.RegisterNode(request, timeout=self._timeout), self._target)
-        return NodeRecord(node.name, node.ipv4, node.pool, tuple(node.pod_cidrs), node.router_ipv4)
+        return NodeRecord(
+            node.name,
+            node.ipv4,
+            node.pool,
+            tuple(node.pod_cidrs),
+            node.router_ipv4,
+            node.ipv6,
+            node.router_ipv6,
+        )
 
     async def allocate(self, owner: str) -> Allocation:
-        """An address for the owner; the same again for the same owner."""
+        """Addresses for the owner; the same again for the same owner."""
         request = ipam_pb2.AllocateRequest(node=self._node, owner=owner)
         address = await call(self._addresses.Allocate(request, timeout=self._timeout), self._target)
-        return Allocation(address.address, address.router_ipv4)
+        return Allocation(address.address, address.router_ipv4, address.ipv6, address.router_ipv6)
 
     async def release(self, owner: str) -> None:
         """Gives the owner's address back."""
@@ -84,12 +92,13 @@ class IdentityServiceClient:
         """
         entries = [
             identity_pb2.IpCacheEntry(
-                prefix=record.prefix,
+                prefix=prefix,
                 identity=record.identity,
                 tunnel_endpoint=self._node_ipv4,
                 owner=record.spec.pod,
             )
             for record in records
+            for prefix in record.prefixes
         ]
         request = identity_pb2.PublishRequest(node=self._node, entries=entries, replace_node=replace)
         answer = await call(self._ipcache.Publish(request, timeout=self._timeout), self._target)

@@ -7,24 +7,33 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import TypeVar
 
 from services.chassis.errors import InvalidArgument
 from services.loader.endpoints.endpoint import EndpointRecord
-from services.loader.interfaces import EndpointLink
+from services.loader.interfaces import EndpointLink, Node
 from services.loader.netlink import links
+from services.loader.netlink.endpoint_routes import (
+    EndpointRoutes,
+    add_endpoint_routes,
+    endpoint_route_problems,
+    sync_endpoint_routes,
+)
 from services.loader.netlink.links import LinkSpec
-from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings
+from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings, RemoteNode
 
 T = TypeVar("T")
 
 
 class NetlinkDevices:
-    """The :class:`~services.loader.interfaces.NodeLinks` of a real node."""
+    """The :class:`~services.loader.interfaces.NodeLinks` of a real node. With ``endpoint_routes`` the node
+    has routes to each endpoint.
+    """
 
-    def __init__(self, settings: NodeNetworkSettings) -> None:
+    def __init__(self, settings: NodeNetworkSettings, *, endpoint_routes: bool = False) -> None:
         self._network = NodeNetwork(settings)
+        self._endpoint_routes = endpoint_routes
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink")
         # The kernel takes 15 ms to be sure that nobody uses a device that is removed; nobody else waits for
         # that.
@@ -39,14 +48,21 @@ class NetlinkDevices:
         return devices
 
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        """Makes the veth pair with its address and routes, the node's side down."""
+        """Makes the veth pair with its addresses and routes, the node's side down."""
         spec = self._spec(record, netns_fd)
         link = await self._call(lambda: links.create_endpoint_link(spec, up=False))
         return EndpointLink(link.ifindex, link.host_mac, link.pod_mac, link.mtu)
 
-    async def open_endpoint_link(self, device: str) -> None:
-        """Brings the node's side up."""
-        await self._call(lambda: links.set_endpoint_link_up(device))
+    async def open_endpoint_link(self, record: EndpointRecord) -> None:
+        """Brings the node's side up, and makes the node's routes to the endpoint if it is to have any."""
+
+        def work() -> None:
+            links.set_endpoint_link_up(record.spec.host_device)
+            if self._endpoint_routes:
+                # After it is up: the kernel takes no routes to a device that is down.
+                add_endpoint_routes(_routes(record))
+
+        await self._call(work)
 
     async def delete_endpoint_link(self, device: str) -> None:
         """Removes the pair; one that is not there is fine."""
@@ -56,17 +72,35 @@ class NetlinkDevices:
     async def check_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> list[str]:
         """What is not as it was made, in words."""
         spec = self._spec(record, netns_fd)
-        return await self._call(lambda: links.check_endpoint_link(spec))
+
+        def work() -> list[str]:
+            problems = links.check_endpoint_link(spec)
+            return problems + (endpoint_route_problems(_routes(record)) if self._endpoint_routes else [])
+
+        return await self._call(work)
 
     async def endpoint_links(self) -> Mapping[str, int]:
         """Name and interface index of every endpoint device on the node."""
         found = await self._call(links.list_endpoint_links)
         return {link.name: link.ifindex for link in found}
 
-    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Routes these CIDRs, and no others, into the overlay."""
-        networks = [IPv4Network(cidr) for cidr in cidrs]
-        await self._call(lambda: self._network.set_remote_pod_cidrs(networks))
+    async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
+        """Makes the routes to these endpoints, and no others; where endpoints have none, removes all."""
+        wanted = [_routes(record) for record in records] if self._endpoint_routes else []
+        await self._call(lambda: sync_endpoint_routes(wanted))
+
+    async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
+        """Routes the pod CIDRs of these nodes, and of no others, as the routing mode has it."""
+        remotes = [
+            RemoteNode(
+                node.name,
+                IPv4Address(node.ipv4),
+                IPv6Address(node.ipv6) if node.ipv6 else None,
+                tuple(ip_network(cidr) for cidr in node.pod_cidrs),
+            )
+            for node in nodes
+        ]
+        await self._call(lambda: self._network.set_remote_nodes(remotes))
 
     def close(self) -> None:
         """Ends the threads; what they are at is finished."""
@@ -85,8 +119,15 @@ class NetlinkDevices:
             host_name=record.spec.host_device,
             netns_fd=netns_fd,
             ifname=record.spec.ifname,
-            address=IPv4Address(record.ipv4),
-            router=IPv4Address(record.router_ipv4),
+            address=IPv4Address(record.ipv4) if record.ipv4 else None,
+            router=IPv4Address(record.router_ipv4) if record.router_ipv4 else None,
             mtu=self._mtu,
             route_mtu=self._route_mtu,
+            address6=IPv6Address(record.ipv6) if record.ipv6 else None,
+            router6=IPv6Address(record.router_ipv6) if record.router_ipv6 else None,
         )
+
+
+def _routes(record: EndpointRecord) -> EndpointRoutes:
+    pairs = ((record.ipv4, record.router_ipv4), (record.ipv6, record.router_ipv6))
+    return EndpointRoutes(record.spec.host_device, record.pod_mac, tuple(pair for pair in pairs if pair[0]))

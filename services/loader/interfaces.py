@@ -44,7 +44,7 @@ class EntryCount:
 
 @dataclass(frozen=True, slots=True)
 class AttachedEndpoint:
-    """An endpoint's row in the kernel."""
+    """An endpoint's row in the kernel; ``rate`` in bytes/s, 0 for no limit."""
 
     ifindex: int
     endpoint_id: int
@@ -53,6 +53,13 @@ class AttachedEndpoint:
     ipv4: str
     host_mac: str
     pod_mac: str
+    ipv6: str = ""
+    rate: int = 0
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its addresses, IPv4 first."""
+        return tuple(address for address in (self.ipv4, self.ipv6) if address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +196,7 @@ class EndpointKernel(Protocol):
         unhooks a device meanwhile.
         """
 
-    def detach(self, ifindex: int, ipv4: str) -> None:
+    def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
 
     def attached(self) -> list[AttachedEndpoint]:
@@ -252,16 +259,32 @@ class EndpointLink:
     mtu: int
 
 
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node of the cluster: its underlay addresses, and those of its pods and of its router. A family that
+    it does not have is empty.
+    """
+
+    name: str
+    ipv4: str
+    pod_cidrs: tuple[str, ...]
+    router_ipv4: str
+    ipv6: str = ""
+    router_ipv6: str = ""
+
+
 class NodeLinks(Protocol):
     """The node's network devices. The methods are quick to call and do their work elsewhere."""
 
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        """Makes the veth pair with its address and routes, the node's side down. Raises FimbriaError;
+        """Makes the veth pair with its addresses and routes, the node's side down. Raises FimbriaError;
         nothing is left of a failure.
         """
 
-    async def open_endpoint_link(self, device: str) -> None:
-        """Brings the node's side up. Raises FimbriaError."""
+    async def open_endpoint_link(self, record: EndpointRecord) -> None:
+        """Brings the node's side up, and makes the node's routes to the endpoint if it is to have any.
+        Raises FimbriaError.
+        """
 
     async def delete_endpoint_link(self, device: str) -> None:
         """Removes the pair; one that is not there is fine."""
@@ -272,16 +295,23 @@ class NodeLinks(Protocol):
     async def endpoint_links(self) -> Mapping[str, int]:
         """Name and interface index of every endpoint device on the node."""
 
-    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        """Routes these CIDRs, and no others, into the overlay."""
+    async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
+        """Makes the routes to these endpoints and removes those to others; where endpoints have none, all of
+        them. Raises FimbriaError.
+        """
+
+    async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
+        """Routes the pod CIDRs of these nodes, and of no others. Raises FimbriaError."""
 
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """An address that IPAM gave to an endpoint."""
+    """What IPAM gave to an endpoint: an address of each family that the node has, the others are empty."""
 
     ipv4: str
     router_ipv4: str
+    ipv6: str = ""
+    router_ipv6: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,10 +326,10 @@ class AddressClient(Protocol):
     """IPAM's addresses. Methods raise FimbriaError."""
 
     async def allocate(self, owner: str) -> Allocation:
-        """An address for the owner; the same again for the same owner."""
+        """Addresses for the owner; the same again for the same owner."""
 
     async def release(self, owner: str) -> None:
-        """Gives the owner's address back."""
+        """Gives the owner's addresses back."""
 
 
 class IdentityClient(Protocol):

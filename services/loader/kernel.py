@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Protocol, TypeAlias
 
 from services.loader.bpf.datapath import KernelDatapath
 from services.loader.bpf.drop_reasons import EVENT_LOST
@@ -41,6 +43,28 @@ from services.loader.ipcache.table import Changes, Meaning
 from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
 from services.loader.policy.plan import Realized
 from services.loader.policy.shape import ANY_PROTOCOL
+from services.loader.policy.subjects import realized_from
+
+Enforcement: TypeAlias = Literal["default", "always", "never"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyMode:
+    """What a node makes of policies, all of them alike.
+
+    ``enforcement``: "default" enforces the directions in which a policy selects the endpoint, "always" both,
+    "never" none, and then denies count as little as allows. ``audit``: verdicts are told of, and every
+    packet passes.
+    """
+
+    enforcement: Enforcement = "default"
+    audit: bool = False
+
+
+class Epochs(Protocol):
+    """Gives out epochs that were never given out before."""
+
+    def take(self) -> int: ...
 
 
 class Kernel:
@@ -50,9 +74,15 @@ class Kernel:
     To be used from one thread, but for the connections, which may be walked from any.
     """
 
-    def __init__(self, datapath: KernelDatapath, reopen: Callable[[], KernelDatapath]) -> None:
+    def __init__(
+        self,
+        datapath: KernelDatapath,
+        reopen: Callable[[], KernelDatapath],
+        mode: PolicyMode = PolicyMode(),
+    ) -> None:
         self._datapath = datapath
         self._reopen = reopen
+        self._mode = mode
         self._walking = threading.Lock()
 
     # -- policy
@@ -91,7 +121,7 @@ class Kernel:
 
     def put_subject(self, subject: int, realized: Realized) -> None:
         """Puts a subject's policy into force."""
-        row = subject_row(realized)
+        row = subject_row(realized, self._mode)
         with _refusals():
             self._datapath.subject_put(subject, row)
 
@@ -110,6 +140,28 @@ class Kernel:
             )
             for number, row in rows.items()
         }
+
+    def conform_subjects(self, epochs: Epochs) -> int:
+        """Rewrites the rows that a former process made in another policy mode; returns how many.
+
+        What such a row enforced by itself is not known in "default" after "always" or "never": it stays as it
+        is until the policy service has told.
+        """
+        with _refusals():
+            rows = self._datapath.subjects()
+            if not rows:
+                return 0
+            entries = self.policy()
+            changed = 0
+            for number, row in rows.items():
+                head = SubjectHead(
+                    row.instance, row.epoch, row.revision, row.ingress.enforced, row.egress.enforced
+                )
+                wanted = subject_row(realized_from(head, entries.get(row.instance, {})), self._mode)
+                if wanted != row:
+                    self._datapath.subject_put(number, replace(wanted, epoch=epochs.take()))
+                    changed += 1
+        return changed
 
     # -- ipcache
 
@@ -147,10 +199,11 @@ class Kernel:
                     endpoint_id=record.id,
                     pod_mac=record.pod_mac,
                     host_mac=record.host_mac,
+                    **known(EndpointRow, ipv6=record.ipv6, rate=record.rate),
                 )
             )
 
-    def detach(self, ifindex: int, ipv4: str) -> None:
+    def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
         with _refusals():
             self._datapath.detach_endpoint(ifindex, ipv4)
@@ -168,6 +221,8 @@ class Kernel:
                 ipv4=row.ipv4,
                 host_mac=row.host_mac,
                 pod_mac=row.pod_mac,
+                ipv6=getattr(row, "ipv6", ""),
+                rate=getattr(row, "rate", 0),
             )
             for row in rows
         ]
@@ -275,18 +330,26 @@ def _entry_key(key: PolicyKey) -> EntryKey:
     return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix)
 
 
-def subject_row(realized: Realized) -> SubjectRow:
-    """A subject's row as the datapath reads it."""
+def subject_row(realized: Realized, mode: PolicyMode = PolicyMode()) -> SubjectRow:
+    """A subject's row as the datapath reads it on a node of that mode."""
     return SubjectRow(
         instance=realized.instance,
         epoch=realized.epoch,
         revision=realized.revision,
-        ingress=_shape(realized, INGRESS),
-        egress=_shape(realized, EGRESS),
+        ingress=_shape(realized, INGRESS, mode),
+        egress=_shape(realized, EGRESS, mode),
     )
 
 
-def _shape(realized: Realized, direction: int) -> DirectionShape:
+def known(cls: type[Any], **fields: Any) -> dict[str, Any]:
+    """Those of the fields that a dataclass has."""
+    return {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
+
+
+def _shape(realized: Realized, direction: int, mode: PolicyMode) -> DirectionShape:
+    audit = known(DirectionShape, audit=mode.audit)
+    if mode.enforcement == "never":
+        return DirectionShape(False, False, 0, 0, **audit)
     identity = wildcard = 0
     for level in realized.shape.present(direction):
         bit = SHAPE_ANY_PROTOCOL if level.prefix_length == ANY_PROTOCOL else 1 << level.prefix_length
@@ -294,9 +357,8 @@ def _shape(realized: Realized, direction: int) -> DirectionShape:
             wildcard |= bit
         else:
             identity |= bit
-    return DirectionShape(
-        realized.enforced(direction), realized.shape.has_deny(direction), identity, wildcard
-    )
+    enforced = realized.enforced(direction) or mode.enforcement == "always"
+    return DirectionShape(enforced, realized.shape.has_deny(direction), identity, wildcard, **audit)
 
 
 def _value(value: EntryValue) -> PolicyValue:

@@ -38,6 +38,7 @@ class Loader:
         self._channels = channels
         self._background = background
         self._ipv4 = settings.underlay_ipv4()
+        self._ipv6 = settings.underlay_ipv6()
         self._state = StateDirectory(Path(settings.state_dir))
         self._ipam = IpamClient(channels.ipam, settings.node_name, settings.ipam_target)
         self._runtime: NodeRuntime | None = None
@@ -69,7 +70,7 @@ class Loader:
         not mend.
         """
         known = self._state.load_node()
-        if known is not None and (known.name, known.ipv4, known.pool) != self._asked():
+        if known is not None and (known.name, known.ipv4, known.ipv6, known.pool) != self._asked():
             known = None
         try:
             record = await self._register(0 if known else self._settings.start_seconds)
@@ -106,8 +107,8 @@ class Loader:
 
     # -- registration
 
-    def _asked(self) -> tuple[str, str, str]:
-        return self._settings.node_name, self._ipv4, self._settings.pool
+    def _asked(self) -> tuple[str, str, str, str]:
+        return self._settings.node_name, self._ipv4, self._ipv6, self._settings.pool
 
     async def _register(self, seconds: float) -> NodeRecord:
         """Registers the node, trying for so many seconds while IPAM is away."""
@@ -115,7 +116,7 @@ class Loader:
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                record = await self._ipam.register(self._ipv4, self._settings.pool)
+                record = await self._ipam.register(self._ipv4, self._ipv6, self._settings.pool)
                 self._state.save_node(record)
                 return record
             except Unavailable:

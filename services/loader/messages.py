@@ -22,6 +22,12 @@ STATES: Final = {
     State.DEGRADED: pb.ENDPOINT_STATE_DEGRADED,
     State.DELETING: pb.ENDPOINT_STATE_DELETING,
 }
+ROUTING_MODES: Final = {"tunnel": pb.ROUTING_MODE_TUNNEL, "native": pb.ROUTING_MODE_NATIVE}
+ENFORCEMENTS: Final = {
+    "default": pb.POLICY_ENFORCEMENT_DEFAULT,
+    "always": pb.POLICY_ENFORCEMENT_ALWAYS,
+    "never": pb.POLICY_ENFORCEMENT_NEVER,
+}
 _DIRECTIONS: Final = {0: "ingress", 1: "egress"}
 
 Labels = Callable[[int], tuple[str, ...]]
@@ -53,6 +59,8 @@ def endpoint_message(endpoint: Endpoint, node: str) -> pb.Endpoint:
         host_device=spec.host_device,
         ifindex=record.ifindex,
         ipv4=record.ipv4,
+        ipv6=record.ipv6,
+        rate=record.rate,
         mac=record.pod_mac,
         labels=spec.labels,
         identity=record.identity,

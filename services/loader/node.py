@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
 import grpc
@@ -36,7 +36,7 @@ from services.loader.gc import collect_conntrack
 from services.loader.ipcache.identity_labels import IdentityLabels
 from services.loader.ipcache.nodes import Node, NodesSync
 from services.loader.ipcache.sync import IpcacheSync
-from services.loader.kernel import Kernel
+from services.loader.kernel import Kernel, PolicyMode, known
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
 from services.loader.policy.cluster_barrier import ClusterBarrier
 from services.loader.policy.subjects import SubjectTable
@@ -64,6 +64,7 @@ class NodeRuntime:
     pin_directory: str
     kernel: Kernel
     links: NetlinkDevices
+    devices: NodeDevices
     registry: EndpointRegistry
     releases: Releases
     subjects: SubjectTable
@@ -136,15 +137,20 @@ async def bring_up(
         links = NetlinkDevices(
             NodeNetworkSettings(
                 node_ipv4=IPv4Address(record.ipv4),
-                router=IPv4Address(record.router_ipv4),
-                pod_cidrs=tuple(IPv4Network(cidr) for cidr in record.pod_cidrs),
+                router=IPv4Address(record.router_ipv4) if record.router_ipv4 else None,
+                pod_cidrs=tuple(ip_network(cidr) for cidr in record.pod_cidrs),
                 mtu=settings.mtu,
                 vxlan_port=settings.vxlan_port,
-            )
+                node_ipv6=IPv6Address(record.ipv6) if record.ipv6 else None,
+                router6=IPv6Address(record.router_ipv6) if record.router_ipv6 else None,
+                routing_mode=settings.routing_mode,
+                devices=settings.devices,
+            ),
+            endpoint_routes=settings.endpoint_routes,
         )
         devices = await links.ensure()
         kernel = _open_kernel(settings, record, devices)
-        runtime = _assemble(settings, record, state, channels, kernel, links)
+        runtime = _assemble(settings, record, state, channels, kernel, links, devices)
         records = state.load_endpoints()
         restored = await restore(
             records,
@@ -181,6 +187,17 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
         net_ifindex=devices.net_ifindex,
         vxlan_ifindex=devices.vxlan_ifindex,
         mtu=devices.mtu,
+        **known(
+            NodeConfig,
+            node_ipv6=record.ipv6,
+            router_ipv6=record.router_ipv6,
+            route_mtu=devices.route_mtu,
+            vxlan_port=settings.vxlan_port,
+            endpoint_routes=settings.endpoint_routes,
+            host_routing=settings.host_routing,
+            masquerade=settings.masquerade,
+            masquerade_ports=settings.masquerade_range,
+        ),
     )
 
     def reopen() -> KernelDatapath:
@@ -197,7 +214,7 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
     except (BpfError, DatapathUnavailable, MapMismatch) as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
     _trace_load(datapath.report, started)
-    return Kernel(datapath, reopen)
+    return Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
 
 
 def _trace_load(report: LoadReport, started_ns: int) -> None:
@@ -234,16 +251,26 @@ def _assemble(
     channels: Channels,
     kernel: Kernel,
     links: NetlinkDevices,
+    devices: NodeDevices,
 ) -> NodeRuntime:
     ipam = IpamClient(channels.ipam, record.name, settings.ipam_target)
     identities = IdentityServiceClient(channels.identity, record.name, record.ipv4, settings.identity_target)
     heads = kernel.subjects()
     loop = asyncio.get_running_loop()
     # What a lost state directory has forgotten, the kernel may still remember.
+    epochs = state.numbers("epochs", at_least=_above(head.epoch for head in heads.values()))
+    rewritten = kernel.conform_subjects(epochs)
+    if rewritten:
+        _log.info(
+            "policy.mode_changed",
+            enforcement=settings.policy_enforcement,
+            audit=settings.policy_audit,
+            subjects=rewritten,
+        )
     subjects = SubjectTable(
         kernel,
         instances=state.numbers("instances", at_least=_above(head.instance for head in heads.values())),
-        epochs=state.numbers("epochs", at_least=_above(head.epoch for head in heads.values())),
+        epochs=epochs,
         numbers=state.numbers("subjects", at_least=_above(heads), ahead=64),
         later=loop.call_later,
     )
@@ -273,16 +300,25 @@ def _assemble(
         ),
         identity_revision=policy.identity_revision,
         target=settings.identity_target,
+        tunnel=settings.routing_mode == "tunnel",
     )
     nodes_stub = ipam_pb2_grpc.NodeServiceStub(channels.ipam)
     nodes = NodesSync(
-        own=Node(record.name, record.ipv4, record.pod_cidrs, record.router_ipv4),
+        own=Node(
+            record.name,
+            record.ipv4,
+            record.pod_cidrs,
+            record.router_ipv4,
+            record.ipv6,
+            record.router_ipv6,
+        ),
         open_stream=lambda revision: nodes_stub.WatchNodes(
             ipam_pb2.WatchNodesRequest(from_revision=revision)
         ),
         links=links,
         ipcache=ipcache,
         target=settings.ipam_target,
+        tunnel=settings.routing_mode == "tunnel",
     )
     barrier = ClusterBarrier(policy_stub.ListEnforcement, settings.policy_target)
     maker = EndpointMaker(
@@ -317,6 +353,7 @@ def _assemble(
         pin_directory=settings.pins,
         kernel=kernel,
         links=links,
+        devices=devices,
         registry=registry,
         releases=releases,
         subjects=subjects,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from services.chassis.errors import InvalidArgument
-from services.chassis.settings import CommonSettings, setting
+from services.chassis.settings import CommonSettings, SettingsError, setting
+from services.loader.settings_types import FailsafePort, cidrs, devices, failsafe_ports, port_range
 
 _SOURCES = str(Path(__file__).resolve().parent.parent.parent / "bpf")
 
@@ -26,7 +29,12 @@ class LoaderSettings(CommonSettings):
         "",
         help="Underlay IPv4 address of the node. Empty: the address that the default route sends from.",
     )
-    pool: str = setting("default", help="IPAM pool that the node's pod CIDR comes from.")
+    node_ipv6: str = setting(
+        "",
+        help="Underlay IPv6 address of the node. Empty: the address that the IPv6 default route sends from, "
+        "or none where there is no such route.",
+    )
+    pool: str = setting("default", help="IPAM pool that the node's pod CIDRs come from.")
     ipam_target: str = setting("ipv4:127.0.0.1:4001", help="gRPC target of the ipam service.")
     identity_target: str = setting("ipv4:127.0.0.1:4002", help="gRPC target of the identity service.")
     policy_target: str = setting("ipv4:127.0.0.1:4003", help="gRPC target of the policy service.")
@@ -48,6 +56,56 @@ class LoaderSettings(CommonSettings):
         maximum=65535,
     )
     vxlan_port: int = setting(8472, help="UDP port of the overlay.", minimum=1, maximum=65535)
+    routing_mode: Literal["tunnel", "native"] = setting(
+        "tunnel",
+        help="How packets get to the pods of other nodes: in VXLAN packets, or as they are, routed via the "
+        "nodes' own addresses on one network. The same on all nodes.",
+    )
+    endpoint_routes: bool = setting(
+        False,
+        help="Give each endpoint routes of its own on the node, and let the node's stack take packets to it.",
+    )
+    host_routing: bool = setting(
+        True,
+        help="Send what leaves by the node's devices there at once, not through the node's stack.",
+    )
+    devices: tuple[str, ...] = setting(
+        (),
+        help="The node's devices towards the rest of the world. Empty: those that have the node's addresses.",
+    )
+    masquerade: bool = setting(
+        True, help="Let pods reach what is outside of the cluster with the node's address."
+    )
+    masquerade_exclude: tuple[str, ...] = setting(
+        (), help="CIDRs of either family that pods reach with their own addresses."
+    )
+    masquerade_ports: str = setting(
+        "61000-65535",
+        help="Ports of the node's address that masqueraded connections come from, FIRST-LAST within "
+        "1024-65535. Nothing else on the node may use them.",
+    )
+    policy_enforcement: Literal["default", "always", "never"] = setting(
+        "default",
+        help="Where traffic needs a policy that allows it: in the directions in which a policy selects the "
+        "endpoint, everywhere, or nowhere.",
+    )
+    policy_audit: bool = setting(
+        False, help="Judge policies and tell of what they deny, but drop nothing for them."
+    )
+    host_failsafe_ports: tuple[str, ...] = setting(
+        (
+            "ingress:22/TCP",
+            "ingress:68/UDP",
+            "egress:53/UDP",
+            "egress:53/TCP",
+            "egress:67/UDP",
+            "egress:4001/TCP",
+            "egress:4002/TCP",
+            "egress:4003/TCP",
+        ),
+        help="Ports of the node that no policy closes, each ingress:PORT/PROTOCOL or egress:PORT/PROTOCOL "
+        "with TCP, UDP or SCTP, so that nobody is locked out of it.",
+    )
     conntrack_gc_seconds: float = setting(
         30.0, help="Seconds between two rounds of conntrack garbage collection.", minimum=0.1
     )
@@ -59,6 +117,28 @@ class LoaderSettings(CommonSettings):
         help="How long a node that is new to the cluster waits for ipam at start before it serves without.",
         minimum=0,
     )
+
+    def __post_init__(self) -> None:
+        """Raises SettingsError for what one value alone shows to be wrong."""
+        for name, check in (
+            ("devices", devices),
+            ("masquerade_exclude", cidrs),
+            ("masquerade_ports", port_range),
+            ("host_failsafe_ports", failsafe_ports),
+        ):
+            check(f"FIMBRIA_{name.upper()}", getattr(self, name))
+        if self.node_ipv6:
+            _canonical_ipv6(self.node_ipv6)
+
+    @property
+    def masquerade_range(self) -> tuple[int, int]:
+        """First and last of ``masquerade_ports``."""
+        return port_range("FIMBRIA_MASQUERADE_PORTS", self.masquerade_ports)
+
+    @property
+    def failsafe_ports(self) -> tuple[FailsafePort, ...]:
+        """``host_failsafe_ports``, parsed."""
+        return failsafe_ports("FIMBRIA_HOST_FAILSAFE_PORTS", self.host_failsafe_ports)
 
     @property
     def pins(self) -> str:
@@ -79,6 +159,22 @@ class LoaderSettings(CommonSettings):
             ) from None
         return address
 
+    def underlay_ipv6(self) -> str:
+        """The node's IPv6 underlay address in canonical text, or empty."""
+        return _canonical_ipv6(self.node_ipv6) if self.node_ipv6 else _default_source_ipv6()
+
+
+def _canonical_ipv6(text: str) -> str:
+    try:
+        address = ipaddress.IPv6Address(text)
+    except ValueError:
+        address = None
+    if address is None or address.scope_id or address.is_link_local or address.is_multicast:
+        raise SettingsError(
+            "FIMBRIA_NODE_IPV6", text, "an IPv6 address of this node that is not link-local, or nothing"
+        )
+    return str(address)
+
 
 def _default_source() -> str:
     # Connecting a datagram socket sends nothing; it only asks the routing table. The address is from
@@ -89,3 +185,17 @@ def _default_source() -> str:
         except OSError:
             return ""
         return str(probe.getsockname()[0])
+
+
+def _default_source_ipv6() -> str:
+    # linux/in6.h. An address that the system makes for privacy is another one tomorrow.
+    addr_preferences, prefer_public = 72, struct.pack("=I", 2)
+    try:
+        with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+            probe.setsockopt(socket.IPPROTO_IPV6, addr_preferences, prefer_public)
+            # Documentation's own (RFC 3849), as TEST-NET-1 above.
+            probe.connect(("2001:db8::1", 9))
+            address = ipaddress.IPv6Address(probe.getsockname()[0])
+    except (OSError, ValueError):
+        return ""
+    return "" if address.is_link_local or address.is_loopback else str(address)

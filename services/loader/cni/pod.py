@@ -106,7 +106,6 @@ def refuse_unsupported(config: Mapping[str, Any]) -> None:
         ("runtimeConfig.ips", _peek(config, "runtimeConfig", "ips")),
         ("runtimeConfig.mac", _peek(config, "runtimeConfig", "mac")),
         ("runtimeConfig.portMappings", _peek(config, "runtimeConfig", "portMappings")),
-        ("runtimeConfig.bandwidth", _peek(config, "runtimeConfig", "bandwidth")),
     )
     for field, value in asked:
         if value:

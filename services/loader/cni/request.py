@@ -9,6 +9,7 @@ from typing import Any
 
 import orjson
 
+from services.loader.cni.bandwidth import parse_rate
 from services.loader.cni.errors import CURRENT_VERSION, SUPPORTED_VERSIONS, CniCode, CniError
 from services.loader.cni.pod import Pod, parse_args, parse_pod
 
@@ -52,9 +53,10 @@ class CniRequest:
 
 @dataclass(frozen=True, slots=True)
 class AddRequest(CniRequest):
-    """An ADD, with what is known of its pod."""
+    """An ADD, with what is known of its pod; ``rate`` is what it may send in bytes/s, 0 for no limit."""
 
     pod: Pod
+    rate: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ def parse_request(envelope: Envelope, netns_fd: int | None) -> CniRequest:
     return AddRequest(
         **{name: getattr(request, name) for name in CniRequest.__slots__},
         pod=parse_pod(request.args, config, container_id),
+        rate=parse_rate(config),
     )
 
 

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from ipaddress import (
+    IPv4Address,
+    IPv4Interface,
+    IPv4Network,
+    IPv6Address,
+    IPv6Interface,
+    IPv6Network,
+    ip_interface,
+    ip_network,
+)
 from typing import Any
 
 import orjson
@@ -54,15 +63,19 @@ class CniResult:
         ifname: str,
         pod_mac: str,
         netns_path: str,
-        address: IPv4Address,
-        router: IPv4Address,
+        addresses: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]],
         dns: Mapping[str, Any] | None = None,
     ) -> CniResult:
-        """The result for one veth pair with one IPv4 address and a default route through the router."""
+        """The result for one veth pair. ``addresses`` are an address and its router by family; each gives a
+        default route.
+        """
         return cls(
             interfaces=(CniInterface(host_name, host_mac), CniInterface(ifname, pod_mac, netns_path)),
-            ips=(CniIp(IPv4Interface(f"{address}/32"), router, 1),),
-            routes=(CniRoute(IPv4Network("0.0.0.0/0"), router),),
+            ips=tuple(CniIp(ip_interface(address), router, 1) for address, router in addresses),
+            routes=tuple(
+                CniRoute(ip_network("0.0.0.0/0" if router.version == 4 else "::/0"), router)
+                for _, router in addresses
+            ),
             dns=dns or {},
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import Any, Final
 
 from services.chassis import names
@@ -79,6 +79,7 @@ def spec_of(request: AddRequest) -> EndpointSpec:
         pod_name=pod.name,
         labels=tuple(pod.label_set()),
         named_ports=tuple(sorted(ports)),
+        rate=request.rate,
     )
 
 
@@ -90,6 +91,9 @@ def result_of(record: EndpointRecord) -> CniResult:
         ifname=record.spec.ifname,
         pod_mac=record.pod_mac,
         netns_path=record.spec.netns,
-        address=IPv4Address(record.ipv4),
-        router=IPv4Address(record.router_ipv4),
+        addresses=[
+            (ip_address(address), ip_address(router))
+            for address, router in ((record.ipv4, record.router_ipv4), (record.ipv6, record.router_ipv6))
+            if address
+        ],
     )

@@ -1,6 +1,6 @@
 """How an endpoint comes to be: what an ADD does between the request and the answer.
 
-Address and identity are asked for at the same time. The device comes up last, when the datapath holds it:
+Addresses and identity are asked for at the same time. The device comes up last, when the datapath holds it:
 from its first packet on an endpoint is under its policy. Whatever fails, everything is taken back in
 reverse.
 """
@@ -91,16 +91,15 @@ class EndpointMaker:
 
         Raises FimbriaError or OSError when the node itself refuses; the record is still there then.
         """
-        self._releases.add(record.spec.owner, record.ipv4)
+        self._releases.add(record.spec.owner, record.prefixes)
         # The device first: without programs it would be an open door for as long as it takes to remove it.
         await self._links.delete_endpoint_link(record.spec.host_device)
         if record.ifindex:
             try:
-                self._kernel.detach(record.ifindex, record.ipv4)
+                self._kernel.detach(record.ifindex, record.ipv4, record.ipv6)
             except DatapathError as problem:
                 raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
-        if record.ipv4:
-            self._ipcache.remove_local(record.ipv4)
+        self._ipcache.remove_local(record.addresses)
         if subject is not None:
             self._policy.release(subject, record.id)
         self._registry.remove(record.id)
@@ -113,7 +112,7 @@ class EndpointMaker:
             self._registry.remove(record.id)
 
         async def release() -> None:
-            self._releases.add(spec.owner, "")
+            self._releases.add(spec.owner)
             await self._releases.try_settle(spec.owner)
 
         undo.add("record", forget)
@@ -169,7 +168,7 @@ class EndpointMaker:
             await self._links.delete_endpoint_link(record.spec.host_device)
 
         undo.add("link", delete)
-        wanted = replace(record, ipv4=address.ipv4, router_ipv4=address.router_ipv4)
+        wanted = _with_addresses(record, address)
         with span(names.ENDPOINT_LINK):
             return await self._links.create_endpoint_link(wanted, netns_fd)
 
@@ -200,7 +199,7 @@ class EndpointMaker:
         address, number = await _all(allocation, identity)
 
         async def withdraw() -> None:
-            self._releases.add(record.spec.owner, address.ipv4)
+            self._releases.add(record.spec.owner, _with_addresses(record, address).prefixes)
 
         undo.add("publication", withdraw)
         return await self._publication.publish(_addressed(record, address, number))
@@ -208,8 +207,8 @@ class EndpointMaker:
     async def _realize(self, record: EndpointRecord, subject: Subject, undo: Undo) -> None:
         async def detach() -> None:
             await self._links.delete_endpoint_link(record.spec.host_device)
-            self._kernel.detach(record.ifindex, record.ipv4)
-            self._ipcache.remove_local(record.ipv4)
+            self._kernel.detach(record.ifindex, record.ipv4, record.ipv6)
+            self._ipcache.remove_local(record.addresses)
 
         undo.add("datapath", detach)
         attributes: dict[str, Any] = {
@@ -222,14 +221,14 @@ class EndpointMaker:
             current.set_attribute(names.POLICY_REVISION, _revision(subject))
             with span(names.BPF_ATTACH):
                 self._kernel.attach(record)
-            self._ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
-            if self._ipcache.waiting(record.ipv4):
+            self._ipcache.put_local(record.addresses, record.identity, record.identity_revision)
+            if self._ipcache.waiting(record.addresses):
                 known = await self._policy.identity_revision.wait(record.identity_revision, _BARRIER_SECONDS)
                 if not known:
                     _log.warning(
                         "endpoint.identity_not_known_yet", endpoint=record.id, identity=record.identity
                     )
-            await self._links.open_endpoint_link(record.spec.host_device)
+            await self._links.open_endpoint_link(record)
             with span(names.ENDPOINT_REALIZED):
                 pass
 
@@ -240,11 +239,17 @@ def _revision(subject: Subject) -> int:
 
 def _addressed(record: EndpointRecord, address: Allocation, identity: ResolvedIdentity) -> EndpointRecord:
     return replace(
+        _with_addresses(record, address), identity=identity.id, identity_revision=identity.revision
+    )
+
+
+def _with_addresses(record: EndpointRecord, address: Allocation) -> EndpointRecord:
+    return replace(
         record,
         ipv4=address.ipv4,
         router_ipv4=address.router_ipv4,
-        identity=identity.id,
-        identity_revision=identity.revision,
+        ipv6=address.ipv6,
+        router_ipv6=address.router_ipv6,
     )
 
 

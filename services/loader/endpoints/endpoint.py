@@ -15,7 +15,9 @@ from typing import Any, Final
 
 from services.chassis.errors import FieldViolation, InvalidArgument
 
-RECORD_VERSION: Final = 1
+RECORD_VERSION: Final = 2
+# Version 1 had neither IPv6 nor a rate.
+_READABLE_VERSIONS: Final = (1, RECORD_VERSION)
 MAX_ENDPOINT_ID: Final = 65535
 HOST_DEVICE_PREFIX: Final = "lxc"
 
@@ -55,7 +57,9 @@ class NamedPort:
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """What the runtime asked for. ``labels`` are formatted and sorted, ``named_ports`` sorted."""
+    """What the runtime asked for. ``labels`` are formatted and sorted, ``named_ports`` sorted; ``rate`` is
+    what the pod may send in bytes/s, 0 for as much as it can.
+    """
 
     container_id: str
     ifname: str
@@ -64,10 +68,11 @@ class EndpointSpec:
     pod_name: str = ""
     labels: tuple[str, ...] = ()
     named_ports: tuple[NamedPort, ...] = ()
+    rate: int = 0
 
     @property
     def owner(self) -> str:
-        """Owner of the address in IPAM, and the natural key of the endpoint."""
+        """Owner of the addresses in IPAM, and the natural key of the endpoint."""
         return owner_name(self.container_id, self.ifname)
 
     @property
@@ -83,7 +88,8 @@ class EndpointSpec:
 
 @dataclass(frozen=True, slots=True)
 class EndpointRecord:
-    """What the node has given an endpoint. Fields that creation has not come to yet are 0 or empty.
+    """What the node has given an endpoint. Fields that creation has not come to yet are 0 or empty, and so
+    are addresses of a family that the node does not have.
 
     MACs are ``aa:bb:cc:dd:ee:ff``; ``create_time`` is in seconds since the epoch.
     """
@@ -101,11 +107,23 @@ class EndpointRecord:
     host_mac: str = ""
     pod_mac: str = ""
     mtu: int = 0
+    ipv6: str = ""
+    router_ipv6: str = ""
 
     @property
-    def prefix(self) -> str:
-        """The endpoint's prefix in the ipcache."""
-        return f"{self.ipv4}/32"
+    def addresses(self) -> tuple[str, ...]:
+        """The endpoint's addresses, IPv4 first."""
+        return tuple(address for address in (self.ipv4, self.ipv6) if address)
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The endpoint's prefixes in the ipcache."""
+        return tuple(host_prefix(address) for address in self.addresses)
+
+    @property
+    def rate(self) -> int:
+        """What the pod may send in bytes/s, 0 for as much as it can."""
+        return self.spec.rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +146,11 @@ class Endpoint:
     def having(self, **status: Any) -> Endpoint:
         """The same endpoint with some of its status changed."""
         return replace(self, status=replace(self.status, **status))
+
+
+def host_prefix(address: str) -> str:
+    """The prefix that holds one address."""
+    return f"{address}/128" if ":" in address else f"{address}/32"
 
 
 def owner_name(container_id: str, ifname: str) -> str:
@@ -184,6 +207,7 @@ def record_to_json(record: EndpointRecord) -> dict[str, Any]:
             "pod_name": spec.pod_name,
             "labels": list(spec.labels),
             "named_ports": [[port.name, port.port, port.protocol] for port in spec.named_ports],
+            "rate": spec.rate,
         },
         "ipv4": record.ipv4,
         "router_ipv4": record.router_ipv4,
@@ -194,14 +218,20 @@ def record_to_json(record: EndpointRecord) -> dict[str, Any]:
         "host_mac": record.host_mac,
         "pod_mac": record.pod_mac,
         "mtu": record.mtu,
+        "ipv6": record.ipv6,
+        "router_ipv6": record.router_ipv6,
     }
 
 
 def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
     """The inverse of :func:`record_to_json`. Raises ValueError, KeyError or TypeError for anything else."""
-    if document["version"] != RECORD_VERSION:
-        raise ValueError(f"record version is {document['version']!r}; this loader reads {RECORD_VERSION}")
+    version = document["version"]
+    if version not in _READABLE_VERSIONS:
+        raise ValueError(
+            f"record version is {version!r}; this loader reads {' and '.join(map(str, _READABLE_VERSIONS))}"
+        )
     raw = document["spec"]
+    old = version == 1
     spec = EndpointSpec(
         container_id=_text(raw, "container_id"),
         ifname=_text(raw, "ifname"),
@@ -212,6 +242,7 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
         named_ports=tuple(
             NamedPort(str(name), int(port), int(protocol)) for name, port, protocol in raw["named_ports"]
         ),
+        rate=0 if old else _number(raw, "rate"),
     )
     return EndpointRecord(
         id=_number(document, "id"),
@@ -227,6 +258,8 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
         host_mac=_text(document, "host_mac"),
         pod_mac=_text(document, "pod_mac"),
         mtu=_number(document, "mtu"),
+        ipv6="" if old else _text(document, "ipv6"),
+        router_ipv6="" if old else _text(document, "router_ipv6"),
     )
 
 

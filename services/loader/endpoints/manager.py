@@ -19,7 +19,14 @@ from services.chassis.labels import LabelSet
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
 from services.loader.endpoints.creation import EndpointMaker
-from services.loader.endpoints.endpoint import Endpoint, EndpointRecord, EndpointSpec, Phase, host_device
+from services.loader.endpoints.endpoint import (
+    Endpoint,
+    EndpointRecord,
+    EndpointSpec,
+    Phase,
+    host_device,
+    host_prefix,
+)
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
 from services.loader.endpoints.identity_change import IdentityChange
 from services.loader.endpoints.publication import Publication
@@ -117,7 +124,12 @@ class EndpointManager:
                 record = EndpointRecord(number, spec, Phase.CREATING, self._clock())
                 record = await _carry_through(self._maker.create(record, netns_fd))
         _log.info(
-            "endpoint.created", endpoint=record.id, pod=spec.pod, ipv4=record.ipv4, identity=record.identity
+            "endpoint.created",
+            endpoint=record.id,
+            pod=spec.pod,
+            ipv4=record.ipv4,
+            ipv6=record.ipv6,
+            identity=record.identity,
         )
         return record
 
@@ -201,13 +213,19 @@ class EndpointManager:
             return
         record = replace(endpoint.record, phase=Phase.DELETING)
         self._registry.save(record)
-        self._releases.add(owner, record.ipv4)
+        self._releases.add(owner, record.prefixes)
         # The cluster forgets the address while the device goes.
         removal = asyncio.create_task(self._maker.dismantle(record, self._subjects.get(record.subject)))
         settling = self._releases.try_settle(owner, asyncio.shield(removal))
         await _carry_through(_both(removal, settling))
         self._health.settle(record.id)
-        _log.info("endpoint.deleted", endpoint=record.id, pod=record.spec.pod, ipv4=record.ipv4)
+        _log.info(
+            "endpoint.deleted",
+            endpoint=record.id,
+            pod=record.spec.pod,
+            ipv4=record.ipv4,
+            ipv6=record.ipv6,
+        )
 
     async def _take_apart_unknown(self, owner: str) -> None:
         """An endpoint's record may have been lost; what belongs to the owner by name is removed all the
@@ -217,14 +235,14 @@ class EndpointManager:
         device = host_device(container_id, ifname)
         ifindex = (await self._links.endpoint_links()).get(device)
         row = next((row for row in self._kernel.attached() if row.ifindex == ifindex), None)
-        self._releases.add(owner, row.ipv4 if row is not None else "")
+        self._releases.add(owner, [host_prefix(each) for each in row.addresses] if row is not None else ())
         await self._links.delete_endpoint_link(device)
         if row is not None:
             try:
-                self._kernel.detach(row.ifindex, row.ipv4)
+                self._kernel.detach(row.ifindex, row.ipv4, row.ipv6)
             except DatapathError as problem:
                 raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
-            self._ipcache.remove_local(row.ipv4)
+            self._ipcache.remove_local(row.addresses)
         await self._releases.try_settle(owner)
 
     async def _regenerate(self, number: int, level: Level) -> None:

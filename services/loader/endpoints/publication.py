@@ -7,6 +7,7 @@ adds or takes back a single endpoint.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from services.loader.endpoints.endpoint import EndpointRecord, Phase
 from services.loader.endpoints.registry import EndpointRegistry
@@ -37,10 +38,10 @@ class Publication:
         """The endpoint's record says now what has been published, or the endpoint has come to nothing."""
         self._early.pop(number, None)
 
-    async def withdraw(self, prefix: str) -> None:
-        """Takes a prefix back. Raises FimbriaError."""
+    async def withdraw(self, prefixes: Sequence[str]) -> None:
+        """Takes prefixes back. Raises FimbriaError."""
         async with self._turn:
-            await self._identities.withdraw([prefix])
+            await self._identities.withdraw(prefixes)
 
     async def publish_all(self) -> tuple[list[EndpointRecord], int]:
         """Tells of everything there is and of nothing else; returns that, and the revision. Raises

@@ -53,7 +53,7 @@ class EndpointRealizer:
             self._policy.realize(subject, rewrite=rewrite)
             with span(names.BPF_ATTACH):
                 self._kernel.attach(record)
-            self._ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
+            self._ipcache.put_local(record.addresses, record.identity, record.identity_revision)
             with span(names.ENDPOINT_REALIZED):
                 pass
 
@@ -88,10 +88,13 @@ class EndpointRealizer:
         if row is None:
             return [f"the datapath has no row for endpoint {record.id}"]
         problems = []
-        if row.ifindex != record.ifindex or row.ipv4 != record.ipv4:
-            problems.append(f"the datapath has endpoint {record.id} as {row.ipv4} on interface {row.ifindex}")
+        if row.ifindex != record.ifindex or row.addresses != record.addresses:
+            shown = " and ".join(row.addresses) or "nothing"
+            problems.append(f"the datapath has endpoint {record.id} as {shown} on interface {row.ifindex}")
         if row.identity != record.identity:
             problems.append(f"the datapath has endpoint {record.id} with identity {row.identity}")
+        if row.rate != record.rate:
+            problems.append(f"the datapath has endpoint {record.id} with a rate of {row.rate} bytes/s")
         if record.subject not in self._kernel.subjects():
             problems.append(f"the datapath has no policy for endpoint {record.id}")
         return problems

@@ -36,10 +36,10 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class PendingRelease:
-    """An address that has to be given back and a prefix that has to be withdrawn (empty: unknown or none)."""
+    """Addresses that have to be given back and prefixes that have to be withdrawn (none: unknown or none)."""
 
     owner: str
-    prefix: str
+    prefixes: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,8 @@ class NodeRecord:
     pool: str
     pod_cidrs: tuple[str, ...]
     router_ipv4: str
+    ipv6: str = ""
+    router_ipv6: str = ""
 
 
 class StateDirectory:
@@ -102,14 +104,14 @@ class StateDirectory:
         for path in self._files(self._releases):
             try:
                 document = _read(path)
-                releases.append(PendingRelease(str(document["owner"]), str(document["prefix"])))
+                releases.append(PendingRelease(str(document["owner"]), _prefixes(document)))
             except (OSError, ValueError, KeyError, TypeError) as problem:
                 self._set_aside(path, problem)
         return releases
 
     def save_release(self, release: PendingRelease) -> None:
         """Stores a release. Raises OSError."""
-        document = {"owner": release.owner, "prefix": release.prefix}
+        document = {"owner": release.owner, "prefixes": list(release.prefixes)}
         _write(self._release_path(release.owner), document)
 
     def sync_release(self, owner: str) -> None:
@@ -131,6 +133,9 @@ class StateDirectory:
                 pool=str(document["pool"]),
                 pod_cidrs=tuple(str(cidr) for cidr in document["pod_cidrs"]),
                 router_ipv4=str(document["router_ipv4"]),
+                # Absent from what was written before there was IPv6.
+                ipv6=str(document.get("ipv6", "")),
+                router_ipv6=str(document.get("router_ipv6", "")),
             )
         except FileNotFoundError:
             return None
@@ -146,6 +151,8 @@ class StateDirectory:
             "pool": node.pool,
             "pod_cidrs": list(node.pod_cidrs),
             "router_ipv4": node.router_ipv4,
+            "ipv6": node.ipv6,
+            "router_ipv6": node.router_ipv6,
         }
         _write(self._root / "node.json", document)
 
@@ -212,6 +219,13 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")
     return document
+
+
+def _prefixes(document: dict[str, Any]) -> tuple[str, ...]:
+    if "prefixes" in document:
+        return tuple(str(prefix) for prefix in document["prefixes"])
+    # Written before there was IPv6: one prefix, or an empty text.
+    return (str(document["prefix"]),) if document["prefix"] else ()
 
 
 def _write(path: Path, document: dict[str, Any]) -> None:

@@ -44,7 +44,7 @@ class EndpointRegistry:
         self._state = state
         self._by_id: dict[int, Endpoint] = {}
         self._by_owner: dict[str, int] = {}
-        self._by_ipv4: dict[str, int] = {}
+        self._by_address: dict[str, int] = {}
         # A number that has just become free may still be named by flows and connections.
         self._ids = state.numbers("endpoint-ids", ahead=8)
         self._watchers: set[asyncio.Queue[EndpointChange]] = set()
@@ -76,10 +76,12 @@ class EndpointRegistry:
         number = self._by_owner.get(owner)
         return None if number is None else self._by_id[number]
 
-    def by_ipv4(self, ipv4: str) -> Endpoint | None:
-        """The endpoint that has an address, if there is one."""
-        number = self._by_ipv4.get(ipv4)
+    def by_address(self, address: str) -> Endpoint | None:
+        """The endpoint that has an address of either family, if there is one."""
+        number = self._by_address.get(address)
         return None if number is None else self._by_id[number]
+
+    by_ipv4 = by_address
 
     def new_id(self) -> int:
         """A number that no endpoint has, and that was not in use lately. Raises ResourceExhausted
@@ -118,11 +120,10 @@ class EndpointRegistry:
             endpoint = replace(before, record=record)
         else:
             endpoint = Endpoint(record, EndpointStatus(_STATES[record.phase]))
-        if before is not None and before.record.ipv4 != record.ipv4:
-            self._by_ipv4.pop(before.record.ipv4, None)
+        if before is not None:
+            self._forget_addresses(before.record)
         self._by_owner[record.spec.owner] = record.id
-        if record.ipv4:
-            self._by_ipv4[record.ipv4] = record.id
+        self._by_address |= dict.fromkeys(record.addresses, record.id)
         self._put(endpoint)
 
     def set_status(self, number: int, **status: Any) -> None:
@@ -140,8 +141,7 @@ class EndpointRegistry:
         if endpoint is None:
             return
         self._by_owner.pop(endpoint.record.spec.owner, None)
-        if self._by_ipv4.get(endpoint.record.ipv4) == number:
-            del self._by_ipv4[endpoint.record.ipv4]
+        self._forget_addresses(endpoint.record)
         self._tell(EndpointChange(number, None))
 
     async def watch(self) -> AsyncGenerator[EndpointChange | None, None]:
@@ -156,6 +156,11 @@ class EndpointRegistry:
                 yield await queue.get()
         finally:
             self._watchers.discard(queue)
+
+    def _forget_addresses(self, record: EndpointRecord) -> None:
+        for address in record.addresses:
+            if self._by_address.get(address) == record.id:
+                del self._by_address[address]
 
     def _put(self, endpoint: Endpoint) -> None:
         self._by_id[endpoint.record.id] = endpoint

@@ -5,7 +5,7 @@ off.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -38,11 +38,12 @@ class Releases:
     def __len__(self) -> int:
         return len(self._pending)
 
-    def add(self, owner: str, ipv4: str) -> None:
-        """Notes that the owner's address and prefix have to be given back. Raises OSError."""
+    def add(self, owner: str, prefixes: Sequence[str] = ()) -> None:
+        """Notes that the owner's addresses and prefixes have to be given back; without prefixes those noted
+        before stay noted. Raises OSError.
+        """
         before = self._pending.get(owner)
-        prefix = f"{ipv4}/32" if ipv4 else (before.prefix if before else "")
-        release = PendingRelease(owner, prefix)
+        release = PendingRelease(owner, tuple(prefixes) or (before.prefixes if before else ()))
         self._state.save_release(release)
         self._pending[owner] = release
         self._added.set()
@@ -60,7 +61,7 @@ class Releases:
             self._added.set()
 
     async def settle(self, owner: str, removal: Awaitable[None] | None = None) -> None:
-        """Makes an owner's release now, if there is one to make; the address is given back only after
+        """Makes an owner's release now, if there is one to make; the addresses are given back only after
         ``removal``.
 
         Raises FimbriaError, also that of the removal; the release stays noted then.
@@ -70,9 +71,9 @@ class Releases:
             release = self._pending.get(owner)
             if release is None:
                 return
-            # The prefix first: whoever gets the address next publishes it anew.
-            if release.prefix:
-                await self._publication.withdraw(release.prefix)
+            # The prefixes first: whoever gets the addresses next publishes them anew.
+            if release.prefixes:
+                await self._publication.withdraw(release.prefixes)
             if removal is not None:
                 await removal
             await self._addresses.release(owner)

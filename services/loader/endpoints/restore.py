@@ -59,6 +59,7 @@ async def restore(
     _take_up_subjects(alive, subjects, kernel)
     for record in alive:
         _take_up(record, registry, subjects, kernel, ipcache, failed)
+    await _restore_routes(alive, links)
     for record in dead:
         await _remove(record, registry, maker)
     orphans = 0
@@ -93,7 +94,15 @@ def _take_up(
         kernel.attach(record)
     except DatapathError as problem:
         failed(record.id, str(problem))
-    ipcache.put_local(record.ipv4, record.identity, record.identity_revision)
+    ipcache.put_local(record.addresses, record.identity, record.identity_revision)
+
+
+async def _restore_routes(alive: list[EndpointRecord], links: NodeLinks) -> None:
+    try:
+        await links.sync_endpoint_routes(alive)
+    except FimbriaError as problem:
+        # Endpoints are reached through the datapath all the same, and a CHECK tells what is missing.
+        _log.error("restore.routes_failed", reason=problem.reason, error=problem.message)
 
 
 async def _remove(record: EndpointRecord, registry: EndpointRegistry, maker: EndpointMaker) -> None:
@@ -126,7 +135,7 @@ async def _remove_orphans(
         for row in kernel.attached():
             endpoint = registry.find(row.endpoint_id)
             if endpoint is None or endpoint.record.ifindex != row.ifindex:
-                kernel.detach(row.ifindex, row.ipv4)
+                kernel.detach(row.ifindex, row.ipv4, row.ipv6)
                 removed += 1
         rows, entries = subjects.sweep()
         removed += rows

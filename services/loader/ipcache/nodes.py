@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, Callable, Iterable
-from dataclasses import dataclass
 from typing import Final
 
 from fimbria.ipam.v1 import ipam_pb2 as pb
@@ -12,7 +11,8 @@ from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import FimbriaError
 from services.chassis.logs import get_logger
-from services.loader.interfaces import NodeLinks
+from services.loader.endpoints.endpoint import host_prefix
+from services.loader.interfaces import Node, NodeLinks
 from services.loader.ipcache.sync import IpcacheSync
 from services.loader.ipcache.table import Meaning
 from services.loader.streams.backoff import Backoff
@@ -22,36 +22,41 @@ from services.loader.streams.watermark import Watermark
 HOST: Final = 1
 REMOTE_NODE: Final = 6
 
+__all__ = ["HOST", "REMOTE_NODE", "Node", "NodesSync", "node_meanings", "node_of"]
+
 _log = get_logger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A node of the cluster."""
-
-    name: str
-    ipv4: str
-    pod_cidrs: tuple[str, ...]
-    router_ipv4: str
 
 
 def node_of(message: pb.Node) -> Node:
     """The domain type of a node message."""
-    return Node(message.name, message.ipv4, tuple(message.pod_cidrs), message.router_ipv4)
+    return Node(
+        message.name,
+        message.ipv4,
+        tuple(message.pod_cidrs),
+        message.router_ipv4,
+        message.ipv6,
+        message.router_ipv6,
+    )
 
 
-def node_meanings(own: Node, others: Iterable[Node]) -> dict[str, Meaning]:
+def node_meanings(own: Node, others: Iterable[Node], *, tunnel: bool = True) -> dict[str, Meaning]:
     """What the nodes' addresses mean on ``own``: its own are the host, the others' remote nodes, reached
-    directly on the underlay and through the tunnel at their router address.
+    directly on the underlay and through the ``tunnel``, if there is one, at their router addresses.
     """
     meanings: dict[str, Meaning] = {}
     for node in others:
-        meanings[f"{node.router_ipv4}/32"] = Meaning(REMOTE_NODE, node.ipv4)
-        meanings[f"{node.ipv4}/32"] = Meaning(REMOTE_NODE)
+        for address in _present(node.router_ipv4, node.router_ipv6):
+            meanings[host_prefix(address)] = Meaning(REMOTE_NODE, node.ipv4 if tunnel else "")
+        for address in _present(node.ipv4, node.ipv6):
+            meanings[host_prefix(address)] = Meaning(REMOTE_NODE)
     # Last, so that no other node can take an address of this one over.
-    for address in (own.router_ipv4, own.ipv4):
-        meanings[f"{address}/32"] = Meaning(HOST)
+    for address in _present(own.router_ipv4, own.router_ipv6, own.ipv4, own.ipv6):
+        meanings[host_prefix(address)] = Meaning(HOST)
     return meanings
+
+
+def _present(*addresses: str) -> list[str]:
+    return [address for address in addresses if address]
 
 
 class NodesSync:
@@ -65,8 +70,10 @@ class NodesSync:
         links: NodeLinks,
         ipcache: IpcacheSync,
         target: str = "",
+        tunnel: bool = True,
     ) -> None:
         self._own = own
+        self._tunnel = tunnel
         self._open_stream = open_stream
         self._links = links
         self._ipcache = ipcache
@@ -78,7 +85,7 @@ class NodesSync:
         self._changed = asyncio.Event()
         self.state = WatchState("nodes")
         self.applied = Watermark()
-        ipcache.set_nodes(node_meanings(own, ()), complete=False)
+        ipcache.set_nodes(node_meanings(own, (), tunnel=tunnel), complete=False)
 
     async def run(self) -> None:
         """Follows the nodes and keeps routes and ipcache as they say, until cancelled."""
@@ -128,9 +135,10 @@ class NodesSync:
             revision = self._received
             others = list(self._others.values())
             # The ipcache first: a route without it would send packets to an unknown place.
-            self._ipcache.set_nodes(node_meanings(self._own, others), complete=True)
+            meanings = node_meanings(self._own, others, tunnel=self._tunnel)
+            self._ipcache.set_nodes(meanings, complete=True)
             try:
-                await self._links.set_remote_pod_cidrs([cidr for node in others for cidr in node.pod_cidrs])
+                await self._links.set_remote_nodes(others)
             except (FimbriaError, OSError) as problem:
                 self.state.error = str(problem)
                 _log.error("nodes.routes_failed", error=str(problem))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Mapping
+from collections.abc import AsyncIterable, Callable, Iterable, Mapping
 from typing import Any, Final
 
 from fimbria.identity.v1 import identity_pb2 as pb
@@ -12,6 +12,7 @@ from fimbria.types.v1 import types_pb2
 from services.chassis import names
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import remote_context, span
+from services.loader.endpoints.endpoint import host_prefix
 from services.loader.interfaces import DatapathError, IpcacheKernel
 from services.loader.ipcache.table import Changes, FeedEntry, IpcacheTable, Meaning
 from services.loader.streams.backoff import Backoff
@@ -25,7 +26,9 @@ _log = get_logger(__name__)
 
 
 class IpcacheSync:
-    """Keeps the kernel's ipcache. ``identity_revision`` tells how far the policy maps have come."""
+    """Keeps the kernel's ipcache. ``identity_revision`` tells how far the policy maps have come. Without
+    ``tunnel`` other nodes' pods are reached as everything else is.
+    """
 
     def __init__(
         self,
@@ -35,8 +38,10 @@ class IpcacheSync:
         open_stream: Callable[[int], AsyncIterable[pb.WatchIpCacheResponse]],
         identity_revision: Watermark,
         target: str = "",
+        tunnel: bool = True,
     ) -> None:
         self._node = node
+        self._tunnel = tunnel
         self._kernel = kernel
         self._open_stream = open_stream
         self._target = target
@@ -65,16 +70,18 @@ class IpcacheSync:
         if self._retry is not None:
             self._retry.cancel()
 
-    def put_local(self, ipv4: str, identity: int, identity_revision: int) -> None:
-        """An endpoint of this node has the address. It is in the kernel at once unless the policy maps do
-        not know the identity yet.
+    def put_local(self, addresses: Iterable[str], identity: int, identity_revision: int) -> None:
+        """An endpoint of this node has the addresses. They are in the kernel at once unless the policy maps
+        do not know the identity yet.
         """
-        self._table.put_local(f"{ipv4}/32", identity, identity_revision)
+        for address in addresses:
+            self._table.put_local(host_prefix(address), identity, identity_revision)
         self._flush()
 
-    def remove_local(self, ipv4: str) -> None:
-        """The endpoint with the address is gone."""
-        self._table.remove_local(f"{ipv4}/32")
+    def remove_local(self, addresses: Iterable[str]) -> None:
+        """The endpoint with the addresses is gone."""
+        for address in addresses:
+            self._table.remove_local(host_prefix(address))
         self._flush()
 
     def set_nodes(self, entries: Mapping[str, Meaning], *, complete: bool) -> None:
@@ -84,27 +91,31 @@ class IpcacheSync:
         self._settle()
         self._flush()
 
-    def owner(self, ipv4: str) -> str:
+    def owner(self, address: str) -> str:
         """What an address belongs to ("shop/web"), as far as this node has been told; else empty."""
-        return self._table.owner(f"{ipv4}/32")
+        return self._table.owner(host_prefix(address))
 
-    def waiting(self, ipv4: str) -> bool:
-        """Whether the address's identity waits for the policy maps."""
-        return f"{ipv4}/32" in self._table.waiting
+    def waiting(self, addresses: Iterable[str]) -> bool:
+        """Whether the identity of one of the addresses waits for the policy maps."""
+        waiting = self._table.waiting
+        return any(host_prefix(address) in waiting for address in addresses)
 
     def _take(self, message: pb.WatchIpCacheResponse) -> None:
         for event in message.events:
             entry = event.entry
-            if ":" in entry.prefix:
-                continue  # the datapath drops IPv6: there is nowhere to write it
             if event.type == types_pb2.CHANGE_TYPE_DELETE:
                 self._table.delete_feed(entry.prefix)
                 continue
-            tunnel = "" if entry.node == self._node else entry.tunnel_endpoint
+            here = entry.node == self._node
+            tunnel = entry.tunnel_endpoint if self._tunnel and not here else ""
             self._table.put_feed(
                 entry.prefix,
                 FeedEntry(
-                    Meaning(entry.identity, tunnel), entry.identity_revision, entry.revision, entry.owner
+                    Meaning(entry.identity, tunnel),
+                    entry.identity_revision,
+                    entry.revision,
+                    entry.owner,
+                    here,
                 ),
             )
         self._table.received(message.revision)

@@ -27,12 +27,13 @@ class Meaning:
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """An entry of the identity service's feed."""
+    """An entry of the identity service's feed; ``here`` when it speaks of an endpoint of this node."""
 
     meaning: Meaning
     identity_revision: int = 0
     revision: int = 0
     owner: str = ""
+    here: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class IpcacheTable:
         """
         if self._local.pop(prefix, None) is not None:
             feed = self._feed.get(prefix)
-            if feed is not None and not feed.meaning.tunnel:
+            if feed is not None and feed.here:
                 del self._feed[prefix]
         self._dirty.add(prefix)
 

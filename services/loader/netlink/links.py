@@ -1,7 +1,8 @@
 """A pod's link: a veth pair between the node's namespace and the pod's.
 
-The pod gets one address as a /32, and everything it sends goes to the node's router address, which no device
-on that link has: the datapath answers for it. Nothing in the node's routing table names the pod.
+The pod gets one address of each family as a /32 or /128, and everything it sends goes to the node's router
+address of that family, which no device on that link has: the datapath answers for it. Nothing in the node's
+routing table names the pod, unless :mod:`~services.loader.netlink.endpoint_routes` is asked to.
 
 All functions are synchronous, take about a millisecond (a deletion 15: the kernel waits a grace period), and
 work in the namespace of the calling thread; the loader calls them through one executor thread.
@@ -11,47 +12,49 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import socket
 import time
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 
-from services.chassis.errors import (
-    AlreadyExists,
-    FailedPrecondition,
-    FimbriaError,
-    Internal,
-    InvalidArgument,
-    PermissionDenied,
-    Unavailable,
-)
+from services.chassis.errors import AlreadyExists, FailedPrecondition, FimbriaError, InvalidArgument
 from services.loader.netlink import rtnetlink as rt
 from services.loader.netlink.namespace import NamespaceThread
+from services.loader.netlink.refusals import kernel_error
+from services.loader.netlink.sysctl import accept_no_router, allow_ipv6
 
 ENDPOINT_PREFIX = "lxc"
 _NAME_LENGTH = 15
 # Below this no IPv4 host need accept what it is sent; above it no veth goes.
 _MIN_MTU, _MAX_MTU = 576, 65535
+# RFC 8200, 5: below it a device has no IPv6.
+IPV6_MIN_MTU = 1280
 _READY_SECONDS = 0.2
+
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _netns_thread = NamespaceThread()
 
 
 @dataclass(frozen=True, slots=True)
 class LinkSpec:
-    """A link to make.
+    """A link to make; each family has both its address and its router, or neither.
 
     ``netns_fd`` is the pod's network namespace. ``mtu`` is the devices' in bytes, ``route_mtu`` what a packet
-    may have that goes through the overlay. ``pod_mac`` is made from ``host_name`` when it is empty.
+    may have that leaves by the default routes. ``pod_mac`` is made from ``host_name`` when it is empty.
     """
 
     host_name: str
     netns_fd: int
     ifname: str
-    address: IPv4Address
-    router: IPv4Address
+    address: IPv4Address | None
+    router: IPv4Address | None
     mtu: int
     route_mtu: int
     pod_mac: str = ""
+    address6: IPv6Address | None = None
+    router6: IPv6Address | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,16 +93,23 @@ def local_mac(*parts: str) -> str:
     return raw.hex(":")
 
 
+def link_local(mac: str) -> str:
+    """The link-local IPv6 address that a device with this MAC address makes itself (RFC 4291, appendix A)."""
+    raw = bytearray(rt.mac_bytes(mac))
+    raw[0] ^= 0x02
+    return str(IPv6Address(b"\xfe\x80" + bytes(6) + raw[:3] + b"\xff\xfe" + raw[3:]))
+
+
 def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
-    """Makes the link: both devices, the pod's address and routes, the pod's loopback up.
+    """Makes the link: both devices, the pod's addresses and routes, the pod's loopback up.
 
     With ``up=False`` the node's side stays down, so that no packet passes before the datapath is attached;
     :func:`set_endpoint_link_up` opens it. A link of the same ``host_name`` that an interrupted call left
     behind is replaced. Any failure leaves nothing behind.
 
     Raises AlreadyExists (INTERFACE_NAME_TAKEN) when the pod has an interface of that name, FailedPrecondition
-    (ROUTE_TAKEN, KERNEL_FEATURE_MISSING), InvalidArgument (NETNS_INVALID, LINK_SPEC_INVALID),
-    PermissionDenied, Unavailable (KERNEL_TIMEOUT), Internal (KERNEL_REFUSED).
+    (ROUTE_TAKEN, KERNEL_FEATURE_MISSING, SYSCTL_READ_ONLY), InvalidArgument (NETNS_INVALID,
+    LINK_SPEC_INVALID), PermissionDenied, Unavailable (KERNEL_TIMEOUT), Internal (KERNEL_REFUSED).
     """
     _check(spec)
     host_mac = local_mac(spec.host_name, "host")
@@ -107,7 +117,7 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
     with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
         host = _create_pair(node, spec, host_mac, pod_mac)
         try:
-            pod_link = _configure_pod(pod, spec)
+            pod_link = _configure_pod(pod, spec, pod_mac)
             if up:
                 _bring_up(node, spec.host_name)
         except BaseException as exc:
@@ -139,7 +149,7 @@ def set_endpoint_link_up(host_name: str) -> None:
                 raise FailedPrecondition(
                     f"the device {host_name} is gone", reason="LINK_GONE", metadata={"device": host_name}
                 ) from exc
-            raise _kernel_error(exc, host_name) from exc
+            raise kernel_error(exc, host_name) from exc
 
 
 def delete_endpoint_link(host_name: str) -> bool:
@@ -148,7 +158,12 @@ def delete_endpoint_link(host_name: str) -> bool:
         try:
             return _delete(node, host_name)
         except OSError as exc:
-            raise _kernel_error(exc, host_name) from exc
+            raise kernel_error(exc, host_name) from exc
+
+
+def is_endpoint_device(link: rt.LinkInfo) -> bool:
+    """Whether a device of the node is, by kind and name, the node's side of a link."""
+    return link.kind == "veth" and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
 
 
 def list_endpoint_links() -> list[HostLink]:
@@ -157,11 +172,11 @@ def list_endpoint_links() -> list[HostLink]:
         try:
             (answer,) = node.request([rt.dump_links()])
         except OSError as exc:
-            raise _kernel_error(exc, "the list of devices") from exc
+            raise kernel_error(exc, "the list of devices") from exc
     found = [
         HostLink(link.name, link.ifindex, link.mac, link.mtu, link.up)
         for link in rt.links(answer)
-        if link.kind == "veth" and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
+        if is_endpoint_device(link)
     ]
     return sorted(found, key=lambda link: link.name)
 
@@ -175,10 +190,9 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
         try:
             host, inside = _find(node, spec.host_name), _find(pod, spec.ifname)
             # One at a time: a socket has no more than one listing under way.
-            (address_answer,) = pod.request([rt.dump_addresses()])
-            (route_answer,) = pod.request([rt.dump_routes()])
+            held, routes = _held(pod), _routes(pod)
         except OSError as exc:
-            raise _kernel_error(exc, spec.host_name) from exc
+            raise kernel_error(exc, spec.host_name) from exc
     problems: list[str] = []
     if host is None:
         problems.append(f"the node has no device {spec.host_name}")
@@ -190,9 +204,10 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
     problems += _device_problems(inside, spec, spec.pod_mac or local_mac(spec.host_name, "pod"))
     if host is not None and (host.peer_ifindex, inside.peer_ifindex) != (inside.ifindex, host.ifindex):
         problems.append(f"{spec.host_name} and the pod's {spec.ifname} are not the two ends of one link")
-    if (inside.ifindex, f"{spec.address}/32") not in rt.addresses(address_answer):
-        problems.append(f"{spec.ifname} does not have the address {spec.address}/32")
-    return problems + _route_problems(rt.routes(route_answer), inside.ifindex, spec)
+    for address in (spec.address, spec.address6):
+        if address is not None and (inside.ifindex, _prefix(address)) not in held:
+            problems.append(f"{spec.ifname} does not have the address {_prefix(address)}")
+    return problems + _route_problems(routes, inside.ifindex, spec)
 
 
 # -- making
@@ -217,7 +232,11 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
             rt.no_autoconf(spec.host_name),
             rt.get_link(spec.host_name),
         ]
-        return rt.links(node.request(configure)[-1])[0]
+        made = rt.links(node.request(configure)[-1])[0]
+        if spec.address6 is not None:
+            allow_ipv6(spec.host_name)
+            accept_no_router(spec.host_name)
+        return made
     except BaseException as exc:
         _delete(node, spec.host_name)
         if isinstance(exc, OSError):
@@ -225,7 +244,7 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
         raise
 
 
-def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec) -> rt.LinkInfo:
+def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec, pod_mac: str) -> rt.LinkInfo:
     answers = pod.request(
         [
             rt.set_up("lo"),
@@ -236,14 +255,31 @@ def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec) -> rt.LinkInfo:
         ]
     )
     link = rt.links(answers[-1])[0]
-    pod.request(
-        [
+    requests = []
+    if spec.address is not None and spec.router is not None:
+        requests += [
             rt.add_address(link.ifindex, str(spec.address)),
             rt.add_link_route(link.ifindex, str(spec.router)),
             rt.add_default_route(link.ifindex, str(spec.router), spec.route_mtu),
         ]
-    )
+    if spec.address6 is not None and spec.router6 is not None:
+        _netns_thread.run(spec.netns_fd, partial(_prepare_ipv6, spec.ifname))
+        requests += [
+            # Some programs cannot do without. Made by hand it is there at once, and asks for no router.
+            rt.add_address(link.ifindex, link_local(pod_mac), 64),
+            rt.add_address(link.ifindex, str(spec.address6)),
+            # Whatever else the pod has a route to, the router is here.
+            rt.add_link_route(link.ifindex, str(spec.router6)),
+            rt.add_default_route(link.ifindex, str(spec.router6), spec.route_mtu, onlink=True),
+        ]
+    pod.request(requests)
     return link
+
+
+def _prepare_ipv6(ifname: str) -> None:
+    """What netlink has no words for; in the pod's namespace."""
+    allow_ipv6(ifname)
+    accept_no_router(ifname)
 
 
 def _bring_up(node: rt.RouteSocket, host_name: str) -> None:
@@ -276,7 +312,7 @@ def _pod_socket(netns_fd: int) -> rt.RouteSocket:
         return _netns_thread.open_socket(netns_fd)
     except OSError as exc:
         if exc.errno == errno.EPERM:
-            raise _kernel_error(exc, "the pod's namespace") from exc
+            raise kernel_error(exc, "the pod's namespace") from exc
         raise InvalidArgument(
             f"the pod's network namespace cannot be entered: {exc.strerror}", reason="NETNS_INVALID"
         ) from exc
@@ -287,6 +323,19 @@ def _check(spec: LinkSpec) -> None:
         raise InvalidArgument(
             f"mtu {spec.mtu} and route mtu {spec.route_mtu}; "
             f"expected {_MIN_MTU} <= route mtu <= mtu <= {_MAX_MTU}",
+            reason="LINK_SPEC_INVALID",
+        )
+    for name, address, router in (("", spec.address, spec.router), ("6", spec.address6, spec.router6)):
+        if (address is None) != (router is None):
+            raise InvalidArgument(
+                f"address{name} {address} and router{name} {router}; expected both or neither",
+                reason="LINK_SPEC_INVALID",
+            )
+    if spec.address is None and spec.address6 is None:
+        raise InvalidArgument("the link has no address; expected one or two", reason="LINK_SPEC_INVALID")
+    if spec.address6 is not None and spec.route_mtu < IPV6_MIN_MTU:
+        raise InvalidArgument(
+            f"route mtu {spec.route_mtu} with an IPv6 address; expected at least {IPV6_MIN_MTU}",
             reason="LINK_SPEC_INVALID",
         )
     if len(spec.host_name) != _NAME_LENGTH or not spec.host_name.startswith(ENDPOINT_PREFIX):
@@ -308,6 +357,14 @@ def _find(route_socket: rt.RouteSocket, name: str) -> rt.LinkInfo | None:
         raise
 
 
+def _held(pod: rt.RouteSocket) -> list[tuple[int, str]]:
+    return [each for family in _FAMILIES for each in rt.addresses(*pod.request([rt.dump_addresses(family)]))]
+
+
+def _routes(pod: rt.RouteSocket) -> list[rt.RouteInfo]:
+    return [each for family in _FAMILIES for each in rt.routes(*pod.request([rt.dump_routes(family)]))]
+
+
 def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]:
     problems = []
     if device.kind != "veth":
@@ -322,16 +379,23 @@ def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]
 
 
 def _route_problems(routes: list[rt.RouteInfo], ifindex: int, spec: LinkSpec) -> list[str]:
-    router = str(spec.router)
     problems = []
-    if not any((r.dst, r.prefix_len, r.oif, r.gateway) == (router, 32, ifindex, "") for r in routes):
-        problems.append(f"the pod has no route to {router} through {spec.ifname}")
-    default = [r for r in routes if r.prefix_len == 0 and (r.oif, r.gateway) == (ifindex, router)]
-    if not default:
-        problems.append(f"the pod has no default route via {router} through {spec.ifname}")
-    elif all(r.mtu != spec.route_mtu for r in default):
-        problems.append(f"the pod's default route has mtu {default[0].mtu}; expected {spec.route_mtu}")
+    for gateway, family in ((spec.router, "default"), (spec.router6, "IPv6 default")):
+        if gateway is None:
+            continue
+        direct = (str(gateway), gateway.max_prefixlen, ifindex, "")
+        if all((r.dst, r.prefix_len, r.oif, r.gateway) != direct for r in routes):
+            problems.append(f"the pod has no route to {gateway} through {spec.ifname}")
+        found = [r for r in routes if r.prefix_len == 0 and (r.oif, r.gateway) == (ifindex, str(gateway))]
+        if not found:
+            problems.append(f"the pod has no {family} route via {gateway} through {spec.ifname}")
+        elif all(r.mtu != spec.route_mtu for r in found):
+            problems.append(f"the pod's {family} route has mtu {found[0].mtu}; expected {spec.route_mtu}")
     return problems
+
+
+def _prefix(address: IPv4Address | IPv6Address) -> str:
+    return f"{address}/{address.max_prefixlen}"
 
 
 # -- refusals
@@ -351,25 +415,4 @@ def _refused(exc: OSError, spec: LinkSpec) -> FimbriaError:
             reason="ROUTE_TAKEN",
             metadata={"ifname": spec.ifname},
         )
-    return _kernel_error(exc, spec.host_name)
-
-
-def _kernel_error(exc: OSError, device: str) -> FimbriaError:
-    metadata = {"device": device, "errno": errno.errorcode.get(exc.errno or 0, str(exc.errno))}
-    if isinstance(exc, TimeoutError):
-        return Unavailable(
-            f"{device}: the kernel did not answer over netlink", reason="KERNEL_TIMEOUT", metadata=metadata
-        )
-    if exc.errno in (errno.EPERM, errno.EACCES):
-        return PermissionDenied(
-            f"{exc}; the loader needs CAP_NET_ADMIN and CAP_SYS_ADMIN",
-            reason="CAPABILITY_MISSING",
-            metadata=metadata,
-        )
-    if exc.errno == errno.EOPNOTSUPP:
-        return FailedPrecondition(
-            f"{exc}; the kernel has no veth devices (CONFIG_VETH)",
-            reason="KERNEL_FEATURE_MISSING",
-            metadata={**metadata, "feature": "veth"},
-        )
-    return Internal(f"the kernel refused: {exc}", reason="KERNEL_REFUSED", metadata=metadata)
+    return kernel_error(exc, spec.host_name)

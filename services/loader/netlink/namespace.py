@@ -2,8 +2,8 @@
 
 Only a thread can be moved between namespaces, and only a socket needs to have been made in one: it belongs
 to the namespace of the moment it was made, and serves from any thread afterwards. So one thread of our own
-enters the pod's namespace, makes the socket, and goes back. Nothing is forked, because a process full of gRPC
-threads must not be.
+enters the pod's namespace, makes the socket (or writes what /proc/sys alone can set), and goes back. Nothing
+is forked, because a process full of gRPC threads must not be.
 """
 
 from __future__ import annotations
@@ -11,13 +11,17 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
+from collections.abc import Callable
 from queue import SimpleQueue
+from typing import Any, TypeVar
 
 from services.chassis.errors import Unavailable
 from services.loader.netlink.rtnetlink import RouteSocket
 
 _CLONE_NEWNET = 0x40000000
 _WAIT_SECONDS = 10.0
+
+T = TypeVar("T")
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _setns = _libc.setns
@@ -26,17 +30,18 @@ _setns.restype = ctypes.c_int
 
 
 class _Visit:
-    """One namespace to make a socket in, and what came of it."""
+    """One thing to do in one namespace, and what came of it."""
 
-    def __init__(self, netns_fd: int) -> None:
+    def __init__(self, netns_fd: int, action: Callable[[], Any]) -> None:
         self.netns_fd = netns_fd
+        self.action = action
         self.done = threading.Event()
-        self.socket: RouteSocket | None = None
+        self.result: Any = None
         self.error: BaseException | None = None
 
 
 class NamespaceThread:
-    """Makes sockets in other network namespaces, one at a time, in a thread of its own.
+    """Does short things in other network namespaces, one at a time, in a thread of its own.
 
     A thread that cannot get back to where it came from ends, and the next visit gets a new one: nothing else
     ever runs in the wrong namespace.
@@ -47,12 +52,16 @@ class NamespaceThread:
         self._visits: SimpleQueue[_Visit] | None = None
 
     def open_socket(self, netns_fd: int) -> RouteSocket:
-        """A route netlink socket of the namespace behind the descriptor.
+        """A route netlink socket of the namespace behind the descriptor. Raises as :meth:`run`."""
+        return self.run(netns_fd, RouteSocket)
 
-        Raises OSError (EINVAL for a descriptor that is no network namespace, EPERM without CAP_SYS_ADMIN),
-        Unavailable (NAMESPACE_THREAD_STUCK) if the thread does not answer.
+    def run(self, netns_fd: int, action: Callable[[], T]) -> T:
+        """What ``action`` returns when it is called in the namespace behind the descriptor.
+
+        Raises what it raises, OSError (EINVAL for a descriptor that is no network namespace, EPERM without
+        CAP_SYS_ADMIN), Unavailable (NAMESPACE_THREAD_STUCK) if the thread does not answer.
         """
-        visit = _Visit(netns_fd)
+        visit = _Visit(netns_fd, action)
         with self._lock:
             if self._visits is None:
                 self._visits = SimpleQueue()
@@ -63,9 +72,10 @@ class NamespaceThread:
                 "the thread that enters pods' network namespaces does not answer",
                 reason="NAMESPACE_THREAD_STUCK",
             )
-        if visit.socket is None:
-            raise visit.error or RuntimeError("no socket and no error")
-        return visit.socket
+        if visit.error is not None:
+            raise visit.error
+        result: T = visit.result
+        return result
 
     def _run(self, visits: SimpleQueue[_Visit]) -> None:
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
@@ -87,7 +97,7 @@ class NamespaceThread:
             visit.done.set()
             return True
         try:
-            visit.socket = RouteSocket()
+            visit.result = visit.action()
         except BaseException as exc:
             visit.error = exc
         try:

@@ -21,10 +21,11 @@ from dataclasses import dataclass, field
 NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
-RTM_NEWROUTE, RTM_GETROUTE = 24, 26
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_EXCL, NLM_F_CREATE = 0x200, 0x400
+NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
 _NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
@@ -37,7 +38,11 @@ _IFLA_INET6_ADDR_GEN_MODE, _IN6_ADDR_GEN_MODE_NONE = 8, 1
 _RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL = 1, 2
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_METRICS = 1, 4, 5, 8
+IFA_F_NODAD = 0x02
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 7, 8
+RTNH_F_ONLINK = 4
+NDA_DST, NDA_LLADDR = 1, 2
+NUD_PERMANENT = 0x80
 RTAX_MTU = 2
 RT_TABLE_MAIN = 254
 RTPROT_STATIC = 4
@@ -51,6 +56,7 @@ _HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
+_NDMSG = struct.Struct("=BxxxiHBB")
 _ATTR = struct.Struct("=HH")
 _U32 = struct.Struct("=I")
 _SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
@@ -110,7 +116,10 @@ class LinkInfo:
 
 @dataclass(frozen=True, slots=True)
 class RouteInfo:
-    """One IPv4 route of the main table; ``dst`` and ``gateway`` are empty when absent, ``mtu`` is 0."""
+    """One route of the main table; ``dst`` and ``gateway`` are empty when absent, ``mtu`` is 0.
+
+    ``prefix_len`` 0 with an empty ``dst`` is the default route of the family that was asked for.
+    """
 
     dst: str
     prefix_len: int
@@ -118,6 +127,16 @@ class RouteInfo:
     oif: int
     scope: int
     mtu: int
+    protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class NeighbourInfo:
+    """A permanent neighbour entry: who has an address on a device."""
+
+    ifindex: int
+    address: str
+    mac: str
 
 
 @dataclass(slots=True)
@@ -155,7 +174,7 @@ class RouteSocket:
         The kernel carries out all of them, in order, also those behind one that it refused; the first refusal
         is then raised as NetlinkError. A kernel that does not answer in time raises TimeoutError.
         """
-        replies = self._exchange(messages)
+        replies = self._exchange(messages) if messages else []
         for reply in replies:
             if reply.error is not None:
                 raise reply.error
@@ -268,34 +287,46 @@ def dump_links() -> Message:
     return Message("list devices", RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
-def add_address(ifindex: int, address: str) -> Message:
-    """Gives a device an IPv4 address as a /32."""
-    raw = socket.inet_aton(address)
-    body = _IFADDR.pack(socket.AF_INET, 32, 0, RT_SCOPE_UNIVERSE, ifindex)
+def add_address(ifindex: int, address: str, prefix_len: int = 0) -> Message:
+    """Gives a device an address, as a /32 or /128 unless said otherwise.
+
+    An IPv6 address is usable at once: nobody else can have it, so nobody is asked (RFC 4862, 5.4).
+    """
+    family, raw = _address(address)
+    length = prefix_len or len(raw) * 8
+    flags = IFA_F_NODAD if family == socket.AF_INET6 else 0
+    scope = RT_SCOPE_LINK if address.startswith("fe80:") else RT_SCOPE_UNIVERSE
+    body = _IFADDR.pack(family, length, flags, scope, ifindex)
     body += _attr(IFA_LOCAL, raw) + _attr(IFA_ADDRESS, raw)
-    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-    return Message(f"add address {address}/32", RTM_NEWADDR, flags, body)
+    create = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    return Message(f"add address {address}/{length}", RTM_NEWADDR, create, body)
 
 
-def dump_addresses() -> Message:
-    """Asks for all IPv4 addresses."""
-    body = _IFADDR.pack(socket.AF_INET, 0, 0, 0, 0)
+def dump_addresses(family: int = socket.AF_INET) -> Message:
+    """Asks for all addresses of a family."""
+    body = _IFADDR.pack(family, 0, 0, 0, 0)
     return Message("list addresses", RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
 def add_link_route(ifindex: int, dst: str) -> Message:
     """A host route: ``dst`` is reachable directly through the device."""
-    body = _rtmsg(32, RT_SCOPE_LINK) + _attr(RTA_DST, socket.inet_aton(dst)) + _u32(RTA_OIF, ifindex)
+    family, raw = _address(dst)
+    length = len(raw) * 8
+    body = _rtmsg(family, length, RT_SCOPE_LINK) + _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-    return Message(f"add route {dst}/32", RTM_NEWROUTE, flags, body)
+    return Message(f"add route {dst}/{length}", RTM_NEWROUTE, flags, body)
 
 
-def add_default_route(ifindex: int, gateway: str, mtu: int) -> Message:
-    """The default route; ``mtu`` is the largest packet that goes along it, in bytes."""
+def add_default_route(ifindex: int, gateway: str, mtu: int, *, onlink: bool = False) -> Message:
+    """The default route of the gateway's family; ``mtu`` is the largest packet that goes along it, in bytes.
+
+    ``onlink``: the gateway is on the device's link, whatever other routes say.
+    """
+    family, raw = _address(gateway)
     body = b"".join(
         (
-            _rtmsg(0, RT_SCOPE_UNIVERSE),
-            _attr(RTA_GATEWAY, socket.inet_aton(gateway)),
+            _rtmsg(family, 0, RT_SCOPE_UNIVERSE, flags=RTNH_F_ONLINK if onlink else 0),
+            _attr(RTA_GATEWAY, raw),
             _u32(RTA_OIF, ifindex),
             _attr(RTA_METRICS, _u32(RTAX_MTU, mtu)),
         )
@@ -304,10 +335,59 @@ def add_default_route(ifindex: int, gateway: str, mtu: int) -> Message:
     return Message(f"add default route via {gateway}", RTM_NEWROUTE, flags, body)
 
 
-def dump_routes() -> Message:
-    """Asks for the IPv4 routes of the main table."""
-    body = _RTMSG.pack(socket.AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
+def put_endpoint_route(ifindex: int, dst: str, source: str, protocol: int) -> Message:
+    """A host route to a pod through its device; the node itself sends from ``source``."""
+    family, raw = _address(dst)
+    length = len(raw) * 8
+    body = b"".join(
+        (
+            _rtmsg(family, length, RT_SCOPE_LINK, protocol=protocol),
+            _attr(RTA_DST, raw),
+            _u32(RTA_OIF, ifindex),
+            _attr(RTA_PREFSRC, _address(source)[1]) if source else b"",
+        )
+    )
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    return Message(f"set route {dst}/{length}", RTM_NEWROUTE, flags, body)
+
+
+def delete_endpoint_route(ifindex: int, dst: str, protocol: int) -> Message:
+    """Removes what :func:`put_endpoint_route` made; ESRCH when it is not there."""
+    family, raw = _address(dst)
+    length = len(raw) * 8
+    body = _rtmsg(family, length, RT_SCOPE_LINK, protocol=protocol)
+    body += _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
+    gone = (errno.ESRCH,)
+    return Message(f"delete route {dst}/{length}", RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK, body, gone)
+
+
+def dump_routes(family: int = socket.AF_INET) -> Message:
+    """Asks for a family's routes of the main table."""
+    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
     return Message("list routes", RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, body)
+
+
+def put_neighbour(ifindex: int, address: str, mac: str) -> Message:
+    """A permanent neighbour entry: nobody on the link is asked for the address."""
+    family, raw = _address(address)
+    body = _NDMSG.pack(family, ifindex, NUD_PERMANENT, 0, 0)
+    body += _attr(NDA_DST, raw) + _attr(NDA_LLADDR, mac_bytes(mac))
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
+    return Message(f"set neighbour {address}", RTM_NEWNEIGH, flags, body)
+
+
+def delete_neighbour(ifindex: int, address: str) -> Message:
+    """Removes a neighbour entry; one that is not there is fine."""
+    family, raw = _address(address)
+    body = _NDMSG.pack(family, ifindex, 0, 0, 0) + _attr(NDA_DST, raw)
+    gone = (errno.ENOENT,)
+    return Message(f"delete neighbour {address}", RTM_DELNEIGH, NLM_F_REQUEST | NLM_F_ACK, body, gone)
+
+
+def dump_neighbours(family: int = socket.AF_INET) -> Message:
+    """Asks for all neighbour entries of a family."""
+    body = _NDMSG.pack(family, 0, 0, 0, 0)
+    return Message("list neighbours", RTM_GETNEIGH, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
 # -- answers
@@ -319,7 +399,7 @@ def links(payloads: list[tuple[int, bytes]]) -> list[LinkInfo]:
 
 
 def addresses(payloads: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
-    """(ifindex, ``address/prefix``) of each IPv4 address in an answer."""
+    """(ifindex, ``address/prefix``) of each address in an answer."""
     found = []
     for kind, payload in payloads:
         if kind != RTM_NEWADDR:
@@ -328,7 +408,7 @@ def addresses(payloads: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
         attrs = dict(_attrs(payload, _IFADDR.size))
         local = attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS)
         if local is not None:
-            found.append((ifindex, f"{_dotted(local)}/{prefix_len}"))
+            found.append((ifindex, f"{_text_of(local)}/{prefix_len}"))
     return found
 
 
@@ -338,21 +418,36 @@ def routes(payloads: list[tuple[int, bytes]]) -> list[RouteInfo]:
     for kind, payload in payloads:
         if kind != RTM_NEWROUTE:
             continue
-        _, prefix_len, _, _, table, _, scope, route_type, _ = _RTMSG.unpack_from(payload)
+        _, prefix_len, _, _, table, protocol, scope, route_type, _ = _RTMSG.unpack_from(payload)
         if table != RT_TABLE_MAIN or route_type != _RTN_UNICAST:
             continue
         attrs = dict(_attrs(payload, _RTMSG.size))
         metrics = dict(_attrs(attrs.get(RTA_METRICS, b""), 0))
         found.append(
             RouteInfo(
-                dst=_dotted(attrs.get(RTA_DST)),
+                dst=_text_of(attrs.get(RTA_DST)),
                 prefix_len=prefix_len,
-                gateway=_dotted(attrs.get(RTA_GATEWAY)),
+                gateway=_text_of(attrs.get(RTA_GATEWAY)),
                 oif=_number(attrs.get(RTA_OIF)),
                 scope=scope,
                 mtu=_number(metrics.get(RTAX_MTU)),
+                protocol=protocol,
             )
         )
+    return found
+
+
+def neighbours(payloads: list[tuple[int, bytes]]) -> list[NeighbourInfo]:
+    """The permanent neighbour entries in an answer."""
+    found = []
+    for kind, payload in payloads:
+        if kind != RTM_NEWNEIGH:
+            continue
+        _, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
+        attrs = dict(_attrs(payload, _NDMSG.size))
+        if state & NUD_PERMANENT:
+            address = _text_of(attrs.get(NDA_DST))
+            found.append(NeighbourInfo(ifindex, address, attrs.get(NDA_LLADDR, b"").hex(":")))
     return found
 
 
@@ -408,8 +503,16 @@ def _error(operation: str, flags: int, payload: bytes) -> NetlinkError | None:
     return NetlinkError(-number, operation, message)
 
 
-def _rtmsg(prefix_len: int, scope: int) -> bytes:
-    return _RTMSG.pack(socket.AF_INET, prefix_len, 0, 0, RT_TABLE_MAIN, RTPROT_STATIC, scope, _RTN_UNICAST, 0)
+def _rtmsg(
+    family: int, prefix_len: int, scope: int, *, protocol: int = RTPROT_STATIC, flags: int = 0
+) -> bytes:
+    return _RTMSG.pack(family, prefix_len, 0, 0, RT_TABLE_MAIN, protocol, scope, _RTN_UNICAST, flags)
+
+
+def _address(text: str) -> tuple[int, bytes]:
+    """Family and bytes of an address."""
+    family = socket.AF_INET6 if ":" in text else socket.AF_INET
+    return family, socket.inet_pton(family, text)
 
 
 def _attr(kind: int, value: bytes) -> bytes:
@@ -442,5 +545,7 @@ def _number(value: bytes | None) -> int:
     return int.from_bytes(value or b"", sys.byteorder)
 
 
-def _dotted(value: bytes | None) -> str:
-    return socket.inet_ntoa(value) if value and len(value) == 4 else ""
+def _text_of(value: bytes | None) -> str:
+    if value is None or len(value) not in (4, 16):
+        return ""
+    return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)

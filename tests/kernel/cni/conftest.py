@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -120,8 +120,10 @@ class SmallHandler:
             ifname=request.ifname,
             pod_mac="02:00:00:00:00:02",
             netns_path=request.netns_path,
-            address=IPv4Address("10.244.0.0") + number,
-            router=IPv4Address("10.244.0.1"),
+            addresses=[
+                (IPv4Address("10.244.0.0") + number, IPv4Address("10.244.0.1")),
+                (IPv6Address("fd00:10:244::") + number, IPv6Address("fd00:10:244::1")),
+            ],
         )
         self.attached[request.key] = result
         return result

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from services.chassis.errors import FailedPrecondition, InvalidArgument
-from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings
+from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings, RemoteNode
 from tests.kernel.netlink.namespaces import Namespace
 
 pytestmark = pytest.mark.kernel
@@ -21,7 +21,10 @@ SETTINGS = NodeNetworkSettings(
     router=IPv4Address("10.244.0.1"),
     pod_cidrs=(IPv4Network("10.244.0.0/24"),),
 )
-REMOTE = [IPv4Network("10.244.1.0/24"), IPv4Network("10.244.2.0/24")]
+REMOTE = [
+    RemoteNode(f"node-{n}", IPv4Address(f"192.0.2.{n}"), None, (IPv4Network(f"10.244.{n}.0/24"),))
+    for n in (1, 2)
+]
 
 
 def shown(namespace: Namespace, *arguments: str) -> list[dict[str, Any]]:
@@ -179,29 +182,33 @@ def test_an_mtu_too_small_for_ipv6_is_fine(node: Namespace) -> None:
 def test_remote_cidrs_are_routed_exactly(node: Namespace) -> None:
     network = NodeNetwork(SETTINGS)
     node.run(network.ensure)
-    assert node.run(lambda: network.set_remote_pod_cidrs(REMOTE)) == (2, 0)
-    assert node.run(lambda: network.set_remote_pod_cidrs(REMOTE)) == (0, 0)
+    assert node.run(lambda: network.set_remote_nodes(REMOTE)) == (2, 0)
+    assert node.run(lambda: network.set_remote_nodes(REMOTE)) == (0, 0)
     remote = routes(node)["10.244.1.0/24"]
     assert (remote["gateway"], remote["metrics"]) == ("10.244.0.1", [{"mtu": 1350}])
-    assert node.run(lambda: network.set_remote_pod_cidrs(REMOTE[1:])) == (0, 1)
+    assert node.run(lambda: network.set_remote_nodes(REMOTE[1:])) == (0, 1)
     assert set(routes(node)) == {"10.244.0.1", "10.244.0.0/24", "10.244.2.0/24"}
 
 
 def test_the_nodes_own_cidr_is_never_a_remote_one(node: Namespace) -> None:
     network = NodeNetwork(SETTINGS)
     node.run(network.ensure)
-    assert node.run(lambda: network.set_remote_pod_cidrs([*REMOTE, *SETTINGS.pod_cidrs])) == (2, 0)
+    assert node.run(
+        lambda: network.set_remote_nodes(
+            [*REMOTE, replace(REMOTE[0], name="odd", pod_cidrs=SETTINGS.pod_cidrs)]
+        )
+    ) == (2, 0)
     assert "metrics" not in routes(node)["10.244.0.0/24"]
 
 
 def test_a_restart_keeps_remote_routes(node: Namespace) -> None:
     first = NodeNetwork(SETTINGS)
     node.run(first.ensure)
-    node.run(lambda: first.set_remote_pod_cidrs(REMOTE))
+    node.run(lambda: first.set_remote_nodes(REMOTE))
     second = NodeNetwork(SETTINGS)
     node.run(second.ensure)
     assert {"10.244.1.0/24", "10.244.2.0/24"} <= set(routes(node))
-    assert node.run(lambda: second.set_remote_pod_cidrs(REMOTE[:1])) == (0, 1)
+    assert node.run(lambda: second.set_remote_nodes(REMOTE[:1])) == (0, 1)
 
 
 def test_somebody_elses_route_is_not_overwritten(node: Namespace) -> None:
@@ -209,14 +216,14 @@ def test_somebody_elses_route_is_not_overwritten(node: Namespace) -> None:
     node.run(network.ensure)
     node.command("ip", "route", "add", "10.244.1.0/24", "dev", "underlay")
     with pytest.raises(FailedPrecondition, match=r"10\.244\.1\.0/24") as caught:
-        node.run(lambda: network.set_remote_pod_cidrs(REMOTE))
+        node.run(lambda: network.set_remote_nodes(REMOTE))
     assert caught.value.reason == "ROUTE_CONFLICT"
     assert "10.244.1.0/24 dev underlay" in node.command("ip", "route")
 
 
 def test_remote_routes_need_the_devices(node: Namespace) -> None:
     with pytest.raises(FailedPrecondition) as caught:
-        node.run(lambda: NodeNetwork(SETTINGS).set_remote_pod_cidrs(REMOTE))
+        node.run(lambda: NodeNetwork(SETTINGS).set_remote_nodes(REMOTE))
     assert caught.value.reason == "NODE_NETWORK_MISSING"
 
 

@@ -19,8 +19,7 @@ RESULT = CniResult.for_link(
     ifname="eth0",
     pod_mac="02:00:00:00:00:02",
     netns_path="/run/netns/x",
-    address=IPv4Address("10.244.0.7"),
-    router=IPv4Address("10.244.0.1"),
+    addresses=[(IPv4Address("10.244.0.7"), IPv4Address("10.244.0.1"))],
     dns={"nameservers": ["10.96.0.10"]},
 )
 

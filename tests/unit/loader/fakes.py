@@ -17,6 +17,7 @@ from services.loader.interfaces import (
     EntryCount,
     EventSource,
     MapInfo,
+    Node,
     PacketReport,
     ProgramInfo,
     ResolvedIdentity,
@@ -110,9 +111,11 @@ class FakeKernel:
             record.ipv4,
             record.host_mac,
             record.pod_mac,
+            record.ipv6,
+            record.rate,
         )
 
-    def detach(self, ifindex: int, ipv4: str) -> None:
+    def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         self._write("detach")
         self.endpoints.pop(ifindex, None)
 
@@ -168,6 +171,7 @@ class FakeLinks:
     devices: dict[str, int] = field(default_factory=dict)
     up: set[str] = field(default_factory=set)
     routes: list[str] = field(default_factory=list)
+    endpoint_routes: list[str] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)
     next_ifindex: int = 100
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -186,9 +190,9 @@ class FakeLinks:
         self.devices[record.spec.host_device] = self.next_ifindex
         return EndpointLink(self.next_ifindex, "02:00:00:00:00:01", "02:00:00:00:00:02", 1500)
 
-    async def open_endpoint_link(self, device: str) -> None:
+    async def open_endpoint_link(self, record: EndpointRecord) -> None:
         self._refuse("open_endpoint_link")
-        self.up.add(device)
+        self.up.add(record.spec.host_device)
 
     async def delete_endpoint_link(self, device: str) -> None:
         await asyncio.sleep(0)
@@ -202,16 +206,23 @@ class FakeLinks:
     async def endpoint_links(self) -> Mapping[str, int]:
         return dict(self.devices)
 
-    async def set_remote_pod_cidrs(self, cidrs: Sequence[str]) -> None:
-        self._refuse("set_remote_pod_cidrs")
-        self.routes = list(cidrs)
+    async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
+        self._refuse("sync_endpoint_routes")
+        self.endpoint_routes = [address for record in records for address in record.addresses]
+
+    async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
+        self._refuse("set_remote_nodes")
+        self.routes = [cidr for node in nodes for cidr in node.pod_cidrs]
 
 
 @dataclass
 class FakeServices:
-    """IPAM's addresses and the identity service. While ``down`` every call is Unavailable."""
+    """IPAM's addresses and the identity service. While ``down`` every call is Unavailable. ``families`` are
+    the IP versions that addresses are given of.
+    """
 
     down: bool = False
+    families: tuple[int, ...] = (4,)
     fail: set[str] = field(default_factory=set)
     owners: dict[str, str] = field(default_factory=dict)
     identities: dict[tuple[str, ...], int] = field(default_factory=dict)
@@ -229,7 +240,12 @@ class FakeServices:
         await self._call("allocate")
         if owner not in self.owners:
             self.owners[owner] = self.free.pop(0)
-        return Allocation(self.owners[owner], "10.0.0.1")
+        ipv4 = self.owners[owner]
+        ipv6 = ipv4.replace("10.0.0.", "fd00::")
+        return Allocation(
+            *((ipv4, "10.0.0.1") if 4 in self.families else ("", "")),
+            *((ipv6, "fd00::1") if 6 in self.families else ("", "")),
+        )
 
     async def release(self, owner: str) -> None:
         await self._call("release")
@@ -249,7 +265,7 @@ class FakeServices:
         await self._call("publish")
         if replace:
             self.published.clear()
-        self.published.update((record.prefix, record.identity) for record in records)
+        self.published.update((prefix, record.identity) for record in records for prefix in record.prefixes)
         return len(self.calls)
 
     async def withdraw(self, prefixes: Sequence[str]) -> None:

@@ -17,6 +17,10 @@ def entry(identity: int, tunnel: str = "", *, since: int = 0, revision: int = 1)
     return FeedEntry(Meaning(identity, tunnel), since, revision)
 
 
+def here(identity: int) -> FeedEntry:
+    return FeedEntry(Meaning(identity), 0, 1, here=True)
+
+
 def test_an_address_means_a_new_identity_only_when_the_policy_maps_know_it() -> None:
     table = IpcacheTable({})
     table.reach(4)
@@ -113,7 +117,7 @@ def test_an_endpoint_here_outranks_the_feed() -> None:
 def test_when_an_endpoint_goes_the_feeds_word_of_it_goes_too() -> None:
     table = IpcacheTable({})
     table.put_local(POD, 300, 0)
-    table.put_feed(POD, entry(300))
+    table.put_feed(POD, here(300))
     flush(table)
     table.remove_local(POD)
     assert flush(table).deletes == (POD,)
@@ -126,6 +130,15 @@ def test_an_address_that_moved_to_another_node_stays() -> None:
     flush(table)
     table.remove_local(POD)
     assert flush(table).puts == {POD: Meaning(300, "172.31.1.2")}
+
+
+def test_an_address_that_moved_to_a_node_without_a_tunnel_stays_too() -> None:
+    table = IpcacheTable({})
+    table.put_local(POD, 300, 0)
+    table.put_feed(POD, entry(301))
+    flush(table)
+    table.remove_local(POD)
+    assert flush(table).puts == {POD: Meaning(301)}
 
 
 def test_a_failed_write_stays_to_be_done() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, NamedPort, Phase
@@ -19,6 +21,7 @@ def record(number: int = 7, phase: Phase = Phase.READY) -> EndpointRecord:
         pod_name="web",
         labels=("k8s:app=web", "k8s:io.kubernetes.pod.namespace=shop"),
         named_ports=(NamedPort("http", 80, 6),),
+        rate=1_250_000,
     )
     return EndpointRecord(
         id=number,
@@ -34,6 +37,8 @@ def record(number: int = 7, phase: Phase = Phase.READY) -> EndpointRecord:
         host_mac="02:00:00:00:00:01",
         pod_mac="02:00:00:00:00:02",
         mtu=1500,
+        ipv6="fd00:10:244::1:7",
+        router_ipv6="fd00:10:244::1:1",
     )
 
 
@@ -84,15 +89,48 @@ def test_a_record_of_another_version_is_not_guessed_at(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save_endpoint(record())
     path = tmp_path / "endpoints" / "7.json"
-    path.write_text(path.read_text().replace('"version":1', '"version":2'))
+    path.write_text(path.read_text().replace('"version":2', '"version":99'))
     again = StateDirectory(tmp_path)
     assert again.load_endpoints() == []
-    assert "version" in again.damaged[0].problem
+    assert "reads 1 and 2" in again.damaged[0].problem
+
+
+def test_a_record_from_before_ipv6_is_read(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.save_endpoint(record())
+    path = tmp_path / "endpoints" / "7.json"
+    document = json.loads(path.read_text())
+    document["version"] = 1
+    del document["ipv6"], document["router_ipv6"], document["spec"]["rate"]
+    path.write_text(json.dumps(document))
+    (read,) = StateDirectory(tmp_path).load_endpoints()
+    assert read == replace(record(), ipv6="", router_ipv6="", spec=replace(record().spec, rate=0))
+    assert read.prefixes == ("10.244.1.7/32",)
+
+
+def test_releases_and_registrations_from_before_ipv6_are_read(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    for owner in ("c7/eth0", "c8/eth0"):
+        state.save_release(PendingRelease(owner, ()))
+    for path in (tmp_path / "releases").iterdir():
+        owner = json.loads(path.read_text())["owner"]
+        prefix = "10.244.1.7/32" if owner == "c7/eth0" else ""
+        path.write_text(json.dumps({"owner": owner, "prefix": prefix}))
+    assert {each.owner: each.prefixes for each in state.load_releases()} == {
+        "c7/eth0": ("10.244.1.7/32",),
+        "c8/eth0": (),
+    }
+    node = NodeRecord("node-1", "172.31.1.1", "default", ("10.244.1.0/24",), "10.244.1.1")
+    state.save_node(node)
+    document = json.loads((tmp_path / "node.json").read_text())
+    del document["ipv6"], document["router_ipv6"]
+    (tmp_path / "node.json").write_text(json.dumps(document))
+    assert state.load_node() == node
 
 
 def test_a_pending_release_is_kept_until_it_is_made(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
-    release = PendingRelease("c7/eth0", "10.244.1.7/32")
+    release = PendingRelease("c7/eth0", ("10.244.1.7/32", "fd00:10:244::1:7/128"))
     state.save_release(release)
     state.sync_release("c7/eth0")
     assert StateDirectory(tmp_path).load_releases() == [release]
@@ -103,7 +141,10 @@ def test_a_pending_release_is_kept_until_it_is_made(tmp_path: Path) -> None:
 def test_the_nodes_registration_is_kept(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     assert state.load_node() is None
-    node = NodeRecord("node-1", "172.31.1.1", "default", ("10.244.1.0/24",), "10.244.1.1")
+    cidrs = ("10.244.1.0/24", "fd00:10:244::1:0/112")
+    node = NodeRecord(
+        "node-1", "172.31.1.1", "default", cidrs, "10.244.1.1", "2001:db8::1", "fd00:10:244::1:1"
+    )
     state.save_node(node)
     assert StateDirectory(tmp_path).load_node() == node
 

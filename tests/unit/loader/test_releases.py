@@ -19,7 +19,7 @@ from tests.unit.loader.waiting import until
 
 @pytest.fixture
 def services() -> FakeServices:
-    return FakeServices(owners={"c1/eth0": "10.0.0.2"}, published={"10.0.0.2/32": 256})
+    return FakeServices(owners={"c1/eth0": "10.0.0.2"}, published={"10.0.0.2/32": 256, "fd00::2/128": 256})
 
 
 def releases(directory: Path, services: FakeServices) -> Releases:
@@ -29,7 +29,7 @@ def releases(directory: Path, services: FakeServices) -> Releases:
 
 async def test_the_prefix_goes_before_the_address(tmp_path: Path, services: FakeServices) -> None:
     queue = releases(tmp_path, services)
-    queue.add("c1/eth0", "10.0.0.2")
+    queue.add("c1/eth0", ["10.0.0.2/32", "fd00::2/128"])
     await queue.settle("c1/eth0")
     assert services.calls == ["withdraw", "release"]
     assert (services.owners, services.published) == ({}, {})
@@ -42,7 +42,7 @@ async def test_the_address_is_given_back_only_when_its_device_is_gone(
 ) -> None:
     queue = releases(tmp_path, services)
     gone = asyncio.Event()
-    queue.add("c1/eth0", "10.0.0.2")
+    queue.add("c1/eth0", ["10.0.0.2/32", "fd00::2/128"])
 
     async def removal() -> None:
         await gone.wait()
@@ -58,7 +58,7 @@ async def test_the_address_is_given_back_only_when_its_device_is_gone(
 async def test_what_cannot_be_released_now_is_released_later(tmp_path: Path, services: FakeServices) -> None:
     queue = releases(tmp_path, services)
     services.down = True
-    queue.add("c1/eth0", "10.0.0.2")
+    queue.add("c1/eth0", ["10.0.0.2/32", "fd00::2/128"])
     with pytest.raises(Unavailable):
         await queue.settle("c1/eth0")
     await queue.try_settle("c1/eth0")
@@ -79,7 +79,7 @@ async def test_nobody_else_makes_a_release_that_is_held(tmp_path: Path, services
     queue = releases(tmp_path, services)
     working = asyncio.create_task(queue.run())
     with queue.hold("c1/eth0"):
-        queue.add("c1/eth0", "10.0.0.2")
+        queue.add("c1/eth0", ["10.0.0.2/32", "fd00::2/128"])
         await asyncio.sleep(0.02)
         assert services.calls == []
     await until(lambda: services.owners == {})

@@ -226,7 +226,7 @@ async def test_routes_that_fail_are_tried_again(
     cluster: Cluster,
 ) -> None:
     sync, feed, links = cluster
-    links.fail = {"set_remote_pod_cidrs"}
+    links.fail = {"set_remote_nodes"}
     feed.say(nodes(2, node(2), complete=True))
     await until(lambda: "refused" in sync.state.error)
     links.fail = set()

@@ -1,0 +1,81 @@
+"""Settings of the loader that are more than a word or a number: what they say, and what is wrong with them.
+
+Each function takes the variable's name and what it was given. Raises SettingsError.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from services.chassis.settings import SettingsError
+
+_PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
+_DIRECTIONS = ("ingress", "egress")
+# The kernel's rule for interface names (dev_valid_name), IFNAMSIZ 16 with the terminating zero.
+_DEVICE = re.compile(r"[^\s/:]{1,15}")
+_OURS = re.compile(r"fimbria_.*|lxc[0-9a-f]{12}|lo")
+_FAILSAFE = re.compile(r"(ingress|egress):([0-9]{1,5})/(TCP|UDP|SCTP)")
+
+
+@dataclass(frozen=True, slots=True)
+class FailsafePort:
+    """A port of the node that no policy closes; ``protocol`` is the IP protocol number."""
+
+    ingress: bool
+    port: int
+    protocol: int
+
+
+def devices(variable: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Names of the node's own devices."""
+    for name in names:
+        if not _DEVICE.fullmatch(name) or name in (".", "..") or _OURS.fullmatch(name):
+            raise SettingsError(
+                variable,
+                name,
+                "names of devices towards the rest of the world, such as eth0 (none of Fimbria's)",
+            )
+    return tuple(dict.fromkeys(names))
+
+
+def cidrs(variable: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """CIDRs of either family in canonical text; a bare address is the CIDR that holds it alone."""
+    found = []
+    for text in texts:
+        try:
+            found.append(str(ipaddress.ip_network(text)))
+        except ValueError:
+            raise SettingsError(
+                variable,
+                text,
+                "CIDRs without host bits, comma separated, such as 10.0.0.0/8,fd00::/8",
+            ) from None
+    return tuple(dict.fromkeys(found))
+
+
+def port_range(variable: str, text: str) -> tuple[int, int]:
+    """First and last port of ``FIRST-LAST``."""
+    match = re.fullmatch(r"([0-9]{1,5})-([0-9]{1,5})", text.strip())
+    first, last = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1024 <= first <= last <= 65535:
+        raise SettingsError(variable, text, "FIRST-LAST with 1024 <= FIRST <= LAST <= 65535")
+    return first, last
+
+
+def failsafe_ports(variable: str, texts: Sequence[str]) -> tuple[FailsafePort, ...]:
+    """Ports of ``DIRECTION:PORT/PROTOCOL`` each."""
+    found = []
+    for text in texts:
+        match = _FAILSAFE.fullmatch(text)
+        if match is None or not 1 <= int(match[2]) <= 65535:
+            raise SettingsError(
+                variable,
+                text,
+                f"DIRECTION:PORT/PROTOCOL, comma separated, with {' or '.join(_DIRECTIONS)}, 1 to 65535 and "
+                f"{', '.join(_PROTOCOLS)}, such as ingress:22/TCP",
+            )
+        found.append(FailsafePort(match[1] == "ingress", int(match[2]), _PROTOCOLS[match[3]]))
+    return tuple(dict.fromkeys(found))
