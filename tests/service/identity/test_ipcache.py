@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from typing import TypeAlias
 
 import pytest
@@ -159,6 +160,60 @@ async def test_entries_are_listed_in_the_order_of_their_numbers(
     wide = f"10.{place.number}.0.0/16"
     await ipcache.Publish(publish(place.name, entry(wide, web.id)))
     assert list(await entries_of(ipcache, place.name)) == [wide, *(place.prefix(h) for h in sorted(hosts))]
+
+
+async def test_entries_of_both_families_are_listed_ipv4_first(
+    ipcache: IpCache, place: Place, web: identity_pb2.Identity
+) -> None:
+    # As bytes, these prefixes of the two families sort among each other.
+    number = place.number
+    prefixes = [
+        *(f"{first}.{number}.0.0/16" for first in (10, 172, 200)),
+        f"172.{number}.0.7/32",
+        "::/0",
+        f"a00:{number:x}::/32",
+        f"2001:db8:{number:x}::9/128",
+        f"2001:db8:{number:x}::10/128",
+        f"fd00:{number:x}::/48",
+        f"fd00:{number:x}::/64",
+    ]
+    prefixes.sort(key=lambda text: (":" in text, ip_network(text).network_address.packed, text))
+    answer = await ipcache.Publish(
+        publish(place.name, *(entry(prefix, web.id) for prefix in reversed(prefixes)))
+    )
+    found = await entries_of(ipcache, place.name)
+    assert list(found) == prefixes
+    assert found["::/0"].tunnel_endpoint == "172.31.0.1"
+    everything = await ipcache.ListIpCacheEntries(identity_pb2.ListIpCacheEntriesRequest(page_size=1000))
+    listed = [one.prefix for one in everything.entries]
+    assert [prefix for prefix in listed if prefix in prefixes] == prefixes
+    assert [":" in prefix for prefix in listed] == sorted(":" in prefix for prefix in listed)
+
+    watch = ipcache.WatchIpCache(
+        identity_pb2.WatchIpCacheRequest(from_revision=answer.revision), timeout=WATCH_SECONDS
+    )
+    await ipcache.Withdraw(
+        identity_pb2.WithdrawRequest(node=place.name, prefixes=["::/0", f"2001:db8:{number:x}::9"])
+    )
+    message = await next_events(watch)
+    assert {event.entry.prefix for event in message.events} == {"::/0", f"2001:db8:{number:x}::9/128"}
+    assert all(event.type == types_pb2.CHANGE_TYPE_DELETE for event in message.events)
+    watch.cancel()
+    await ipcache.Publish(publish(place.name, replace_node=True))
+    assert await entries_of(ipcache, place.name) == {}
+
+
+async def test_a_prefix_in_another_form_is_refused_with_the_right_one(ipcache: IpCache, place: Place) -> None:
+    error = await refused(
+        ipcache.Publish(publish(place.name, entry("2001:DB8:0::1", 1))), InvalidArgument, "PREFIX_INVALID"
+    )
+    assert error.metadata["expected"] == "2001:db8::1/128"
+    error = await refused(
+        ipcache.Withdraw(identity_pb2.WithdrawRequest(node=place.name, prefixes=["2001:db8::1/64"])),
+        InvalidArgument,
+        "PREFIX_INVALID",
+    )
+    assert error.metadata == {"field": "prefixes[0]", "value": "2001:db8::1/64", "expected": "2001:db8::/64"}
 
 
 async def test_a_watcher_rebuilds_the_table(

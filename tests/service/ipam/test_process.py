@@ -20,6 +20,7 @@ from tests.service.refusals import refused
 from tests.service.watches import next_events
 
 POOL = "--ipam-default-pool-cidr=10.244.0.0/16"
+BOTH = "--ipam-default-pool-cidr=10.244.0.0/16,fd00:10:244::/48"
 
 
 async def test_everything_acknowledged_survives_sigkill(tmp_path: Path) -> None:
@@ -106,6 +107,8 @@ def test_a_busy_port_is_named(tmp_path: Path) -> None:
         (["--ipam-default-pool-cidr=ten"], 1, "'ten'"),
         ([POOL, "--ipam-default-pool-mask-size=12"], 1, "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE"),
         ([POOL, "--ipam-default-pool-mask-size=31"], 2, "--ipam-default-pool-mask-size"),
+        ([BOTH, "--ipam-default-pool-mask-size-ipv6=113"], 1, "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE_IPV6"),
+        (["--ipam-default-pool-cidr=10.244.0.0/16,fd00::1/48"], 1, "'fd00::1/48'"),
         (["--database-url=postgresql://db/ipam"], 1, "sqlite:///"),
     ],
 )
@@ -119,6 +122,30 @@ def test_a_default_pool_of_other_content_stops_the_start(tmp_path: Path) -> None
     code, output = run_to_end("ipam", tmp_path, "--ipam-default-pool-cidr=10.99.0.0/16")
     assert code == 1
     assert "10.244.0.0/16" in output
+
+
+@pytest.mark.parametrize(
+    ("flags", "cidrs", "masks"),
+    [
+        ([BOTH], ["10.244.0.0/16", "fd00:10:244::/48"], (24, 112)),
+        (
+            ["--ipam-default-pool-cidr=fd00:10:244::/48", "--ipam-default-pool-mask-size-ipv6=64"],
+            ["fd00:10:244::/48"],
+            (0, 64),
+        ),
+    ],
+)
+async def test_the_default_pool_may_have_either_family(
+    tmp_path: Path, flags: list[str], cidrs: list[str], masks: tuple[int, int]
+) -> None:
+    for _ in range(2):
+        service = start("ipam", tmp_path, *flags)
+        async with open_channel(service.target) as channel:
+            pools = ipam_pb2_grpc.PoolServiceStub(channel)
+            pool = await pools.GetPool(ipam_pb2.GetPoolRequest(name="default"))
+        service.terminate()
+        assert list(pool.cidrs) == cidrs
+        assert (pool.node_mask_size, pool.node_mask_size_ipv6) == masks
 
 
 def test_a_damaged_store_is_named(tmp_path: Path) -> None:
