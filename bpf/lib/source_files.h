@@ -23,7 +23,10 @@
 	X(15, "edt.h")        \
 	X(16, "host.h")       \
 	X(17, "nat_icmp.h")   \
-	X(18, "conntrack.h")
+	X(18, "conntrack.h")  \
+	X(19, "receive.h")    \
+	X(20, "nat_port.h")   \
+	X(21, "nat_rewrite.h")
 
 #define SOURCE_FILE_CASE(id, name)           \
 	if (!__builtin_strcmp(file, name))    \

@@ -25,75 +25,50 @@ enum host {
 #define FRAME_SOURCE_MAC { 0x02, 0, 0, 0, 0, 0x0a }
 #define FRAME_TARGET_MAC { 0x02, 0, 0, 0, 0, 0x0b }
 
+#define HOSTS 16
+
 #define ADDRESS4(a, b, c, d) bpf_htonl((__u32)(a) << 24 | (b) << 16 | (c) << 8 | (d))
+
+static const __be32 addresses4[HOSTS] = {
+	[POD_A] = ADDRESS4(10, 244, 1, 10),
+	[POD_B] = ADDRESS4(10, 244, 1, 11),
+	[POD_FREE] = ADDRESS4(10, 244, 1, 200),
+	[POD_REMOTE] = ADDRESS4(10, 244, 2, 10),
+	[NODE] = ADDRESS4(172, 31, 0, 1),
+	[ROUTER] = ADDRESS4(10, 244, 1, 1),
+	[NODE_OTHER] = ADDRESS4(172, 31, 0, 2),
+	[ROUTER_OTHER] = ADDRESS4(10, 244, 2, 1),
+	[WORLD] = ADDRESS4(198, 51, 100, 7),
+	[WORLD_CIDR] = ADDRESS4(203, 0, 113, 9),
+	[BROADCAST] = ADDRESS4(255, 255, 255, 255),
+	[LOOPBACK] = ADDRESS4(127, 0, 0, 1),
+};
+
+#define ADDRESS6(a, b, c, d) { { bpf_htonl(a), bpf_htonl(b), bpf_htonl(c), bpf_htonl(d) } }
+
+static const struct in6 addresses6[HOSTS] = {
+	[POD_A] = ADDRESS6(0xfd000244, 0x00010000, 0, 0x10),
+	[POD_B] = ADDRESS6(0xfd000244, 0x00010000, 0, 0x11),
+	[POD_FREE] = ADDRESS6(0xfd000244, 0x00010000, 0, 0x200),
+	[POD_REMOTE] = ADDRESS6(0xfd000244, 0x00020000, 0, 0x10),
+	[NODE] = ADDRESS6(0xfd000172, 0x00310000, 0, 1),
+	[ROUTER] = ADDRESS6(0xfd000244, 0x00010000, 0, 1),
+	[NODE_OTHER] = ADDRESS6(0xfd000172, 0x00310000, 0, 2),
+	[ROUTER_OTHER] = ADDRESS6(0xfd000244, 0x00020000, 0, 1),
+	[WORLD] = ADDRESS6(0x20010db8, 0x00070000, 0, 7),
+	[WORLD_CIDR] = ADDRESS6(0x20010db8, 0x01130000, 0, 9),
+	[BROADCAST] = ADDRESS6(0xff020000, 0, 0, 1),
+	[LINK_LOCAL] = ADDRESS6(0xfe800000, 0, 0x000000ff, 0xfe00000a),
+	[SOLICITED_ROUTER] = ADDRESS6(0xff020000, 0, 1, 0xff000001),
+	[LOOPBACK] = ADDRESS6(0, 0, 0, 1),
+};
 
 static __always_inline __be32 address4(enum host host)
 {
-	switch (host) {
-	case POD_A:
-		return ADDRESS4(10, 244, 1, 10);
-	case POD_B:
-		return ADDRESS4(10, 244, 1, 11);
-	case POD_FREE:
-		return ADDRESS4(10, 244, 1, 200);
-	case POD_REMOTE:
-		return ADDRESS4(10, 244, 2, 10);
-	case NODE:
-		return ADDRESS4(172, 31, 0, 1);
-	case ROUTER:
-		return ADDRESS4(10, 244, 1, 1);
-	case NODE_OTHER:
-		return ADDRESS4(172, 31, 0, 2);
-	case ROUTER_OTHER:
-		return ADDRESS4(10, 244, 2, 1);
-	case WORLD:
-		return ADDRESS4(198, 51, 100, 7);
-	case WORLD_CIDR:
-		return ADDRESS4(203, 0, 113, 9);
-	case BROADCAST:
-		return ADDRESS4(255, 255, 255, 255);
-	case LOOPBACK:
-		return ADDRESS4(127, 0, 0, 1);
-	default:
-		return 0;
-	}
+	return addresses4[host & (HOSTS - 1)];
 }
-
-#define ADDRESS6(a, b, c, d)                                                             \
-	((struct in6){ { bpf_htonl(a), bpf_htonl(b), bpf_htonl(c), bpf_htonl(d) } })
 
 static __always_inline struct in6 address6(enum host host)
 {
-	switch (host) {
-	case POD_A:
-		return ADDRESS6(0xfd000244, 0x00010000, 0, 0x10);
-	case POD_B:
-		return ADDRESS6(0xfd000244, 0x00010000, 0, 0x11);
-	case POD_FREE:
-		return ADDRESS6(0xfd000244, 0x00010000, 0, 0x200);
-	case POD_REMOTE:
-		return ADDRESS6(0xfd000244, 0x00020000, 0, 0x10);
-	case NODE:
-		return ADDRESS6(0xfd000172, 0x00310000, 0, 1);
-	case ROUTER:
-		return ADDRESS6(0xfd000244, 0x00010000, 0, 1);
-	case NODE_OTHER:
-		return ADDRESS6(0xfd000172, 0x00310000, 0, 2);
-	case ROUTER_OTHER:
-		return ADDRESS6(0xfd000244, 0x00020000, 0, 1);
-	case WORLD:
-		return ADDRESS6(0x20010db8, 0x00070000, 0, 7);
-	case WORLD_CIDR:
-		return ADDRESS6(0x20010db8, 0x01130000, 0, 9);
-	case BROADCAST:
-		return ADDRESS6(0xff020000, 0, 0, 1);
-	case LINK_LOCAL:
-		return ADDRESS6(0xfe800000, 0, 0x000000ff, 0xfe00000a);
-	case SOLICITED_ROUTER:
-		return ADDRESS6(0xff020000, 0, 1, 0xff000001);
-	case LOOPBACK:
-		return ADDRESS6(0, 0, 0, 1);
-	default:
-		return ADDRESS6(0, 0, 0, 0);
-	}
+	return addresses6[host & (HOSTS - 1)];
 }

@@ -242,6 +242,8 @@ static __always_inline void add_rule(__u32 number, __u32 direction, const struct
 		row->shape[direction & 1].has_deny = 1;
 }
 
+/* Fields that are not named are zero, that is any. */
+#pragma clang diagnostic ignored "-Wmissing-field-initializers"
 #define RULE(...) ((struct rule){ __VA_ARGS__ })
 
 /* The entry of a rule, with its counters; or NULL. */

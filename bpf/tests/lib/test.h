@@ -98,18 +98,16 @@ ASSERT_SIZE(struct test_event, 520);
 struct test_failure {
 	__u64 left;
 	__u64 right;
-	__u32 line;
-	__u32 pad;
-	char file[40];
+	__u64 line;
 };
-ASSERT_SIZE(struct test_failure, 64);
+ASSERT_SIZE(struct test_failure, 24);
 
 struct test_report {
 	__u32 passed;
 	__u32 failed;
 	struct test_failure failure[TEST_FAILURES];
 };
-ASSERT_SIZE(struct test_report, 8 + TEST_FAILURES * 64);
+ASSERT_SIZE(struct test_report, 8 + TEST_FAILURES * 24);
 
 #define TEST_MAP(map_name, map_entries, value_type)           \
 	struct {                                               \
@@ -156,46 +154,35 @@ static __always_inline const struct event *test_event(__u32 n)
 	return e && e->length == sizeof(struct event) ? (const void *)e->data : NULL;
 }
 
-static __always_inline void test_passed(void)
-{
-	__u32 zero = 0;
-	struct test_report *r = bpf_map_lookup_elem(&test_report, &zero);
-
-	if (r)
-		r->passed++;
-}
-
-static __always_inline struct test_failure *test_failed(__u64 left, __u64 right, __u32 line)
+/* Global functions, here and below: compiled and verified once, not for each of many uses. */
+__noinline int test_note(__u64 left, __u64 right, __u32 line, __u32 holds)
 {
 	__u32 zero = 0;
 	struct test_report *r = bpf_map_lookup_elem(&test_report, &zero);
 	struct test_failure *f;
 
 	if (!r)
-		return NULL;
+		return 0;
+	if (holds) {
+		r->passed++;
+		return 1;
+	}
 	f = &r->failure[r->failed & (TEST_FAILURES - 1)];
 	r->failed++;
 	f->left = left;
 	f->right = right;
 	f->line = line;
-	return f;
+	return 0;
 }
 
-/* The check goes on after a failure: the runner reports all of them. */
-#define test_compare(a, op, b)                                                                 \
-	({                                                                                     \
-		__u64 left_ = (__u64)(a), right_ = (__u64)(b);                                 \
-		bool holds_ = left_ op right_;                                                 \
-		struct test_failure *failure_;                                                 \
-		if (holds_) {                                                                  \
-			test_passed();                                                         \
-		} else {                                                                       \
-			failure_ = test_failed(left_, right_, __LINE__);                       \
-			if (failure_)                                                          \
-				__builtin_memcpy(failure_->file, __FILE__,                \
-						 sizeof(__FILE__));                       \
-		}                                                                              \
-		holds_;                                                                        \
+/*
+ * The check goes on after a failure: the runner reports all of them, by their
+ * lines, which therefore have to be in the test's own file.
+ */
+#define test_compare(a, op, b)                                             \
+	({                                                                 \
+		__u64 left_ = (__u64)(a), right_ = (__u64)(b);             \
+		test_note(left_, right_, __LINE__, left_ op right_);       \
 	})
 
 #define assert_eq(a, b) test_compare(a, ==, b)
@@ -204,14 +191,14 @@ static __always_inline struct test_failure *test_failed(__u64 left, __u64 right,
 #define assert_ge(a, b) test_compare(a, >=, b)
 #define test_assert(condition) test_compare(!!(condition), ==, 1)
 
-/* Ends a CHECK (or a SETUP or PKTGEN) that cannot go on without it, a pointer for instance. */
-#define test_require(condition)                                                                \
-	do {                                                                                   \
-		if (!(condition)) {                                                            \
-			test_compare(0, ==, 1);                                                \
-			return;                                                                \
-		}                                                                              \
-		test_passed();                                                                 \
+/* Ends a part that cannot go on without it, a pointer for instance. */
+#define test_require(condition)                            \
+	do {                                               \
+		if (!(condition)) {                        \
+			test_note(0, 1, __LINE__, 0);      \
+			return;                            \
+		}                                          \
+		test_note(1, 1, __LINE__, 1);              \
 	} while (0)
 
 /* What a part returns that ran to its end. */

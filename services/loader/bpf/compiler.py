@@ -45,25 +45,32 @@ def _version(compiler: str, _mtime_ns: int) -> str:
     return subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def compile_sources(source_dir: str, names: Sequence[str], cache_dir: str) -> list[Compiled]:
+def compile_sources(
+    source_dir: str, names: Sequence[str], cache_dir: str, flags: Sequence[str] = ()
+) -> list[Compiled]:
     """Compiles ``names`` in ``source_dir``; what the cache has is not compiled again.
 
-    The cache is keyed by every ``.c`` and ``.h`` under the directory, the flags and the compiler's version;
-    entries are complete or not there, so several processes may share it. Raises CompilerMissing or
-    CompileError.
+    ``flags`` are added to :data:`FLAGS`. The cache is keyed by every ``.c`` and ``.h`` under the directory
+    (those of ``tests`` only count for themselves), the flags and the compiler's version; entries are complete
+    or not there, so several processes may share it. Raises CompilerMissing or CompileError.
     """
     compiler = find_compiler()
-    digest = _digest(source_dir, compiler)
+    with_tests = any(name.startswith("tests/") for name in names)
+    digest = _digest(source_dir, compiler, flags, with_tests)
     os.makedirs(cache_dir, mode=0o700, exist_ok=True)
     with ThreadPoolExecutor(len(names)) as pool:
-        return list(pool.map(lambda name: _compile(compiler, source_dir, name, cache_dir, digest), names))
+        return list(
+            pool.map(lambda name: _compile(compiler, source_dir, name, cache_dir, digest, flags), names)
+        )
 
 
-def _digest(source_dir: str, compiler: str) -> str:
+def _digest(source_dir: str, compiler: str, flags: Sequence[str], with_tests: bool) -> str:
     digest = hashlib.sha256()
     version = _version(compiler, os.stat(compiler).st_mtime_ns)
-    digest.update("\0".join([version, *_flags(source_dir="")]).encode())
+    digest.update("\0".join([version, *_flags(source_dir=""), *flags]).encode())
     for path in sorted(p for p in Path(source_dir).rglob("*.[ch]")):
+        if path.relative_to(source_dir).parts[0] == "tests" and not with_tests:
+            continue
         data = path.read_bytes()
         digest.update(f"\0{path.relative_to(source_dir)}\0{len(data)}\0".encode())
         digest.update(data)
@@ -77,7 +84,9 @@ def _flags(source_dir: str) -> list[str]:
     return [*FLAGS, *system, f"-I{source_dir}"]
 
 
-def _compile(compiler: str, source_dir: str, name: str, cache_dir: str, digest: str) -> Compiled:
+def _compile(
+    compiler: str, source_dir: str, name: str, cache_dir: str, digest: str, flags: Sequence[str]
+) -> Compiled:
     target = os.path.join(cache_dir, f"{Path(name).stem}-{digest[:32]}.o")
     if os.path.exists(target):
         return Compiled(name, target, True, 0.0)
@@ -85,7 +94,7 @@ def _compile(compiler: str, source_dir: str, name: str, cache_dir: str, digest: 
     with tempfile.TemporaryDirectory(dir=cache_dir, prefix=".compile-") as scratch:
         output = os.path.join(scratch, "object.o")
         # Paths in debug information are relative, so that equal sources give equal objects.
-        command = [compiler, *_flags("."), "-fdebug-compilation-dir=.", "-c", name, "-o", output]
+        command = [compiler, *_flags("."), *flags, "-fdebug-compilation-dir=.", "-c", name, "-o", output]
         done = subprocess.run(command, cwd=source_dir, capture_output=True, text=True)
         if done.returncode:
             raise CompileError(os.path.join(source_dir, name), done.stderr)

@@ -7,7 +7,9 @@ verifier) and the dumps of large maps. Threads may share it but for opening and 
 from __future__ import annotations
 
 import os
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
@@ -28,8 +30,9 @@ from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
     CT_ENTRY_EXPIRES,
     METRIC_CODEC,
-    METRICS_DIRECTIONS,
+    NODE_EVENTS,
     NODE_STATE_CODEC,
+    NODE_TRACE,
     CtEntry,
     Direction,
     EndpointRow,
@@ -37,9 +40,12 @@ from services.loader.bpf.layout import (
     PolicyKey,
     PolicyValue,
     SubjectRow,
+    address_text,
     ipv4_bytes,
-    ipv4_text,
+    ipv6_bytes,
+    pack_failsafe_key,
     pack_lpm_key,
+    seconds_to_ticks,
     split_prefix,
     unpack_lpm_key,
 )
@@ -47,6 +53,7 @@ from services.loader.bpf.maps import Map
 from services.loader.bpf.native import lib
 from services.loader.bpf.objects import LoadedObject, Program, load_object
 from services.loader.bpf.pins import PinDirectory, remove_pins
+from services.loader.bpf.slots import EndpointSlots
 
 __all__ = ["KernelDatapath", "LoadReport", "NodeConfig", "remove_pins"]
 
@@ -54,6 +61,18 @@ SOURCES = ("bpf_lxc.c", "bpf_overlay.c", "bpf_host.c")
 
 HOST_DEVICE = "fimbria_host"
 OVERLAY_DEVICE = "fimbria_vxlan"
+
+# Programs of the node's own devices: by device, hook and name. Those of NICs follow from NodeConfig.
+_HOST_PROGRAMS = ((Hook.EGRESS, "from_host"), (Hook.INGRESS, "to_host"))
+_OVERLAY_PROGRAMS = ((Hook.INGRESS, "from_overlay"), (Hook.EGRESS, "to_overlay"))
+_NIC_PROGRAMS = ((Hook.INGRESS, "from_netdev"), (Hook.EGRESS, "to_netdev"))
+
+_ID_HOST = 1
+_HOST_ENDPOINT_ID = 0xFFFFFFFF
+
+_CT_MAPS = ("ct4", "ct6")
+
+_PER_DIRECTION = struct.Struct("=Q")
 
 _RINGBUF = 27  # BPF_MAP_TYPE_RINGBUF: the one map here that has no elements to count
 
@@ -135,10 +154,18 @@ class GcStats:
 class KernelDatapath:
     """The datapath of one node, open. Make it with :meth:`open`."""
 
-    def __init__(self, config: NodeConfig, pins: PinDirectory, loaded: Sequence[LoadedObject]) -> None:
+    def __init__(
+        self,
+        config: NodeConfig,
+        pins: PinDirectory,
+        loaded: Sequence[LoadedObject],
+        devices: Sequence[tuple[str, int]] = (),
+    ) -> None:
         self.config = config
         self.pins = pins
+        self.devices = tuple(devices)
         self.report = LoadReport((), 0.0)
+        self._state_lock = threading.Lock()
         self._programs: dict[str, Program] = {}
         self._maps: dict[str, Map] = {}
         self._clsact_devices: set[int] = set()
@@ -150,18 +177,29 @@ class KernelDatapath:
                     os.close(fd)
                 else:
                     self._maps[name] = Map(name, fd)
+        self._slots = EndpointSlots(self._maps, self._next_generation)
 
     @classmethod
-    def open(cls, config: NodeConfig, *, pin_dir: str, source_dir: str, cache_dir: str) -> KernelDatapath:
+    def open(
+        cls,
+        config: NodeConfig,
+        *,
+        pin_dir: str,
+        source_dir: str,
+        cache_dir: str,
+        devices: Sequence[tuple[str, int]] = (),
+        flags: Sequence[str] = (),
+    ) -> KernelDatapath:
         """Compiles, loads, pins and attaches to the node's devices; reuses what is pinned, replaces in place.
 
-        Call it in the node's network namespace. Endpoints that are attached keep running the programs they
-        have until :meth:`attach_endpoint` is called for them again. Raises DatapathUnavailable (no clang, no
-        bpffs, no privilege), MapMismatch, VerifierError or BpfError.
+        ``devices`` are the node's NICs, by name and ifindex; ``flags`` are more of the compiler's. Call it in
+        the node's network namespace. Endpoints that are attached keep running the programs they have until
+        :meth:`attach_endpoint` is called for them again. Raises DatapathUnavailable (no clang, no bpffs, no
+        privilege), MapMismatch, VerifierError or BpfError.
         """
         pins = PinDirectory(pin_dir)
-        pins.make((HOST_DEVICE, OVERLAY_DEVICE))
-        compiled = compile_sources(source_dir, SOURCES, cache_dir)
+        pins.make((HOST_DEVICE, OVERLAY_DEVICE, *(name for name, _ in devices)))
+        compiled = compile_sources(source_dir, SOURCES, cache_dir, flags)
         constants = config.constants()
         loaded: list[LoadedObject] = []
         with ExitStack() as undo:
@@ -172,7 +210,7 @@ class KernelDatapath:
                 undo.callback(_close_all, obj)
                 loaded.append(obj)
             undo.pop_all()
-            datapath = cls(config, pins, loaded)
+            datapath = cls(config, pins, loaded, devices)
         with ExitStack() as undo:
             undo.callback(datapath.close)
             datapath._start_generation()
@@ -184,14 +222,23 @@ class KernelDatapath:
             undo.pop_all()
         return datapath
 
-    def _attach_node(self) -> None:
-        places = [(HOST_DEVICE, self.config.host_ifindex, Hook.EGRESS, "from_host")]
+    def _places(self) -> list[tuple[str, int, Hook, str]]:
+        """(device, ifindex, hook, program) of the node's own devices, of those programs that there are."""
+        places = [(HOST_DEVICE, self.config.host_ifindex, *each) for each in _HOST_PROGRAMS]
         if self.config.vxlan_ifindex:
-            places.append((OVERLAY_DEVICE, self.config.vxlan_ifindex, Hook.INGRESS, "from_overlay"))
-        for device, ifindex, hook, name in places:
-            program = self._programs[name]
-            if not attach_link(self.pins.link(device, name), ifindex, hook, program.fd):
-                attach_filters(ifindex, {hook: program.fd})
+            places += [(OVERLAY_DEVICE, self.config.vxlan_ifindex, *each) for each in _OVERLAY_PROGRAMS]
+        for name, ifindex in self.devices:
+            places += [(name, ifindex, *each) for each in _NIC_PROGRAMS]
+        return [place for place in places if place[3] in self._programs]
+
+    def _attach_node(self) -> None:
+        filters: dict[int, dict[Hook, int]] = {}
+        for device, ifindex, hook, name in self._places():
+            program = self._programs[name].fd
+            if not attach_link(self.pins.link(device, name), ifindex, hook, program):
+                filters.setdefault(ifindex, {})[hook] = program
+        for ifindex, programs in filters.items():
+            attach_filters(ifindex, programs)
 
     def close(self) -> None:
         """Closes every descriptor. What is pinned or attached stays and forwards."""
@@ -207,8 +254,7 @@ class KernelDatapath:
         The device's row comes first, since a device without one passes nothing; the address's last, since
         with it others begin to deliver. Raises BpfError; ENODEV for a device that is not there.
         """
-        data = row.pack()
-        self._maps["endpoint_dev"].put(_u32(row.ifindex), data)
+        self._slots.put_device(row)
         attach_filters(
             row.ifindex,
             {
@@ -216,28 +262,56 @@ class KernelDatapath:
                 Hook.EGRESS: self._programs["to_container"].fd,
             },
         )
-        self._maps["endpoint_ip4"].put(ipv4_bytes(row.ipv4), data)
+        self._slots.put_addresses(row)
 
     def update_endpoint(self, row: EndpointRow) -> None:
         """Writes the rows of an endpoint that is attached, for a new identity or subject."""
-        data = row.pack()
-        self._maps["endpoint_dev"].put(_u32(row.ifindex), data)
-        self._maps["endpoint_ip4"].put(ipv4_bytes(row.ipv4), data)
+        self._slots.put_device(row)
+        self._slots.put_addresses(row)
 
-    def detach_endpoint(self, ifindex: int, ipv4: str) -> None:
+    def detach_endpoint(self, ifindex: int, *addresses: str) -> None:
         """Removes the endpoint's rows: its device passes nothing from then on. What is not there is skipped.
 
-        An address that another device has by now keeps its row.
+        An address that another device has by now keeps its row. ``addresses`` are those that it had in case
+        that the device's own row is gone.
         """
-        by_address = self._maps["endpoint_ip4"]
-        data = by_address.get(ipv4_bytes(ipv4))
-        if data is not None and EndpointRow.unpack(data).ifindex == ifindex:
-            by_address.delete(ipv4_bytes(ipv4))
-        self._maps["endpoint_dev"].delete(_u32(ifindex))
+        for address in addresses:
+            if address:
+                self._slots.remove_address(address, ifindex)
+        self._slots.remove(ifindex)
 
     def endpoints(self) -> list[EndpointRow]:
         """Every endpoint that has a device's row."""
-        return [EndpointRow.unpack(value) for _, value in self._maps["endpoint_dev"].items()]
+        return self._slots.rows()
+
+    def host_policy(self, subject: int, *, mac: str = "", net_mac: str = "") -> None:
+        """Puts the node itself under a subject's policy; 0 under none, then nothing of its is judged.
+
+        ``mac`` is that of ``fimbria_host``, ``net_mac`` of ``fimbria_net``; "" leaves them as they are.
+        """
+        held = self._slots.host()
+        self._slots.put_host(
+            EndpointRow(
+                self.config.host_ifindex,
+                self.config.node_ipv4,
+                _ID_HOST,
+                subject,
+                _HOST_ENDPOINT_ID,
+                mac or held.pod_mac,
+                net_mac or held.host_mac,
+                ipv6=self.config.node_ipv6,
+            )
+        )
+
+    def failsafe_put(self, ports: Iterable[tuple[Direction, int, int]]) -> None:
+        """Replaces the ports, as (direction, protocol, port), that no host policy can close."""
+        wanted = {pack_failsafe_key(*each) for each in ports}
+        table = self._maps["failsafe"]
+        for key in wanted:
+            table.put(key, _u32(1))
+        for key, _ in list(table.items()):
+            if key not in wanted:
+                table.delete(key)
 
     def policy_put(self, entries: Sequence[tuple[PolicyKey, PolicyValue]]) -> None:
         """Adds or replaces entries. Raises BpfError; E2BIG for a full map, then some may be written."""
@@ -259,6 +333,7 @@ class KernelDatapath:
     def subject_put(self, subject: int, row: SubjectRow) -> None:
         """Puts a policy into force: one write, for each packet either wholly before or wholly after."""
         self._maps["subject"].put(_u32(subject), row.pack())
+        self._next_generation()
 
     def subject_get(self, subject: int) -> SubjectRow | None:
         """A subject's row."""
@@ -271,82 +346,89 @@ class KernelDatapath:
 
     def subject_delete(self, subject: int) -> bool:
         """Removes a subject's row: its endpoints pass nothing from then on but what the host needs."""
-        return self._maps["subject"].delete(_u32(subject))
+        removed = self._maps["subject"].delete(_u32(subject))
+        self._next_generation()
+        return removed
 
     def ipcache_put(self, entries: Iterable[tuple[str, IpcacheValue]]) -> None:
-        """Adds or replaces what is at addresses and prefixes.
+        """Adds or replaces what is at addresses and prefixes of either family.
 
-        Raises ValueError for one that is no IPv4 prefix.
+        Raises ValueError for one that is no prefix.
         """
-        exact, prefixes = [], []
+        by_map: dict[str, list[tuple[bytes, bytes]]] = {}
         for prefix, value in entries:
-            network, length = split_prefix(prefix)
-            if length == 32:
-                exact.append((network, value.pack()))
-            else:
-                prefixes.append((pack_lpm_key(network, length), value.pack()))
-        self._maps["ipcache4"].put_many(exact)
-        if prefixes:
-            self._maps["ipcache4_lpm"].put_many(prefixes)
+            name, key = _ipcache_place(prefix)
+            by_map.setdefault(name, []).append((key, value.pack()))
+        for name, elements in by_map.items():
+            self._maps[name].put_many(elements)
+        if by_map:
             self._next_generation()
 
     def ipcache_delete(self, prefixes: Iterable[str]) -> int:
         """Removes addresses and prefixes; returns how many were there."""
-        exact, shorter = [], []
+        by_map: dict[str, list[bytes]] = {}
         for prefix in prefixes:
-            network, length = split_prefix(prefix)
-            if length == 32:
-                exact.append(network)
-            else:
-                shorter.append(pack_lpm_key(network, length))
-        removed = self._maps["ipcache4"].delete_many(exact)
-        if shorter:
-            removed += self._maps["ipcache4_lpm"].delete_many(shorter)
+            name, key = _ipcache_place(prefix)
+            by_map.setdefault(name, []).append(key)
+        removed = sum(self._maps[name].delete_many(keys) for name, keys in by_map.items())
+        if by_map:
             self._next_generation()
         return removed
 
     def ipcache(self) -> dict[str, IpcacheValue]:
-        """Everything in the ipcache, by prefix; addresses end in ``/32``."""
-        found = {
-            f"{ipv4_text(key)}/32": IpcacheValue.unpack(value)
-            for key, value in self._maps["ipcache4"].items()
-        }
-        for key, value in self._maps["ipcache4_lpm"].items():
-            found[unpack_lpm_key(key)] = IpcacheValue.unpack(value)
+        """Everything in the ipcache, by prefix; addresses end in ``/32`` or ``/128``."""
+        found = {}
+        for name in ("ipcache4", "ipcache6"):
+            for key, value in self._maps[name].items():
+                found[f"{address_text(key)}/{len(key) * 8}"] = IpcacheValue.unpack(value)
+            for key, value in self._maps[f"{name}_lpm"].items():
+                found[unpack_lpm_key(key)] = IpcacheValue.unpack(value)
         return found
 
-    def _generation(self) -> int:
+    def _node_state(self) -> tuple[int, int]:
         data = self._maps["node_state"].get(_u32(0))
-        return int(NODE_STATE_CODEC.unpack(data)[0]) if data is not None else 0
+        generation, flags = NODE_STATE_CODEC.unpack(data) if data is not None else (0, 0)
+        return int(generation), int(flags)
 
     def _start_generation(self) -> None:
-        if not self._generation():
-            self._next_generation()
+        """Programs that were loaded just now may keep flows otherwise than the ones before."""
+        self._next_generation()
 
     def _next_generation(self) -> None:
-        """Flows forget what they know of the trie. 0 is left out: it stands for "not set"."""
-        following = (self._generation() + 1) & 0xFFFFFFFF or 1
-        self._maps["node_state"].put(_u32(0), NODE_STATE_CODEC.pack(following))
+        """Flows look again at what they know. 0 is left out: it stands for "not set"."""
+        with self._state_lock:
+            generation, flags = self._node_state()
+            following = (generation + 1) & 0xFFFFFFFF or 1
+            self._maps["node_state"].put(_u32(0), NODE_STATE_CODEC.pack(following, flags))
+
+    def _set_flags(self, wanted: int, of: int) -> None:
+        with self._state_lock:
+            generation, flags = self._node_state()
+            self._maps["node_state"].put(_u32(0), NODE_STATE_CODEC.pack(generation, flags & ~of | wanted))
 
     def conntrack(self) -> list[CtEntry]:
         """Every flow, those that have expired and are not yet collected included."""
-        return [CtEntry.unpack(key, value) for key, value in self._maps["ct4"].items()]
+        return [CtEntry.unpack(key, value) for name in _CT_MAPS for key, value in self._maps[name].items()]
 
     def conntrack_gc(self, now: float) -> GcStats:
         """Removes flows that expired before ``now`` (CLOCK_MONOTONIC, seconds).
 
         A few milliseconds and 1 µs a flow.
         """
-        table = self._maps["ct4"]
+        ticks = seconds_to_ticks(now)
         seen = removed = 0
-        for key, value in table.items():
-            seen += 1
-            if not _expired(value, now):
-                continue
-            # Once more: a packet may just have started the flow anew.
-            current = table.get(key)
-            if current is not None and _expired(current, now):
-                removed += table.delete(key)
+        for name in _CT_MAPS:
+            table = self._maps[name]
+            expired = []
+            for key, value in table.items():
+                seen += 1
+                if _expired(value, ticks):
+                    expired.append(key)
+            for key in expired:
+                # Once more: a packet may just have started the flow anew.
+                current = table.get(key)
+                if current is not None and _expired(current, ticks):
+                    removed += table.delete(key)
         return GcStats(seen, removed)
 
     def conntrack_purge(self, addresses: Iterable[str]) -> int:
@@ -354,13 +436,26 @@ class KernelDatapath:
 
         Returns how many. For addresses that change hands.
         """
-        wanted = {ipv4_bytes(address) for address in addresses}
-        keys = [key for key, _ in self._maps["ct4"].items() if key[:4] in wanted or key[4:8] in wanted]
-        return self._maps["ct4"].delete_many(keys)
+        wanted = {ipv6_bytes(each) if ":" in each else ipv4_bytes(each) for each in addresses}
+        removed = 0
+        for name, size in zip(_CT_MAPS, (4, 16), strict=True):
+            table = self._maps[name]
+            keys = [key for key, _ in table.items() if key[:size] in wanted or key[size : 2 * size] in wanted]
+            removed += table.delete_many(keys)
+        return removed
 
-    def events(self, callback: Callable[[Event], None]) -> EventReader:
-        """Starts reading events; there is one reader at a time."""
-        return EventReader(self._maps["events"].fd, callback)
+    def events(self, callback: Callable[[Event], None], *, trace: bool = False) -> EventReader:
+        """Starts reading events; there is one reader at a time. Without one the programs make none.
+
+        With ``trace`` the beginnings and ends of flows are reported too.
+        """
+        reader = EventReader(
+            self._maps["events"].fd,
+            callback,
+            lambda: self._set_flags(0, NODE_EVENTS | NODE_TRACE) if self._maps else None,
+        )
+        self._set_flags(NODE_EVENTS | (NODE_TRACE if trace else 0), NODE_EVENTS | NODE_TRACE)
+        return reader
 
     def metrics(self) -> list[Metric]:
         """What was forwarded and dropped since the maps were made, by reason and direction;
@@ -370,26 +465,26 @@ class KernelDatapath:
         found = []
         size = METRIC_CODEC.size
         for key, value in self._maps["metrics"].items_of(size * lib.libbpf_num_possible_cpus()):
-            counts = [METRIC_CODEC.unpack_from(value, offset) for offset in range(0, len(value), size)]
-            packets, octets = sum(count[0] for count in counts), sum(count[1] for count in counts)
-            if packets:
-                reason, direction = divmod(_int(key), METRICS_DIRECTIONS)
-                found.append(Metric(reason, reason_name(reason), Direction(direction), packets, octets))
+            cpus = [METRIC_CODEC.unpack_from(value, offset) for offset in range(0, len(value), size)]
+            for direction in Direction:
+                counts = [_PER_DIRECTION.unpack_from(each, direction * 8) for cpu in cpus for each in cpu]
+                packets = sum(count for (count,) in counts[::2])
+                octets = sum(count for (count,) in counts[1::2])
+                if packets:
+                    reason = _int(key)
+                    found.append(Metric(reason, reason_name(reason), direction, packets, octets))
         return found
 
     def programs(self) -> list[ProgramStatus]:
         """The programs in force, with the devices where it is these that are attached and not older ones."""
         where: dict[int, list[int]] = {}
         places = [(endpoint.ifindex, hook) for endpoint in self.endpoints() for hook in Hook]
-        places += [(self.config.host_ifindex, Hook.EGRESS), (self.config.vxlan_ifindex, Hook.INGRESS)]
+        places += [(ifindex, hook) for _, ifindex, hook, _ in self._places()]
         for ifindex, hook in places:
             program = filter_program(ifindex, hook) if ifindex else None
             if program is not None:
                 where.setdefault(program, []).append(ifindex)
-        for device, ifindex, name in (
-            (HOST_DEVICE, self.config.host_ifindex, "from_host"),
-            (OVERLAY_DEVICE, self.config.vxlan_ifindex, "from_overlay"),
-        ):
+        for device, ifindex, _, name in self._places():
             program = link_program(self.pins.link(device, name))
             if program is not None:
                 where.setdefault(program, []).append(ifindex)
@@ -421,8 +516,14 @@ def _int(key: bytes) -> int:
     return int.from_bytes(key, sys.byteorder)
 
 
-def _expired(entry: bytes, now: float) -> bool:
-    return bool(CT_ENTRY_EXPIRES.unpack_from(entry)[0] < now)
+def _expired(entry: bytes, ticks: int) -> bool:
+    return bool(CT_ENTRY_EXPIRES.unpack_from(entry)[0] < ticks)
+
+
+def _ipcache_place(prefix: str) -> tuple[str, bytes]:
+    network, length = split_prefix(prefix)
+    name = "ipcache4" if len(network) == 4 else "ipcache6"
+    return (name, network) if length == len(network) * 8 else (f"{name}_lpm", pack_lpm_key(network, length))
 
 
 def _count(bpf_map: Map) -> int | None:

@@ -8,15 +8,23 @@ POLICY = 133
 INVALID = 134
 CT_INVALID_HDR = 135
 UNKNOWN_L3 = 139
+WRITE_ERROR = 141
 UNKNOWN_L4 = 142
 UNKNOWN_ICMP4_TYPE = 144
+UNKNOWN_ICMP6_TYPE = 146
 NO_TUNNEL_KEY = 147
 NO_LXC = 152
+CSUM_L3 = 153
+CSUM_L4 = 154
 CT_CREATE_FAILED = 155
+INVALID_EXTHDR = 156
 FRAG_NOSUPPORT = 157
 NO_TUNNEL_ENDPOINT = 160
+EDT_HORIZON = 162
 UNKNOWN_CT = 163
 UNSUPPORTED_L2 = 166
+NAT_NO_MAPPING = 167
+NAT_UNSUPP_PROTO = 168
 INVALID_IDENTITY = 171
 FRAG_NOT_FOUND = 175
 POLICY_DENY = 181
@@ -25,6 +33,7 @@ POLICY_NOT_READY = 220
 NO_ENDPOINT_ROW = 221
 ARP_IGNORED = 222
 TUNNEL_KEY_FAILED = 223
+ND_IGNORED = 224
 EVENT_LOST = 230
 
 REASON_NAMES: dict[int, str] = {
@@ -34,15 +43,23 @@ REASON_NAMES: dict[int, str] = {
     INVALID: "Invalid packet",
     CT_INVALID_HDR: "CT: Truncated or invalid header",
     UNKNOWN_L3: "Unsupported L3 protocol",
+    WRITE_ERROR: "Error while writing to packet",
     UNKNOWN_L4: "Unknown L4 protocol",
     UNKNOWN_ICMP4_TYPE: "Unknown ICMPv4 type",
+    UNKNOWN_ICMP6_TYPE: "Unknown ICMPv6 type",
     NO_TUNNEL_KEY: "Error retrieving tunnel key",
     NO_LXC: "No matching local container found",
+    CSUM_L3: "Error while correcting L3 checksum",
+    CSUM_L4: "Error while correcting L4 checksum",
     CT_CREATE_FAILED: "CT: Map insertion failed",
+    INVALID_EXTHDR: "Invalid IPv6 extension header",
     FRAG_NOSUPPORT: "IP fragmentation not supported",
     NO_TUNNEL_ENDPOINT: "No tunnel/encapsulation endpoint (datapath BUG!)",
+    EDT_HORIZON: "Bandwidth limit: departure too far ahead",
     UNKNOWN_CT: "Unknown connection tracking state",
     UNSUPPORTED_L2: "Unsupported L2 protocol",
+    NAT_NO_MAPPING: "No mapping for NAT masquerade",
+    NAT_UNSUPP_PROTO: "Unsupported protocol for NAT masquerade",
     INVALID_IDENTITY: "Invalid identity",
     FRAG_NOT_FOUND: "First logical datagram fragment not found",
     POLICY_DENY: "Policy denied by denylist",
@@ -51,6 +68,7 @@ REASON_NAMES: dict[int, str] = {
     NO_ENDPOINT_ROW: "Device is not registered as an endpoint",
     ARP_IGNORED: "ARP that needs no answer",
     TUNNEL_KEY_FAILED: "Error setting tunnel key",
+    ND_IGNORED: "ND or MLD message that needs no answer",
     EVENT_LOST: "Event lost",
 }
 
@@ -65,6 +83,15 @@ SOURCE_FILES: dict[int, str] = {
     8: "encap.h",
     9: "deliver.h",
     10: "identity.h",
+    11: "parse6.h",
+    12: "nd.h",
+    13: "forward.h",
+    14: "nat.h",
+    15: "edt.h",
+    16: "host.h",
+    17: "nat_icmp.h",
+    18: "conntrack.h",
+    19: "receive.h",
 }
 
 

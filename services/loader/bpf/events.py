@@ -3,35 +3,39 @@
 from __future__ import annotations
 
 import errno
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from services.loader.bpf.drop_reasons import reason_name, source_file
-from services.loader.bpf.layout import EVENT_CODEC, Direction
+from services.loader.bpf.layout import EVENT_CODEC, Direction, ipv4_text, ipv6_text
 from services.loader.bpf.native import check, check_pointer, ffi, lib
 
 KIND_DROP = "drop"
 KIND_VERDICT = "verdict"
-_KINDS = {1: KIND_DROP, 2: KIND_VERDICT}
-_FAMILY_IPV4 = 4
+KIND_TRACE = "trace"
+_KINDS = {1: KIND_DROP, 2: KIND_VERDICT, 3: KIND_TRACE}
+_VERDICTS = {0: "deny", 1: "allow", 2: "audit"}
+_POINTS = {1: "to-endpoint", 2: "to-overlay", 3: "to-stack", 4: "to-host", 5: "to-network"}
+_STATES = {1: "new", 2: "established", 3: "reply", 4: "related", 5: "closing"}
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A drop, or a policy verdict on a new flow.
+    """A drop, a policy verdict on a new flow, or a trace of a flow's beginning or end.
 
     ``time_ns`` is on CLOCK_MONOTONIC; addresses are "" and ports 0 where the packet had none or was not read
     so far; ``rule_cookie`` and ``policy_revision`` are 0 where no policy entry decided; ``length`` in bytes
-    with the Ethernet header.
+    with the Ethernet header. ``verdict`` is "allow", "deny", or "audit" for what passed although denied. Of a
+    trace, ``point`` says where the packet goes and ``state`` what it is to its flow. ``packet`` is its
+    beginning, at most 96 bytes from the Ethernet header on.
     """
 
     kind: str
     time_ns: int
     reason: int
     direction: Direction
-    allowed: bool
+    verdict: str
     source: str
     destination: str
     source_port: int
@@ -47,16 +51,19 @@ class Event:
     length: int
     file: str
     line: int
+    point: str
+    state: str
+    packet: bytes
 
     @property
     def reason_name(self) -> str:
-        """The drop's reason in words, "" for a verdict."""
-        return reason_name(self.reason) if self.kind == KIND_DROP else ""
+        """The reason of a drop, or of one that audit mode let pass, in words; else ""."""
+        return reason_name(self.reason) if self.reason else ""
 
     @property
-    def verdict(self) -> str:
-        """``allow`` or ``deny``."""
-        return "allow" if self.allowed else "deny"
+    def allowed(self) -> bool:
+        """Whether the packet passed."""
+        return self.verdict != "deny"
 
     @classmethod
     def unpack(cls, data: bytes) -> Event:
@@ -64,17 +71,16 @@ class Event:
         (
             time_ns, revision, kind, reason, direction, verdict, file, line, ifindex, endpoint_id,
             src_identity, dst_identity, cookie, length, saddr, daddr, sport, dport, protocol, tcp_flags,
-            family,
+            family, point, state, captured, octets,
         ) = EVENT_CODEC.unpack_from(data)  # fmt: skip
-        ipv4 = family == _FAMILY_IPV4
         return cls(
             kind=_KINDS.get(kind, f"kind {kind}"),
             time_ns=time_ns,
             reason=reason,
             direction=Direction(direction),
-            allowed=bool(verdict),
-            source=socket.inet_ntop(socket.AF_INET, saddr[:4]) if ipv4 else "",
-            destination=socket.inet_ntop(socket.AF_INET, daddr[:4]) if ipv4 else "",
+            verdict=_VERDICTS.get(verdict, f"verdict {verdict}"),
+            source=_address(family, saddr),
+            destination=_address(family, daddr),
             source_port=int.from_bytes(sport, "big"),
             destination_port=int.from_bytes(dport, "big"),
             protocol=protocol,
@@ -88,17 +94,30 @@ class Event:
             length=length,
             file=source_file(file),
             line=line,
+            point=_POINTS.get(point, ""),
+            state=_STATES.get(state, ""),
+            packet=octets[:captured],
         )
+
+
+def _address(family: int, data: bytes) -> str:
+    if family == 4:
+        return ipv4_text(data[:4])
+    return ipv6_text(data) if family == 6 else ""
 
 
 class EventReader:
     """The reading end of the ring buffer;
 
-    There is one at a time. Events from before it was opened come first.
+    There is one at a time; ``closed`` is called when it ends. The kernel wakes it at most once a tick of its
+    coarse clock (1 to 10 ms): what comes later in the tick is there to be consumed, without a wakeup.
     """
 
-    def __init__(self, map_fd: int, callback: Callable[[Event], None]) -> None:
+    def __init__(
+        self, map_fd: int, callback: Callable[[Event], None], closed: Callable[[], None] = lambda: None
+    ) -> None:
         self._callback = callback
+        self._closed = closed
         self._error: BaseException | None = None
         self._left = 0
         # Held for as long as the kernel's reader may call it.
@@ -141,3 +160,4 @@ class EventReader:
         if self._reader is not None:
             lib.ring_buffer__free(self._reader)
             self._reader = None
+            self._closed()

@@ -53,12 +53,15 @@ ENDPOINT = _struct(
     pod_mac="6s",
     host_mac="6s",
     ipv4="4s",
+    ipv6="16s",
     flags="I",
     pad="xxxx",
+    rate="Q",
 )
 IPCACHE_VALUE = _struct("ipcache_value", identity="I", tunnel="4s", flags="I")
 IPCACHE_LPM_KEY = _struct("ipcache_lpm_key", prefixlen="I", addr="4s")
-NODE_STATE = _struct("node_state", ipcache_generation="I", pad="xxxx")
+IPCACHE6_LPM_KEY = _struct("ipcache6_lpm_key", prefixlen="I", addr="16s")
+NODE_STATE = _struct("node_state", generation="I", flags="I")
 POLICY_KEY = _struct(
     "policy_key",
     instance="I",
@@ -73,39 +76,62 @@ POLICY_VALUE = _struct(
     "policy_value", flags="B", pad="x", proxy_port="2s", rule_cookie="I", packets="Q", bytes="Q"
 )
 POLICY_SHAPE = _struct(
-    "policy_shape", enforced="B", has_deny="B", pad="xx", identity_shapes="I", wildcard_shapes="I"
+    "policy_shape",
+    enforced="B",
+    has_deny="B",
+    audit="B",
+    pad="x",
+    identity_shapes="I",
+    wildcard_shapes="I",
 )
 SUBJECT = _struct("subject", instance="I", epoch="I", revision="Q", shape="24s")
-CT_KEY = _struct("ct_key", addr="8s", port="4s", protocol="B", requester="B", pad="xx")
-CT_SIDE = _struct("ct_side", owner="I", subject="I", epoch="I", identity="I", ipcache_generation="I")
+CT4_KEY = _struct("ct4_key", addr="8s", port="4s", protocol="B", requester="B", pad="xx")
+CT6_KEY = _struct("ct6_key", addr="32s", port="4s", protocol="B", requester="B", pad="xx")
+CT_SIDE = _struct(
+    "ct_side",
+    route="Q",
+    generation="I",
+    owner="I",
+    subject="I",
+    epoch="I",
+    identity="I",
+    slot="H",
+    pad="xx",
+)
 CT_ENTRY = _struct(
     "ct_entry",
     expires="I",
     created="I",
     origin="B",
     seen="2s",
-    pad="x",
-    flags="I",
-    side="40s",
+    flags="B",
+    pad="xxxx",
+    side="64s",
     packets="16s",
     bytes="16s",
 )
-METRIC = _struct("metric", packets="Q", bytes="Q")
+METRIC = _struct("metric", packets="32s", bytes="32s")
 EVENT = _struct(
     "event",
     time="Q", policy_revision="Q", kind="B", reason="B", direction="B", verdict="B", file="H", line="H",
     ifindex="I", endpoint_id="I", src_identity="I", dst_identity="I", rule_cookie="I", length="I",
-    saddr="16s", daddr="16s", sport="2s", dport="2s", protocol="B", tcp_flags="B", family="B", pad="x",
+    saddr="16s", daddr="16s", sport="2s", dport="2s", protocol="B", tcp_flags="B", family="B", point="B",
+    state="B", pad="xxx", captured="I", bytes="96s",
 )  # fmt: skip
+FAILSAFE_KEY = _struct("failsafe_key", direction="B", protocol="B", port="2s")
 
 STRUCTS = (
-    ENDPOINT, IPCACHE_VALUE, IPCACHE_LPM_KEY, NODE_STATE, POLICY_KEY, POLICY_VALUE, POLICY_SHAPE, SUBJECT,
-    CT_KEY, CT_SIDE, CT_ENTRY, METRIC, EVENT, )  # fmt: skip
+    ENDPOINT, IPCACHE_VALUE, IPCACHE_LPM_KEY, IPCACHE6_LPM_KEY, NODE_STATE, POLICY_KEY, POLICY_VALUE,
+    POLICY_SHAPE, SUBJECT, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, METRIC, EVENT, FAILSAFE_KEY,
+)  # fmt: skip
 
 _ENDPOINT, _IPCACHE_VALUE, _POLICY_KEY = ENDPOINT.codec(), IPCACHE_VALUE.codec(), POLICY_KEY.codec()
 _POLICY_VALUE, _POLICY_SHAPE, _SUBJECT = POLICY_VALUE.codec(), POLICY_SHAPE.codec(), SUBJECT.codec()
-_CT_KEY, _CT_SIDE, _CT_ENTRY = CT_KEY.codec(), CT_SIDE.codec(), CT_ENTRY.codec()
-_LPM_KEY, _PAIR = IPCACHE_LPM_KEY.codec(), struct.Struct("=QQ")
+_CT4_KEY, _CT6_KEY, _CT_SIDE, _CT_ENTRY = (
+    CT4_KEY.codec(), CT6_KEY.codec(), CT_SIDE.codec(), CT_ENTRY.codec()
+)  # fmt: skip
+_LPM_KEY, _LPM6_KEY, _PAIR = IPCACHE_LPM_KEY.codec(), IPCACHE6_LPM_KEY.codec(), struct.Struct("=QQ")
+_FAILSAFE_KEY = FAILSAFE_KEY.codec()
 
 NODE_STATE_CODEC = NODE_STATE.codec()
 METRIC_CODEC = METRIC.codec()
@@ -113,6 +139,12 @@ EVENT_CODEC = EVENT.codec()
 CT_ENTRY_EXPIRES = struct.Struct("=I")  # the first member: enough to collect by
 
 METRICS_DIRECTIONS = 4
+
+# The clock of flows: CLOCK_MONOTONIC in units of 2^30 ns.
+CT_TICK_SHIFT = 30
+HOST_SLOT = 1
+ENDPOINT_SLOTS, ENDPOINT_INDEX_MAX = 8192, 65536
+NODE_EVENTS, NODE_TRACE = 1, 2
 
 SHAPE_ANY_PROTOCOL = 1 << 17
 POLICY_DENY = 0x01
@@ -132,6 +164,34 @@ def ipv4_text(data: bytes) -> str:
     return socket.inet_ntop(socket.AF_INET, data)
 
 
+def ipv6_bytes(address: str) -> bytes:
+    """An address as sixteen bytes. Raises ValueError that names what is no IPv6 address."""
+    try:
+        return socket.inet_pton(socket.AF_INET6, address)
+    except OSError:
+        raise ValueError(f"{address!r} is not an IPv6 address") from None
+
+
+def ipv6_text(data: bytes) -> str:
+    """Sixteen bytes as an address."""
+    return socket.inet_ntop(socket.AF_INET6, data)
+
+
+def address_text(data: bytes) -> str:
+    """Four or sixteen bytes as an address."""
+    return ipv4_text(data) if len(data) == 4 else ipv6_text(data)
+
+
+def seconds_to_ticks(seconds: float) -> int:
+    """A time on CLOCK_MONOTONIC, or a duration of at least one tick, in the unit of flows."""
+    return max(int(seconds * 1e9) >> CT_TICK_SHIFT, 1)
+
+
+def ticks_to_seconds(ticks: int) -> float:
+    """The inverse of :func:`seconds_to_ticks`, to within a tick."""
+    return (ticks << CT_TICK_SHIFT) / 1e9
+
+
 def mac_bytes(mac: str) -> bytes:
     """A MAC address as six bytes. Raises ValueError that names what is none."""
     parts = mac.split(":")
@@ -147,6 +207,7 @@ def mac_bytes(mac: str) -> bytes:
 class EndpointRow:
     """A local endpoint. ``ifindex`` is its device on the host's side; subject and id are 1 or more.
 
+    ``ipv4`` and ``ipv6`` are "" where it has none; ``rate`` is in bytes a second, 0 without a limit.
     ``endpoint_id`` must not be given to another endpoint soon: flows remember it as their owner.
     """
 
@@ -158,27 +219,34 @@ class EndpointRow:
     pod_mac: str
     host_mac: str
     flags: int = 0
+    ipv6: str = ""
+    rate: int = 0
 
     def pack(self) -> bytes:
         """The bytes of ``struct endpoint``."""
         return _ENDPOINT.pack(
             self.ifindex, self.identity, self.subject, self.endpoint_id,
-            mac_bytes(self.pod_mac), mac_bytes(self.host_mac), ipv4_bytes(self.ipv4), self.flags,
+            mac_bytes(self.pod_mac), mac_bytes(self.host_mac), ipv4_bytes(self.ipv4 or "0.0.0.0"),
+            ipv6_bytes(self.ipv6 or "::"), self.flags, self.rate,
         )  # fmt: skip
 
     @classmethod
     def unpack(cls, data: bytes) -> EndpointRow:
         """From the bytes of ``struct endpoint``."""
-        ifindex, identity, subject, endpoint_id, pod_mac, host_mac, ipv4, flags = _ENDPOINT.unpack(data)
+        ifindex, identity, subject, endpoint_id, pod_mac, host_mac, ipv4, ipv6, flags, rate = (
+            _ENDPOINT.unpack(data)
+        )
         return cls(
             ifindex,
-            ipv4_text(ipv4),
+            ipv4_text(ipv4) if any(ipv4) else "",
             identity,
             subject,
             endpoint_id,
             pod_mac.hex(":"),
             host_mac.hex(":"),
             flags,
+            ipv6_text(ipv6) if any(ipv6) else "",
+            rate,
         )
 
 
@@ -202,29 +270,36 @@ class IpcacheValue:
 
 
 def split_prefix(prefix: str) -> tuple[bytes, int]:
-    """``10.0.0.0/8`` or an address as (network bytes, length).
+    """``10.0.0.0/8``, ``fd00::/8`` or an address as (network bytes, length).
 
     Raises ValueError for what is neither or has host bits.
     """
     address, slash, length = prefix.partition("/")
-    data = ipv4_bytes(address)
-    if slash and not (length.isascii() and length.isdigit() and int(length) <= 32):
-        raise ValueError(f"{prefix!r} is not an IPv4 prefix: the length must be 0 to 32")
-    bits = int(length) if slash else 32
-    if int.from_bytes(data, "big") & ((1 << (32 - bits)) - 1):
-        raise ValueError(f"{prefix!r} is not an IPv4 prefix: bits are set beyond its length")
+    family = "IPv6" if ":" in address else "IPv4"
+    data = ipv6_bytes(address) if family == "IPv6" else ipv4_bytes(address)
+    most = len(data) * 8
+    if slash and not (length.isascii() and length.isdigit() and int(length) <= most):
+        raise ValueError(f"{prefix!r} is not an {family} prefix: the length must be 0 to {most}")
+    bits = int(length) if slash else most
+    if int.from_bytes(data, "big") & ((1 << (most - bits)) - 1):
+        raise ValueError(f"{prefix!r} is not an {family} prefix: bits are set beyond its length")
     return data, bits
 
 
 def pack_lpm_key(network: bytes, length: int) -> bytes:
-    """The bytes of ``struct ipcache_lpm_key``."""
-    return _LPM_KEY.pack(length, network)
+    """The bytes of ``struct ipcache_lpm_key`` or, for 16 bytes, ``struct ipcache6_lpm_key``."""
+    return (_LPM_KEY if len(network) == 4 else _LPM6_KEY).pack(length, network)
 
 
 def unpack_lpm_key(data: bytes) -> str:
-    """A trie key as a prefix."""
-    length, network = _LPM_KEY.unpack(data)
-    return f"{ipv4_text(network)}/{length}"
+    """A trie key of either family as a prefix."""
+    length, network = (_LPM_KEY if len(data) == _LPM_KEY.size else _LPM6_KEY).unpack(data)
+    return f"{address_text(network)}/{length}"
+
+
+def pack_failsafe_key(direction: int, protocol: int, port: int) -> bytes:
+    """The bytes of ``struct failsafe_key``."""
+    return _FAILSAFE_KEY.pack(direction, protocol, port.to_bytes(2, "big"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +307,7 @@ class PolicyKey:
     """A policy entry's key. ``identity`` 0 is any; ``protocol`` 0 is any (then there is no port).
 
     ``port`` counts in its ``port_prefix`` leading bits (0 to 16); the rest must be zero. For ICMP echo it is
-    the type, 8.
+    the type, 8 (128 for ICMPv6).
     """
 
     instance: int
@@ -307,27 +382,30 @@ class DirectionShape:
 
     Bits 0 to 16 of the masks: entries with a protocol and a port prefix of that length; bit 17: entries for
     any protocol. A shape that claims less than there is hides entries; one that claims more only costs
-    lookups.
+    lookups. With ``audit`` what would be denied passes and is reported.
     """
 
     enforced: bool = False
     has_deny: bool = False
     identity_shapes: int = 0
     wildcard_shapes: int = 0
+    audit: bool = False
 
     def pack(self) -> bytes:
         """The bytes of ``struct policy_shape``."""
-        return _POLICY_SHAPE.pack(self.enforced, self.has_deny, self.identity_shapes, self.wildcard_shapes)
+        return _POLICY_SHAPE.pack(
+            self.enforced, self.has_deny, self.audit, self.identity_shapes, self.wildcard_shapes
+        )
 
     @classmethod
     def unpack(cls, data: bytes) -> DirectionShape:
         """From the bytes of ``struct policy_shape``."""
-        enforced, has_deny, identity_shapes, wildcard_shapes = _POLICY_SHAPE.unpack(data)
-        return cls(bool(enforced), bool(has_deny), identity_shapes, wildcard_shapes)
+        enforced, has_deny, audit, identity_shapes, wildcard_shapes = _POLICY_SHAPE.unpack(data)
+        return cls(bool(enforced), bool(has_deny), identity_shapes, wildcard_shapes, bool(audit))
 
 
 def direction_shape(
-    entries: Iterable[tuple[PolicyKey, PolicyValue]], direction: int, *, enforced: bool
+    entries: Iterable[tuple[PolicyKey, PolicyValue]], direction: int, *, enforced: bool, audit: bool = False
 ) -> DirectionShape:
     """The shape of a subject's entries in one direction; those of the other are passed over."""
     identity_shapes = wildcard_shapes = 0
@@ -341,7 +419,7 @@ def direction_shape(
         else:
             wildcard_shapes |= bit
         has_deny = has_deny or value.deny
-    return DirectionShape(enforced, has_deny, identity_shapes, wildcard_shapes)
+    return DirectionShape(enforced, has_deny, identity_shapes, wildcard_shapes, audit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -379,19 +457,23 @@ class SubjectRow:
 
 @dataclass(frozen=True, slots=True)
 class CtSide:
-    """What a flow was judged by at one end, if that end is a local endpoint (``owner`` not 0)."""
+    """What a flow was judged by at one end, if that end is a local endpoint (``owner`` not 0).
+
+    ``generation`` is the node's when that was last found good.
+    """
 
     owner: int
     subject: int
     epoch: int
     identity: int
+    generation: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class CtEntry:
     """A flow as its initiator sees it.
 
-    ``expires`` and ``created`` are on CLOCK_MONOTONIC; ports of ICMP echo are its id.
+    ``expires`` and ``created`` are seconds on CLOCK_MONOTONIC, to within 1.1; ports of ICMP echo are its id.
     """
 
     source: str
@@ -399,8 +481,8 @@ class CtEntry:
     destination: str
     destination_port: int
     protocol: int
-    expires: int
-    created: int
+    expires: float
+    created: float
     reply_seen: bool
     closing: bool
     egress: CtSide
@@ -410,20 +492,28 @@ class CtEntry:
 
     @classmethod
     def unpack(cls, key: _Bytes, value: _Bytes) -> CtEntry:
-        """From the bytes of ``struct ct_key`` and ``struct ct_entry``."""
-        addresses, ports, protocol, _ = _CT_KEY.unpack(key)
+        """From the bytes of ``struct ct4_key`` or ``struct ct6_key``, and ``struct ct_entry``."""
+        addresses, ports, protocol, _ = (_CT4_KEY if len(key) == _CT4_KEY.size else _CT6_KEY).unpack(key)
         expires, created, origin, seen, _, sides, packets, octets = _CT_ENTRY.unpack(value)
+        size = len(addresses) // 2
         ends = [
-            (ipv4_text(addresses[i * 4 : i * 4 + 4]), int.from_bytes(ports[i * 2 : i * 2 + 2], "big"))
+            (
+                address_text(addresses[i * size : (i + 1) * size]),
+                int.from_bytes(ports[i * 2 : i * 2 + 2], "big"),
+            )
             for i in (0, 1)
         ]
         initiator, responder = ends[origin & 1], ends[1 - (origin & 1)]
-        ingress, egress = (
-            CtSide(*_CT_SIDE.unpack(sides[i : i + _CT_SIDE.size])[:4]) for i in (0, _CT_SIDE.size)
-        )
+        ingress, egress = (_side(sides[i : i + _CT_SIDE.size]) for i in (0, _CT_SIDE.size))
         both = seen[0] & seen[1] & CT_SEEN_FIN
         return cls(
-            initiator[0], initiator[1], responder[0], responder[1], protocol, expires, created,
+            initiator[0], initiator[1], responder[0], responder[1], protocol,
+            ticks_to_seconds(expires), ticks_to_seconds(created),
             bool(seen[1]), bool(both or (seen[0] | seen[1]) & CT_SEEN_RST),
             egress, ingress, _PAIR.unpack(packets), _PAIR.unpack(octets),
         )  # fmt: skip
+
+
+def _side(data: _Bytes) -> CtSide:
+    _, generation, owner, subject, epoch, identity, _ = _CT_SIDE.unpack(data)
+    return CtSide(owner, subject, epoch, identity, generation)
