@@ -7,10 +7,10 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from services.loader.bpf.datapath import KernelDatapath
 from services.loader.bpf.drop_reasons import EVENT_LOST
@@ -18,6 +18,7 @@ from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatc
 from services.loader.bpf.events import Event
 from services.loader.bpf.layout import (
     SHAPE_ANY_PROTOCOL,
+    Direction,
     DirectionShape,
     EndpointRow,
     IpcacheValue,
@@ -44,6 +45,7 @@ from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
 from services.loader.policy.plan import Realized
 from services.loader.policy.shape import ANY_PROTOCOL
 from services.loader.policy.subjects import realized_from
+from services.loader.settings_types import FailsafePort
 
 Enforcement: TypeAlias = Literal["default", "always", "never"]
 
@@ -59,6 +61,18 @@ class PolicyMode:
 
     enforcement: Enforcement = "default"
     audit: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRows:
+    """What of the node itself is in the maps: the MAC addresses of fimbria_host and fimbria_net, the ports
+    that no host policy closes, and the CIDRs that pods reach with their own addresses.
+    """
+
+    host_mac: str
+    net_mac: str
+    failsafe_ports: tuple[FailsafePort, ...] = ()
+    masquerade_exclude: tuple[str, ...] = ()
 
 
 class Epochs(Protocol):
@@ -199,14 +213,15 @@ class Kernel:
                     endpoint_id=record.id,
                     pod_mac=record.pod_mac,
                     host_mac=record.host_mac,
-                    **known(EndpointRow, ipv6=record.ipv6, rate=record.rate),
+                    ipv6=record.ipv6,
+                    rate=record.rate,
                 )
             )
 
     def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
         with _refusals():
-            self._datapath.detach_endpoint(ifindex, ipv4)
+            self._datapath.detach_endpoint(ifindex, ipv4, ipv6)
 
     def attached(self) -> list[AttachedEndpoint]:
         """Every endpoint row."""
@@ -221,13 +236,28 @@ class Kernel:
                 ipv4=row.ipv4,
                 host_mac=row.host_mac,
                 pod_mac=row.pod_mac,
-                ipv6=getattr(row, "ipv6", ""),
-                rate=getattr(row, "rate", 0),
+                ipv6=row.ipv6,
+                rate=row.rate,
             )
             for row in rows
         ]
 
     # -- the node
+
+    def configure_node(self, node: NodeRows) -> None:
+        """Writes what the programs on the node's own devices go by."""
+        ports = [
+            (Direction.INGRESS if each.ingress else Direction.EGRESS, each.protocol, each.port)
+            for each in node.failsafe_ports
+        ]
+        with _refusals():
+            self._datapath.failsafe_put(ports)
+            self._datapath.host_policy(0, mac=node.host_mac, net_mac=node.net_mac)
+            exclude: Callable[[Sequence[str]], None] | None = getattr(
+                self._datapath, "masquerade_exclude", None
+            )
+            if exclude is not None:
+                exclude(node.masquerade_exclude)
 
     def rebuild(self) -> None:
         """Compiles and loads the programs anew and replaces those of the node's devices."""
@@ -341,15 +371,9 @@ def subject_row(realized: Realized, mode: PolicyMode = PolicyMode()) -> SubjectR
     )
 
 
-def known(cls: type[Any], **fields: Any) -> dict[str, Any]:
-    """Those of the fields that a dataclass has."""
-    return {name: value for name, value in fields.items() if name in cls.__dataclass_fields__}
-
-
 def _shape(realized: Realized, direction: int, mode: PolicyMode) -> DirectionShape:
-    audit = known(DirectionShape, audit=mode.audit)
     if mode.enforcement == "never":
-        return DirectionShape(False, False, 0, 0, **audit)
+        return DirectionShape(False, False, 0, 0, mode.audit)
     identity = wildcard = 0
     for level in realized.shape.present(direction):
         bit = SHAPE_ANY_PROTOCOL if level.prefix_length == ANY_PROTOCOL else 1 << level.prefix_length
@@ -358,7 +382,7 @@ def _shape(realized: Realized, direction: int, mode: PolicyMode) -> DirectionSha
         else:
             identity |= bit
     enforced = realized.enforced(direction) or mode.enforcement == "always"
-    return DirectionShape(enforced, realized.shape.has_deny(direction), identity, wildcard, **audit)
+    return DirectionShape(enforced, realized.shape.has_deny(direction), identity, wildcard, mode.audit)
 
 
 def _value(value: EntryValue) -> PolicyValue:

@@ -33,15 +33,17 @@ from services.loader.endpoints.restore import restore
 from services.loader.flows.log import FlowLog
 from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
+from services.loader.interfaces import DatapathError
 from services.loader.ipcache.identity_labels import IdentityLabels
 from services.loader.ipcache.nodes import Node, NodesSync
 from services.loader.ipcache.sync import IpcacheSync
-from services.loader.kernel import Kernel, PolicyMode, known
+from services.loader.kernel import Kernel, NodeRows, PolicyMode
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
 from services.loader.policy.cluster_barrier import ClusterBarrier
 from services.loader.policy.subjects import SubjectTable
 from services.loader.policy.sync import PolicySync
 from services.loader.settings import LoaderSettings
+from services.loader.settings_types import cidrs
 from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
@@ -187,17 +189,14 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
         net_ifindex=devices.net_ifindex,
         vxlan_ifindex=devices.vxlan_ifindex,
         mtu=devices.mtu,
-        **known(
-            NodeConfig,
-            node_ipv6=record.ipv6,
-            router_ipv6=record.router_ipv6,
-            route_mtu=devices.route_mtu,
-            vxlan_port=settings.vxlan_port,
-            endpoint_routes=settings.endpoint_routes,
-            host_routing=settings.host_routing,
-            masquerade=settings.masquerade,
-            masquerade_ports=settings.masquerade_range,
-        ),
+        node_ipv6=record.ipv6,
+        router_ipv6=record.router_ipv6,
+        route_mtu=devices.route_mtu,
+        vxlan_port=settings.vxlan_port,
+        endpoint_routes=settings.endpoint_routes,
+        host_routing=settings.host_routing,
+        masquerade=settings.masquerade,
+        masquerade_ports=settings.masquerade_range,
     )
 
     def reopen() -> KernelDatapath:
@@ -206,6 +205,7 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
             pin_dir=settings.pins,
             source_dir=settings.source_dir,
             cache_dir=settings.cache_dir,
+            devices=devices.nics,
         )
 
     started = time.time_ns()
@@ -214,7 +214,19 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
     except (BpfError, DatapathUnavailable, MapMismatch) as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
     _trace_load(datapath.report, started)
-    return Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
+    kernel = Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
+    rows = NodeRows(
+        devices.host_mac,
+        devices.net_mac,
+        settings.failsafe_ports,
+        cidrs("FIMBRIA_MASQUERADE_EXCLUDE", settings.masquerade_exclude),
+    )
+    try:
+        kernel.configure_node(rows)
+    except DatapathError as problem:
+        kernel.close()
+        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
+    return kernel
 
 
 def _trace_load(report: LoadReport, started_ns: int) -> None:

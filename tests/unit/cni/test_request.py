@@ -49,6 +49,17 @@ def test_an_add_arrives_whole() -> None:
     assert request.started_ns == 1700000000000000000
     assert request.traceparent.startswith("00-")
     assert request.pod.name == "web"
+    assert request.rate == 0
+
+
+def test_a_rate_arrives_with_the_add() -> None:
+    config = {"cniVersion": "1.0.0", "runtimeConfig": {"bandwidth": {"egressRate": 8000}}}
+    request = parsed(config=config)
+    assert isinstance(request, AddRequest)
+    assert request.rate == 1000
+    config["runtimeConfig"] = {"bandwidth": {"egressRate": -8}}
+    assert code_of(config=config) is CniCode.INVALID_CONFIG
+    assert not isinstance(parsed(command="DEL", config=config), AddRequest)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
 import pytest
@@ -132,3 +132,31 @@ def test_details_name_reason_metadata_and_fields() -> None:
 
 def test_an_unknown_version_is_answered_in_the_current_one() -> None:
     assert json.loads(CniError(CniCode.INTERNAL, "x").render("7"))["cniVersion"] == "1.0.0"
+
+
+def test_both_families_are_told_and_compared() -> None:
+    both = CniResult.for_link(
+        host_name="lxc0123456789ab",
+        host_mac="02:00:00:00:00:01",
+        ifname="eth0",
+        pod_mac="02:00:00:00:00:02",
+        netns_path="/run/netns/x",
+        addresses=[
+            (IPv4Address("10.244.0.7"), IPv4Address("10.244.0.1")),
+            (IPv6Address("fd00:10:244::7"), IPv6Address("fd00:10:244::1")),
+        ],
+    )
+    told = json.loads(both.render("0.4.0"))
+    assert told["ips"] == [
+        {"version": "4", "interface": 1, "address": "10.244.0.7/32", "gateway": "10.244.0.1"},
+        {"version": "6", "interface": 1, "address": "fd00:10:244::7/128", "gateway": "fd00:10:244::1"},
+    ]
+    assert told["routes"] == [
+        {"dst": "0.0.0.0/0", "gw": "10.244.0.1"},
+        {"dst": "::/0", "gw": "fd00:10:244::1"},
+    ]
+    assert prev_result_problems(told, both) == []
+    del told["ips"][1], told["routes"][1]
+    problems = prev_result_problems(told, both)
+    assert any("fd00:10:244::7/128" in problem for problem in problems)
+    assert any("::/0 via fd00:10:244::1" in problem for problem in problems)

@@ -14,7 +14,7 @@ from fimbria.ipam.v1 import ipam_pb2
 from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import OutOfRange, rich_status
-from services.loader.ipcache.nodes import Node, NodesSync
+from services.loader.ipcache.nodes import Node, NodesSync, node_meanings
 from services.loader.ipcache.sync import IpcacheSync
 from services.loader.ipcache.table import Meaning
 from services.loader.streams.watermark import Watermark
@@ -84,12 +84,16 @@ def batch(
 class Ipcache:
     """The ipcache's synchronisation over a fake kernel."""
 
-    def __init__(self, kernel: FakeKernel) -> None:
+    def __init__(self, kernel: FakeKernel, *, tunnel: bool = True) -> None:
         self.kernel = kernel
         self.feed: Feed[identity_pb2.WatchIpCacheResponse] = Feed()
         self.identities = Watermark()
         self.sync = IpcacheSync(
-            node="node-1", kernel=kernel, open_stream=self.feed.open, identity_revision=self.identities
+            node="node-1",
+            kernel=kernel,
+            open_stream=self.feed.open,
+            identity_revision=self.identities,
+            tunnel=tunnel,
         )
 
 
@@ -122,6 +126,28 @@ async def test_an_entry_of_this_node_is_reached_without_a_tunnel(ipcache: Ipcach
     ipcache.feed.say(batch(1, put("10.244.1.7", 300, revision=1, node="node-1"), complete=True))
     await until(lambda: ipcache.sync.applied.value == 1)
     assert ipcache.kernel.addresses == {"10.244.1.7/32": Meaning(300)}
+
+
+async def test_ipv6_prefixes_are_taken_like_all_others(ipcache: Ipcache) -> None:
+    event = put("10.244.2.7", 300, revision=2)
+    event.entry.prefix = "fd00:10:244::2:7/128"
+    ipcache.feed.say(batch(2, event, complete=True))
+    await until(lambda: ipcache.sync.applied.value == 2)
+    assert ipcache.kernel.addresses == {"fd00:10:244::2:7/128": Meaning(300, "172.31.1.2")}
+    assert ipcache.sync.owner("fd00:10:244::2:7") == "shop/web"
+
+
+async def test_without_a_tunnel_nobody_is_behind_one() -> None:
+    made = Ipcache(FakeKernel(), tunnel=False)
+    running = asyncio.create_task(made.sync.run())
+    made.feed.say(batch(1, put("10.244.2.7", 300, revision=1), complete=True))
+    await until(lambda: made.sync.applied.value == 1)
+    assert made.kernel.addresses == {"10.244.2.7/32": Meaning(300)}
+    # The pod was here before it was there: what is said of it there still holds.
+    made.sync.put_local(["10.244.2.7"], 300, 0)
+    made.sync.remove_local(["10.244.2.7"])
+    assert made.kernel.addresses == {"10.244.2.7/32": Meaning(300)}
+    running.cancel()
 
 
 async def test_after_a_break_it_goes_on_where_it_was(ipcache: Ipcache) -> None:
@@ -220,6 +246,28 @@ async def test_nodes_become_routes_and_meanings(cluster: Cluster, ipcache: Ipcac
     assert await sync.applied.wait(3, 5)
     assert links.routes == []
     assert ipcache.kernel.addresses == HERE
+
+
+@pytest.mark.parametrize("tunnel", [True, False])
+def test_what_the_nodes_addresses_of_both_families_mean(tunnel: bool) -> None:
+    own = Node("node-1", "172.31.1.1", (), "10.244.1.1", "2001:db8::1", "fd00:10:244::1:1")
+    other = Node("node-2", "172.31.1.2", (), "10.244.2.1", "2001:db8::2", "fd00:10:244::2:1")
+    behind = Meaning(6, "172.31.1.2" if tunnel else "")
+    assert node_meanings(own, [other], tunnel=tunnel) == {
+        "172.31.1.1/32": Meaning(1),
+        "10.244.1.1/32": Meaning(1),
+        "2001:db8::1/128": Meaning(1),
+        "fd00:10:244::1:1/128": Meaning(1),
+        "172.31.1.2/32": Meaning(6),
+        "2001:db8::2/128": Meaning(6),
+        "10.244.2.1/32": behind,
+        "fd00:10:244::2:1/128": behind,
+    }
+
+
+def test_a_node_without_ipv4_pods_has_no_ipv4_router() -> None:
+    own = Node("node-1", "172.31.1.1", (), "", "", "fd00:10:244::1:1")
+    assert node_meanings(own, []).keys() == {"172.31.1.1/32", "fd00:10:244::1:1/128"}
 
 
 async def test_routes_that_fail_are_tried_again(
