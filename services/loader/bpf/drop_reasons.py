@@ -92,6 +92,8 @@ SOURCE_FILES: dict[int, str] = {
     17: "nat_icmp.h",
     18: "conntrack.h",
     19: "receive.h",
+    20: "nat_port.h",
+    21: "nat_rewrite.h",
 }
 
 
