@@ -21,29 +21,6 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 
-struct ct4_key {
-	__be32 addr[2]; /* the smaller (address, port) first */
-	__be16 port[2]; /* ICMP echo: the identifier, twice */
-	__u8 protocol;
-	__u8 requester; /* ICMP echo: 1 + the end that asks, so that pings both ways differ */
-	__u16 pad;
-};
-ASSERT_SIZE(struct ct4_key, 16);
-
-struct ct6_key {
-	struct in6 addr[2];
-	__be16 port[2];
-	__u8 protocol;
-	__u8 requester;
-	__u16 pad;
-};
-ASSERT_SIZE(struct ct6_key, 40);
-
-union ct_key {
-	struct ct4_key v4;
-	struct ct6_key v6;
-};
-
 /*
  * Where the packets of a local end go. Values from ROUTE_TUNNEL_MIN on are the
  * address of a tunnel endpoint in host order (0.0.0.0/8 has none).
@@ -149,10 +126,11 @@ static __always_inline bool ct_is_source_second(const struct packet *p, const bo
 	return p->sport > p->dport;
 }
 
-/* Returns the index in the key of the packet's source. */
-static __always_inline __u8 ct_key_init(union ct_key *key, const struct packet *p, const bool v6)
+/* Fills p->key; returns the index in it of the packet's source. */
+static __always_inline bool ct_key_init(struct packet *p, const bool v6)
 {
 	const bool second = ct_is_source_second(p, v6);
+	union ct_key *key = &p->key;
 	const __u8 echo = v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 	__u8 requester = 0;
 

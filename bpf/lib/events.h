@@ -110,20 +110,12 @@ struct event_about {
 	__u8 pad[3];
 };
 
-/* Not inlined and global: verified once, and BTF has struct event, which the loader's layout is checked against. */
-__noinline int event_emit(struct __sk_buff *skb, const struct packet *p,
-			  const struct event_about *about)
+/*
+ * Not inlined, so that BTF has struct event: the loader's layout is checked against it.
+ */
+static __noinline void event_fill(struct event *e, struct __sk_buff *skb, const struct packet *p,
+				  const struct event_about *about)
 {
-	struct event *e;
-	__u32 length;
-
-	if (!p || !about)
-		return 0;
-	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
-	if (!e) {
-		metrics_count(REASON_EVENT_LOST, p->direction, 0);
-		return 0;
-	}
 	e->time = bpf_ktime_get_ns();
 	e->policy_revision = p->policy_revision;
 	e->kind = about->kind;
@@ -148,6 +140,23 @@ __noinline int event_emit(struct __sk_buff *skb, const struct packet *p,
 	e->point = about->point;
 	e->state = about->state;
 	__builtin_memset(e->pad, 0, sizeof(e->pad));
+}
+
+/* Global: verified once. */
+__noinline int event_emit(struct __sk_buff *skb, const struct packet *p,
+			  const struct event_about *about)
+{
+	struct event *e;
+	__u32 length;
+
+	if (!p || !about)
+		return 0;
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		metrics_count(REASON_EVENT_LOST, p->direction, 0);
+		return 0;
+	}
+	event_fill(e, skb, p, about);
 	length = skb->len;
 	if (length >= EVENT_CAPTURE) {
 		e->captured = EVENT_CAPTURE;

@@ -20,9 +20,7 @@
 #include "policy.h"
 
 struct flow {
-	union ct_key key;
 	struct ct_entry *ct;
-	bool second; /* index of the packet's source in the key */
 	bool reply;
 };
 
@@ -31,9 +29,10 @@ static __always_inline void flow_find(struct flow *f, struct packet *p, const bo
 {
 	p->generation = node_generation();
 	p->now = ct_now();
-	f->second = ct_key_init(&f->key, p, v6);
-	f->ct = ct_find(&f->key, v6);
-	f->reply = f->ct && f->ct->origin != f->second;
+	if (ct_key_init(p, v6))
+		p->flags |= PACKET_SECOND;
+	f->ct = ct_find(&p->key, v6);
+	f->reply = f->ct && f->ct->origin != !!(p->flags & PACKET_SECOND);
 }
 
 /*
@@ -69,29 +68,37 @@ static __always_inline bool side_is_stale(const struct ct_side *side, const stru
 }
 
 /*
- * Settles whether the packet continues the entry that was found; otherwise
- * prepares a fresh one. src and dst: the local endpoints at the packet's ends
- * that are judged here, NULL where there is none. Returns 0 or a DROP().
+ * Settles whether the packet continues the entry that was found; otherwise it
+ * starts a flow, and f->ct is NULL until a side has admitted it. src and dst:
+ * the local endpoints at the packet's ends that are judged here, NULL where
+ * there is none. Returns 0 or a DROP().
  */
 static __always_inline int flow_start(struct flow *f, struct packet *p, const struct endpoint *src,
 				      const struct endpoint *dst)
 {
-	__u32 zero = 0;
-
 	if (f->ct && f->ct->expires >= p->now && !ct_restarts(f->ct, p, f->reply) &&
 	    !side_is_stale(source_side(f), src) && !side_is_stale(destination_side(f), dst))
 		return 0;
 	if (p->flags & (PACKET_RELATED | PACKET_ECHO_REPLY))
 		return DROP(DROP_UNKNOWN_CT);
-	f->ct = bpf_map_lookup_elem(&ct_fresh, &zero);
-	if (!f->ct)
-		return DROP(DROP_CT_CREATE_FAILED);
-	__builtin_memset(f->ct, 0, sizeof(*f->ct));
-	f->ct->origin = f->second;
-	f->ct->created = p->now;
+	f->ct = NULL;
 	f->reply = false;
 	p->flags |= PACKET_NEW;
 	return 0;
+}
+
+/* An empty entry for a flow that starts, once: it becomes the flow's with flow_commit(). */
+static __always_inline bool flow_has_entry(struct flow *f)
+{
+	__u32 zero = 0;
+
+	if (f->ct)
+		return true;
+	f->ct = bpf_map_lookup_elem(&ct_fresh, &zero);
+	if (!f->ct)
+		return false;
+	__builtin_memset(f->ct, 0, sizeof(*f->ct));
+	return true;
 }
 
 /*
@@ -117,14 +124,18 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 				      const struct endpoint *ep, __u32 slot, __u32 direction,
 				      __u32 peer)
 {
-	struct ct_side *side = ct_side(f->ct, direction);
+	struct ct_side *side = NULL;
 	__u32 identity = peer;
 	const struct subject *row;
+	__u32 epoch = 0;
 	__u32 port;
 	int ret;
 
-	if ((f->reply || p->flags & PACKET_RELATED) && side->owner)
-		identity = side->identity;
+	if (f->ct) {
+		side = ct_side(f->ct, direction);
+		if ((f->reply || p->flags & PACKET_RELATED) && side->owner)
+			identity = side->identity;
+	}
 	p->direction = direction;
 	p->endpoint_id = ep->endpoint_id;
 
@@ -140,24 +151,28 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 		p->policy_revision = 0;
 		return DROP(DROP_POLICY_NOT_READY);
 	}
-	if (!(side->owner && side->subject == ep->subject && side->epoch == row->epoch &&
-	      side->identity == identity)) {
-		if (p->protocol == IPPROTO_ICMP)
-			port = bpf_htons(ICMP_ECHO);
-		else if (p->protocol == IPPROTO_ICMPV6)
-			port = bpf_htons(ICMPV6_ECHO_REQUEST);
-		else
-			port = f->reply ? p->sport : p->dport;
-		ret = policy_verdict(skb, p, row, identity, port);
-		if (ret)
-			return ret;
-		side->subject = ep->subject;
-		side->epoch = row->epoch;
-	}
+	epoch = row->epoch;
+	if (side && side->owner && side->subject == ep->subject && side->epoch == epoch &&
+	    side->identity == identity)
+		goto judged;
+	if (p->protocol == IPPROTO_ICMP)
+		port = bpf_htons(ICMP_ECHO);
+	else if (p->protocol == IPPROTO_ICMPV6)
+		port = bpf_htons(ICMPV6_ECHO_REQUEST);
+	else
+		port = f->reply ? p->sport : p->dport;
+	ret = policy_verdict(skb, p, row, identity, port);
+	if (ret)
+		return ret;
 judged:
 	if (p->flags & PACKET_RELATED)
 		return 0;
+	if (!flow_has_entry(f))
+		return DROP(DROP_CT_CREATE_FAILED);
+	side = ct_side(f->ct, direction);
 	side->owner = ep->endpoint_id;
+	side->subject = ep->subject;
+	side->epoch = epoch;
 	side->identity = identity;
 	side->slot = slot;
 	side_settle(side, p);
@@ -198,23 +213,30 @@ static __always_inline int flow_commit(struct __sk_buff *skb, struct packet *p, 
 		flow_trace(skb, p, point, LOCATION_HERE);
 	if (p->flags & PACKET_RELATED)
 		return 0;
+	if (!flow_has_entry(f))
+		return DROP(DROP_CT_CREATE_FAILED);
 	ct_update(f->ct, p, f->reply, skb->len);
 	if (!(p->flags & PACKET_NEW))
 		return 0;
+	f->ct->origin = !!(p->flags & PACKET_SECOND);
+	f->ct->created = p->now;
 	if (v6)
-		failed = bpf_map_update_elem(&ct6, &f->key.v6, f->ct, BPF_ANY);
+		failed = bpf_map_update_elem(&ct6, &p->key.v6, f->ct, BPF_ANY);
 	else
-		failed = bpf_map_update_elem(&ct4, &f->key.v4, f->ct, BPF_ANY);
+		failed = bpf_map_update_elem(&ct4, &p->key.v4, f->ct, BPF_ANY);
 	return failed ? DROP(DROP_CT_CREATE_FAILED) : 0;
 }
 
-/* Looks the flow up unless the caller knows that there is none. */
+/* As flow_find() for a packet whose caller has done that, and may know that there is no entry. */
 static __always_inline void flow_find_again(struct flow *f, struct packet *p, bool is_new,
 					    const bool v6)
 {
-	f->second = ct_key_init(&f->key, p, v6);
-	f->ct = is_new ? NULL : ct_find(&f->key, v6);
-	f->reply = f->ct && f->ct->origin != f->second;
+	f->ct = NULL;
+	f->reply = false;
+	if (is_new)
+		return;
+	f->ct = ct_find(&p->key, v6);
+	f->reply = f->ct && f->ct->origin != !!(p->flags & PACKET_SECOND);
 }
 
 static __always_inline __u8 trace_point(__u32 target)
@@ -263,10 +285,12 @@ static __always_inline int judge_sent(struct __sk_buff *skb, struct packet *p, b
 			 p->dst_identity);
 	if (ret)
 		return ret;
-	side = source_side(&f);
-	/* Judged under this generation, or not to be remembered. */
-	if (side->generation == p->generation && !(p->flags & PACKET_RELATED))
-		side->route = (__u64)p->target << 32 | p->generation;
+	if (f.ct && !(p->flags & PACKET_RELATED)) {
+		side = source_side(&f);
+		/* Judged under this generation, or not to be remembered. */
+		if (side->generation == p->generation)
+			side->route = (__u64)p->target << 32 | p->generation;
+	}
 	if (dst) {
 		ret = flow_judge(skb, p, &f, dst, p->dst_slot,
 				 f.reply ? DIR_EGRESS : DIR_INGRESS, p->src_identity);

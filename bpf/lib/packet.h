@@ -17,9 +17,36 @@
 /* The first of a fragmented datagram. */
 #define PACKET_FIRST_FRAGMENT 32
 
+/* Its source stands second in the flow's key. */
+#define PACKET_SECOND 64
+
 #define FAMILY_NONE 0
 #define FAMILY_IPV4 4
 #define FAMILY_IPV6 6
+
+/* A flow's key in ct4 and ct6. */
+struct ct4_key {
+	__be32 addr[2]; /* the smaller (address, port) first */
+	__be16 port[2]; /* ICMP echo: the identifier, twice */
+	__u8 protocol;
+	__u8 requester; /* ICMP echo: 1 + the end that asks, so that pings both ways differ */
+	__u16 pad;
+};
+ASSERT_SIZE(struct ct4_key, 16);
+
+struct ct6_key {
+	struct in6 addr[2];
+	__be16 port[2];
+	__u8 protocol;
+	__u8 requester;
+	__u16 pad;
+};
+ASSERT_SIZE(struct ct6_key, 40);
+
+union ct_key {
+	struct ct4_key v4;
+	struct ct6_key v6;
+};
 
 struct packet {
 	struct in6 saddr; /* as in the IP header; IPv4 in w[0], the rest 0 */
@@ -48,5 +75,6 @@ struct packet {
 	__u32 rule_cookie;
 	__u32 header_length; /* of IPv4's header in bytes */
 	__u64 policy_revision;
+	union ct_key key; /* of its flow, once that was looked for */
 };
-ASSERT_SIZE(struct packet, 112);
+ASSERT_SIZE(struct packet, 152);

@@ -179,10 +179,12 @@ __noinline __u32 layer_checksum(struct frame *f, __u32 index)
 }
 
 /* Whether every checksum of the frame is right. */
-static __always_inline bool checksums_hold(struct frame *f)
+__noinline int checksums_hold(struct frame *f)
 {
 	__u32 i;
 
+	if (!f)
+		return false;
 	for (i = 0; i < FRAME_LAYERS; i++)
 		if (i < f->layers && layer_checksum(f, i))
 			return false;

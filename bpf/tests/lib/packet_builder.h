@@ -64,14 +64,34 @@ static __always_inline void frame_add_layer(struct frame *f, __u16 kind)
 		f->l4 = f->length;
 }
 
-static __always_inline void put_ethernet(struct frame *f, __u16 protocol)
-{
-	struct ethhdr *eth = frame_put(f, ETH_HLEN);
-	const __u8 from[ETH_ALEN] = FRAME_SOURCE_MAC, to[ETH_ALEN] = FRAME_TARGET_MAC;
+/*
+ * The builder's larger parts are global functions: compiled and verified once,
+ * not for each of many uses. They take five arguments at most, so some travel
+ * together, and they start with build_.
+ */
+#define ENDS(v6, source, destination) ((__u32)(v6) | (source) << 8 | (destination) << 16)
+#define ENDS_V6(ends) ((ends) & 1)
+#define ENDS_SOURCE(ends) (((ends) >> 8) & 0xff)
+#define ENDS_DESTINATION(ends) (((ends) >> 16) & 0xff)
+#define PORTS(source, destination) ((__u32)(source) << 16 | (__u16)(destination))
 
+__noinline int build_ethernet(struct frame *f, __u32 protocol)
+{
+	const __u8 from[ETH_ALEN] = FRAME_SOURCE_MAC, to[ETH_ALEN] = FRAME_TARGET_MAC;
+	struct ethhdr *eth;
+
+	if (!f)
+		return 0;
+	eth = frame_put(f, ETH_HLEN);
 	__builtin_memcpy(eth->h_source, from, ETH_ALEN);
 	__builtin_memcpy(eth->h_dest, to, ETH_ALEN);
 	eth->h_proto = bpf_htons(protocol);
+	return 0;
+}
+
+static __always_inline void put_ethernet(struct frame *f, __u16 protocol)
+{
+	build_ethernet(f, protocol);
 }
 
 /* A tag in the frame, between the addresses and the EtherType that put_ethernet() wrote. */
@@ -84,25 +104,57 @@ static __always_inline void put_vlan(struct frame *f, __u16 tci)
 	ethernet_of(f)->h_proto = bpf_htons(ETH_P_8021Q);
 }
 
-static __always_inline struct iphdr *put_ipv4(struct frame *f, enum host source,
-					      enum host destination, __u8 protocol)
+__noinline int build_ip(struct frame *f, __u32 ends, __u32 protocol)
 {
-	struct iphdr *ip;
-
+	if (!f)
+		return 0;
 	if (f->l3)
 		f->inner = f->length;
 	else
 		f->l3 = f->length;
-	frame_add_layer(f, LAYER_IPV4);
-	ip = frame_put(f, sizeof(*ip));
-	ip->version = 4;
-	ip->ihl = 5;
-	ip->id = bpf_htons(0x1234);
-	ip->ttl = DEFAULT_HOPS;
-	ip->protocol = protocol;
-	ip->saddr = address4(source);
-	ip->daddr = address4(destination);
-	return ip;
+	if (ENDS_V6(ends)) {
+		struct in6 from = address6(ENDS_SOURCE(ends)), to = address6(ENDS_DESTINATION(ends));
+		struct ipv6hdr *ip;
+
+		frame_add_layer(f, LAYER_IPV6);
+		ip = frame_put(f, sizeof(*ip));
+		ip->version = 6;
+		ip->nexthdr = protocol;
+		ip->hop_limit = DEFAULT_HOPS;
+		__builtin_memcpy(&ip->saddr, &from, sizeof(from));
+		__builtin_memcpy(&ip->daddr, &to, sizeof(to));
+	} else {
+		struct iphdr *ip;
+
+		frame_add_layer(f, LAYER_IPV4);
+		ip = frame_put(f, sizeof(*ip));
+		ip->version = 4;
+		ip->ihl = 5;
+		ip->id = bpf_htons(0x1234);
+		ip->ttl = DEFAULT_HOPS;
+		ip->protocol = protocol;
+		ip->saddr = address4(ENDS_SOURCE(ends));
+		ip->daddr = address4(ENDS_DESTINATION(ends));
+	}
+	return 0;
+}
+
+static __always_inline struct iphdr *put_ipv4(struct frame *f, enum host source,
+					      enum host destination, __u8 protocol)
+{
+	const __u32 offset = f->length;
+
+	build_ip(f, ENDS(false, source, destination), protocol);
+	return frame_at(f, offset);
+}
+
+static __always_inline struct ipv6hdr *put_ipv6(struct frame *f, enum host source,
+						enum host destination, __u8 next)
+{
+	const __u32 offset = f->length;
+
+	build_ip(f, ENDS(true, source, destination), next);
+	return frame_at(f, offset);
 }
 
 /* Behind an IPv4 header: that many words of no-operation options. */
@@ -114,36 +166,13 @@ static __always_inline void put_ipv4_options(struct frame *f, struct iphdr *ip, 
 	__builtin_memset(options, 1, words * 4);
 }
 
-static __always_inline struct ipv6hdr *put_ipv6(struct frame *f, enum host source,
-						enum host destination, __u8 next)
-{
-	struct ipv6hdr *ip;
-	struct in6 from = address6(source), to = address6(destination);
-
-	if (f->l3)
-		f->inner = f->length;
-	else
-		f->l3 = f->length;
-	frame_add_layer(f, LAYER_IPV6);
-	ip = frame_put(f, sizeof(*ip));
-	ip->version = 6;
-	ip->nexthdr = next;
-	ip->hop_limit = DEFAULT_HOPS;
-	__builtin_memcpy(&ip->saddr, &from, sizeof(from));
-	__builtin_memcpy(&ip->daddr, &to, sizeof(to));
-	return ip;
-}
-
 /* Either family's header without extras; Ethernet before it unless it is a quoted one. */
 static __always_inline void put_ip(struct frame *f, const bool v6, enum host source,
 				   enum host destination, __u8 protocol)
 {
 	if (!f->length)
-		put_ethernet(f, v6 ? ETH_P_IPV6 : ETH_P_IP);
-	if (v6)
-		put_ipv6(f, source, destination, protocol);
-	else
-		put_ipv4(f, source, destination, protocol);
+		build_ethernet(f, v6 ? ETH_P_IPV6 : ETH_P_IP);
+	build_ip(f, ENDS(v6, source, destination), protocol);
 }
 
 /* What comes next is where the transport header would be. */
@@ -189,31 +218,51 @@ static __always_inline void put_fragment6(struct frame *f, __u8 next, __u16 posi
 	*(__be32 *)(ext + 4) = bpf_htonl(id);
 }
 
-static __always_inline struct tcphdr *put_tcp(struct frame *f, __u16 sport, __u16 dport, __u8 flags)
+__noinline int build_tcp(struct frame *f, __u32 ports, __u32 flags)
 {
 	struct tcphdr *tcp;
 
+	if (!f)
+		return 0;
 	frame_add_layer(f, LAYER_TCP);
 	tcp = frame_put(f, sizeof(*tcp));
-	tcp->source = bpf_htons(sport);
-	tcp->dest = bpf_htons(dport);
+	tcp->source = bpf_htons(ports >> 16);
+	tcp->dest = bpf_htons(ports);
 	tcp->seq = bpf_htonl(1000);
 	tcp->ack_seq = bpf_htonl(2000);
 	tcp->doff = 5;
 	*((__u8 *)tcp + 13) = flags;
 	tcp->window = bpf_htons(65535);
-	return tcp;
+	return 0;
+}
+
+static __always_inline struct tcphdr *put_tcp(struct frame *f, __u16 sport, __u16 dport, __u8 flags)
+{
+	const __u32 offset = f->length;
+
+	build_tcp(f, PORTS(sport, dport), flags);
+	return frame_at(f, offset);
+}
+
+__noinline int build_udp(struct frame *f, __u32 ports)
+{
+	struct udphdr *udp;
+
+	if (!f)
+		return 0;
+	frame_add_layer(f, LAYER_UDP);
+	udp = frame_put(f, sizeof(*udp));
+	udp->source = bpf_htons(ports >> 16);
+	udp->dest = bpf_htons(ports);
+	return 0;
 }
 
 static __always_inline struct udphdr *put_udp(struct frame *f, __u16 sport, __u16 dport)
 {
-	struct udphdr *udp;
+	const __u32 offset = f->length;
 
-	frame_add_layer(f, LAYER_UDP);
-	udp = frame_put(f, sizeof(*udp));
-	udp->source = bpf_htons(sport);
-	udp->dest = bpf_htons(dport);
-	return udp;
+	build_udp(f, PORTS(sport, dport));
+	return frame_at(f, offset);
 }
 
 struct sctp_header {
@@ -242,29 +291,51 @@ static __always_inline struct sctp_header *put_sctp(struct frame *f, __u16 sport
 	return sctp;
 }
 
-/* word: the header's last four bytes, an echo's id and sequence number, an error's MTU. */
-static __always_inline struct icmp_message *put_icmp(struct frame *f, const bool v6, __u8 type,
-						     __u8 code, __u32 word)
+__noinline int build_icmp(struct frame *f, __u32 v6, __u32 type, __u32 code, __u32 word)
 {
 	struct icmp_message *icmp;
 
+	if (!f)
+		return 0;
 	frame_add_layer(f, v6 ? LAYER_ICMPV6 : LAYER_ICMP);
 	icmp = frame_put(f, sizeof(*icmp));
 	icmp->type = type;
 	icmp->code = code;
 	icmp->id = bpf_htons(word >> 16);
 	icmp->sequence = bpf_htons(word);
-	return icmp;
+	return 0;
 }
 
-/* Up to 64 bytes that count up. More is zero: frame_put() alone. */
-static __always_inline void put_payload(struct frame *f, const __u32 length)
+/* word: the header's last four bytes, an echo's id and sequence number, an error's MTU. */
+static __always_inline struct icmp_message *put_icmp(struct frame *f, const bool v6, __u8 type,
+						     __u8 code, __u32 word)
 {
-	__u8 *payload = frame_put(f, length);
+	const __u32 offset = f->length;
+
+	build_icmp(f, v6, type, code, word);
+	return frame_at(f, offset);
+}
+
+__noinline int build_payload(struct frame *f, __u32 length)
+{
+	__u8 *payload;
 	__u32 i;
 
-	for (i = 0; i < length && i < 64; i++)
+	if (!f)
+		return 0;
+	payload = frame_put(f, length);
+	for (i = 0; i < 64; i++) {
+		if (i >= length)
+			break;
 		payload[i] = i + 1;
+	}
+	return 0;
+}
+
+/* Bytes that count up, 64 at most; the rest is zero. */
+static __always_inline void put_payload(struct frame *f, __u32 length)
+{
+	build_payload(f, length);
 }
 
 struct arp_message {
@@ -412,22 +483,42 @@ static __always_inline __u32 sctp_checksum(struct frame *f)
 	return right;
 }
 
+static __always_inline void build_start(struct frame *f, __u32 ends, __u8 protocol)
+{
+	build_ethernet(f, ENDS_V6(ends) ? ETH_P_IPV6 : ETH_P_IP);
+	build_ip(f, ends, protocol);
+}
+
+__noinline int build_whole_tcp(struct frame *f, __u32 ends, __u32 ports, __u32 flags)
+{
+	if (!f)
+		return 0;
+	build_start(f, ends, IPPROTO_TCP);
+	build_tcp(f, ports, flags);
+	build_payload(f, DEFAULT_PAYLOAD + 1);
+	return finish(f);
+}
+
 static __always_inline void make_tcp(struct frame *f, const bool v6, enum host source,
 				     enum host destination, __u16 sport, __u16 dport, __u8 flags)
 {
-	put_ip(f, v6, source, destination, IPPROTO_TCP);
-	put_tcp(f, sport, dport, flags);
-	put_payload(f, DEFAULT_PAYLOAD + 1);
-	finish(f);
+	build_whole_tcp(f, ENDS(v6, source, destination), PORTS(sport, dport), flags);
+}
+
+__noinline int build_whole_udp(struct frame *f, __u32 ends, __u32 ports)
+{
+	if (!f)
+		return 0;
+	build_start(f, ends, IPPROTO_UDP);
+	build_udp(f, ports);
+	build_payload(f, DEFAULT_PAYLOAD);
+	return finish(f);
 }
 
 static __always_inline void make_udp(struct frame *f, const bool v6, enum host source,
 				     enum host destination, __u16 sport, __u16 dport)
 {
-	put_ip(f, v6, source, destination, IPPROTO_UDP);
-	put_udp(f, sport, dport);
-	put_payload(f, DEFAULT_PAYLOAD);
-	finish(f);
+	build_whole_udp(f, ENDS(v6, source, destination), PORTS(sport, dport));
 }
 
 static __always_inline void make_sctp(struct frame *f, const bool v6, enum host source,
@@ -435,19 +526,26 @@ static __always_inline void make_sctp(struct frame *f, const bool v6, enum host 
 {
 	struct sctp_header *sctp;
 
-	put_ip(f, v6, source, destination, IPPROTO_SCTP);
+	build_start(f, ENDS(v6, source, destination), IPPROTO_SCTP);
 	sctp = put_sctp(f, sport, dport, type);
 	finish(f);
 	sctp->checksum = sctp_checksum(f);
 }
 
+__noinline int build_whole_icmp(struct frame *f, __u32 ends, __u32 type_code, __u32 word)
+{
+	if (!f)
+		return 0;
+	build_start(f, ends, ENDS_V6(ends) ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+	build_icmp(f, ENDS_V6(ends), type_code >> 8, type_code & 0xff, word);
+	build_payload(f, DEFAULT_PAYLOAD);
+	return finish(f);
+}
+
 static __always_inline void make_icmp(struct frame *f, const bool v6, enum host source,
 				      enum host destination, __u8 type, __u8 code, __u32 word)
 {
-	put_ip(f, v6, source, destination, v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
-	put_icmp(f, v6, type, code, word);
-	put_payload(f, DEFAULT_PAYLOAD);
-	finish(f);
+	build_whole_icmp(f, ENDS(v6, source, destination), (__u32)type << 8 | code, word);
 }
 
 static __always_inline void make_echo(struct frame *f, const bool v6, enum host source,

@@ -55,7 +55,7 @@ static __always_inline void put_slot(__u32 slot, const struct endpoint *row)
 }
 
 /* Both addresses of a host, as whole addresses. tunnel HOST_NONE: not through the overlay. */
-static __always_inline void add_address(enum host host, __u32 identity, enum host tunnel)
+__noinline int add_address(enum host host, __u32 identity, enum host tunnel)
 {
 	struct ipcache_value value = { .identity = identity, .tunnel = address4(tunnel) };
 	struct in6 v6 = address6(host);
@@ -63,6 +63,7 @@ static __always_inline void add_address(enum host host, __u32 identity, enum hos
 
 	bpf_map_update_elem(&ipcache4, &v4, &value, BPF_ANY);
 	bpf_map_update_elem(&ipcache6, &v6, &value, BPF_ANY);
+	return 0;
 }
 
 /* The prefixes of both of a host's addresses. */
@@ -147,7 +148,7 @@ static __always_inline void set_node_flags(__u32 flags)
 }
 
 /* Both pods, the other node and its pod; no policy; events are read. */
-static __always_inline void add_cluster(void)
+__noinline int add_cluster(void)
 {
 	struct node_state node = { .generation = 1, .flags = NODE_EVENTS };
 	struct endpoint host = { .ifindex = CONFIG(host_ifindex), .identity = ID_HOST };
@@ -160,6 +161,7 @@ static __always_inline void add_cluster(void)
 	add_address(POD_REMOTE, ID_POD_REMOTE, NODE_OTHER);
 	add_address(NODE_OTHER, ID_REMOTE_NODE, HOST_NONE);
 	add_address(ROUTER_OTHER, ID_REMOTE_NODE, NODE_OTHER);
+	return 0;
 }
 
 /* The row in a slot, writable. */
@@ -212,34 +214,46 @@ static __always_inline void next_epoch(__u32 number)
 	next_generation();
 }
 
-/* An entry, and the bit of its shape. It does not by itself enforce. */
-static __always_inline void add_rule(__u32 number, __u32 direction, const struct rule rule)
+/* What of a rule goes into a key; key.instance is left out. */
+static __always_inline struct policy_key rule_key(__u32 direction, const struct rule *rule)
 {
-	const __u8 prefix = rule.port ? (rule.prefix ? rule.prefix : 16) : 0;
-	const __u32 bit = rule.protocol ? SHAPE_PREFIX(prefix) : SHAPE_ANY_PROTOCOL;
-	struct policy_value value = {
-		.flags = rule.deny ? POLICY_DENY : 0,
-		.rule_cookie = rule.cookie,
-	};
-	struct policy_key key = {
-		.identity = rule.identity,
+	return (struct policy_key){
+		.identity = rule->identity,
 		.direction = direction,
-		.protocol = rule.protocol,
-		.port = bpf_htons(rule.port),
-		.port_prefix = prefix,
+		.protocol = rule->protocol,
+		.port = bpf_htons(rule->port),
+		.port_prefix = rule->port ? (rule->prefix ? rule->prefix : 16) : 0,
 	};
-	struct subject *row = subject_of(number);
+}
 
-	if (!row)
-		return;
+__noinline int build_rule(__u32 number, __u32 direction, const struct rule *rule)
+{
+	struct subject *row = subject_of(number);
+	struct policy_value value = {};
+	struct policy_key key;
+	__u32 bit;
+
+	if (!row || !rule)
+		return 0;
+	key = rule_key(direction, rule);
 	key.instance = row->instance;
+	value.flags = rule->deny ? POLICY_DENY : 0;
+	value.rule_cookie = rule->cookie;
 	bpf_map_update_elem(&policy, &key, &value, BPF_ANY);
-	if (rule.identity)
+	bit = rule->protocol ? SHAPE_PREFIX(key.port_prefix) : SHAPE_ANY_PROTOCOL;
+	if (rule->identity)
 		row->shape[direction & 1].identity_shapes |= bit;
 	else
 		row->shape[direction & 1].wildcard_shapes |= bit;
-	if (rule.deny)
+	if (rule->deny)
 		row->shape[direction & 1].has_deny = 1;
+	return 0;
+}
+
+/* An entry, and the bit of its shape. It does not by itself enforce. */
+static __always_inline void add_rule(__u32 number, __u32 direction, const struct rule rule)
+{
+	build_rule(number, direction, &rule);
 }
 
 /* Fields that are not named are zero, that is any. */
@@ -247,19 +261,12 @@ static __always_inline void add_rule(__u32 number, __u32 direction, const struct
 #define RULE(...) ((struct rule){ __VA_ARGS__ })
 
 /* The entry of a rule, with its counters; or NULL. */
-static __always_inline const struct policy_value *rule_entry(__u32 number, __u32 direction,
-							     const struct rule rule)
+static __noinline TEST_UNUSED const struct policy_value *rule_entry(__u32 number, __u32 direction,
+							const struct rule rule)
 {
-	const __u8 prefix = rule.port ? (rule.prefix ? rule.prefix : 16) : 0;
-	struct policy_key key = {
-		.instance = number * 100,
-		.identity = rule.identity,
-		.direction = direction,
-		.protocol = rule.protocol,
-		.port = bpf_htons(rule.port),
-		.port_prefix = prefix,
-	};
+	struct policy_key key = rule_key(direction, &rule);
 
+	key.instance = number * 100;
 	return bpf_map_lookup_elem(&policy, &key);
 }
 
@@ -270,26 +277,33 @@ static __always_inline __u8 echo_protocol(const bool v6)
 	return v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 }
 
+static __noinline TEST_UNUSED struct ct_entry *find_flow(__u32 ends, __u32 ports, __u32 protocol)
+{
+	const __u32 source = ENDS_SOURCE(ends), destination = ENDS_DESTINATION(ends);
+	struct packet p = {
+		.protocol = protocol,
+		.sport = bpf_htons(ports >> 16),
+		.dport = bpf_htons(ports),
+	};
+	union ct_key key;
+
+	if (ENDS_V6(ends)) {
+		p.flow_saddr = address6(source);
+		p.daddr = address6(destination);
+		ct_key_init(&key, &p, true);
+		return ct_find(&key, true);
+	}
+	p.flow_saddr.w[0] = address4(source);
+	p.daddr.w[0] = address4(destination);
+	ct_key_init(&key, &p, false);
+	return ct_find(&key, false);
+}
+
 /* The flow that source started, or NULL. Of an echo both ports are the identifier. */
 static __always_inline struct ct_entry *flow_of(const bool v6, __u8 protocol, enum host source,
 						__u16 sport, enum host destination, __u16 dport)
 {
-	struct packet p = {
-		.protocol = protocol,
-		.sport = bpf_htons(sport),
-		.dport = bpf_htons(dport),
-	};
-	union ct_key key;
-
-	if (v6) {
-		p.flow_saddr = address6(source);
-		p.daddr = address6(destination);
-	} else {
-		p.flow_saddr.w[0] = address4(source);
-		p.daddr.w[0] = address4(destination);
-	}
-	ct_key_init(&key, &p, v6);
-	return ct_find(&key, v6);
+	return find_flow(ENDS(v6, source, destination), PORTS(sport, dport), protocol);
 }
 
 /* Makes it as good as over: it expired in the tick before. */
@@ -302,7 +316,7 @@ static __always_inline void expire(struct ct_entry *ct)
 /* ---- results ---- */
 
 /* Packets counted for a reason since the packet at hand was sent, all CPUs together. */
-static __always_inline __u64 counted(__u32 reason, __u32 direction)
+__noinline __u64 counted(__u32 reason, __u32 direction)
 {
 	__u64 sum = 0;
 	__u32 cpu;
@@ -317,7 +331,7 @@ static __always_inline __u64 counted(__u32 reason, __u32 direction)
 	return sum;
 }
 
-static __always_inline __u64 counted_bytes(__u32 reason, __u32 direction)
+__noinline __u64 counted_bytes(__u32 reason, __u32 direction)
 {
 	__u64 sum = 0;
 	__u32 cpu;
@@ -332,7 +346,7 @@ static __always_inline __u64 counted_bytes(__u32 reason, __u32 direction)
 	return sum;
 }
 
-static __always_inline __u64 counted_anyway(__u32 reason)
+__noinline __u64 counted_anyway(__u32 reason)
 {
 	return counted(reason, DIR_INGRESS) + counted(reason, DIR_EGRESS) +
 	       counted(reason, DIR_NONE);
