@@ -8,15 +8,38 @@ from collections.abc import Iterator
 import pytest
 
 from tests.kernel.ctests import machine as machines
-from tests.kernel.ctests.objects import compile_source, find_tests, program_names, sources
+from tests.kernel.ctests.objects import (
+    Broken,
+    CompilationFailed,
+    CTest,
+    compile_source,
+    find_tests,
+    program_names,
+    sources,
+)
+
+# A test's property: how many of its assertions ran.
+CHECKS = "checks"
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ctest" in metafunc.fixturenames:
-        tests = [
-            test for source in sources() for test in find_tests(source, program_names(compile_source(source)))
-        ]
-        metafunc.parametrize("ctest", tests, ids=str)
+        metafunc.parametrize("ctest", [test for source in sources() for test in tests_of(source)], ids=str)
+
+
+def tests_of(source: str) -> list[CTest] | list[Broken]:
+    """A file's tests. One that does not compile fails by itself, not its neighbours."""
+    try:
+        return find_tests(source, program_names(compile_source(source)))
+    except (CompilationFailed, ValueError) as error:
+        return [Broken(source, str(error))]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    reports = [report for group in ("passed", "failed") for report in terminalreporter.getreports(group)]
+    checks = [value for report in reports for name, value in report.user_properties if name == CHECKS]
+    if checks:
+        terminalreporter.write_line(f"{len(checks)} tests in C, {sum(checks)} checks")
 
 
 @pytest.fixture(scope="session")

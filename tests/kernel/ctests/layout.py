@@ -15,7 +15,7 @@ FRAME_MAX, FRAME_SLACK = 4096, 512
 _CONTEXT = struct.Struct("=24s4I5I10I4xQ")
 _RESULT = struct.Struct("=i2I5IQI16sI")
 _EVENT = struct.Struct(f"=I4x{EVENT_BYTES}s")
-_FAILURE = struct.Struct("=QQI4x40s")
+_FAILURE = struct.Struct("=QQQ")
 _REPORT = struct.Struct(f"=II{FAILURES * _FAILURE.size}s")
 _FRAME = struct.Struct(f"=I20s96s{FRAME_MAX + FRAME_SLACK}s")
 
@@ -101,7 +101,6 @@ def pack_frame(frame: bytes, sent: bytes) -> bytes:
 class Failure:
     """An assertion that did not hold, with the values of its two sides."""
 
-    file: str
     line: int
     left: int
     right: int
@@ -119,9 +118,5 @@ class Report:
     def unpack(cls, data: bytes) -> Report:
         """From a value of test_report."""
         passed, failed, rows = _REPORT.unpack(data)
-        found = [
-            Failure(file.rstrip(b"\0").decode().removeprefix("./"), line, left, right)
-            for left, right, line, file in _FAILURE.iter_unpack(rows)
-            if line
-        ]
+        found = [Failure(line, left, right) for left, right, line in _FAILURE.iter_unpack(rows) if line]
         return cls(passed, failed, tuple(found))

@@ -47,6 +47,17 @@ class CTest:
         return f"{Path(self.source).stem}-{self.name}-{self.family}"
 
 
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A test file whose tests cannot be had, and why."""
+
+    source: str
+    message: str
+
+    def __str__(self) -> str:
+        return Path(self.source).stem
+
+
 def sources() -> list[str]:
     """The test files, relative to bpf/."""
     return sorted(str(path.relative_to(SOURCES)) for path in TESTS.glob("*.c"))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.kernel.ctests.layout import Failure, Report
+from tests.kernel.ctests.conftest import CHECKS
+from tests.kernel.ctests.layout import Report
 from tests.kernel.ctests.machine import Machine
-from tests.kernel.ctests.objects import SOURCES, CTest
+from tests.kernel.ctests.objects import SOURCES, Broken, CTest
 
 pytestmark = pytest.mark.kernel
 
@@ -23,25 +24,28 @@ _SEEN = {
 }
 
 
-def test_c(ctest: CTest, machine: Machine) -> None:
+def test_c(ctest: CTest | Broken, machine: Machine, record_property: Callable[[str, object], None]) -> None:
+    if isinstance(ctest, Broken):
+        pytest.fail(ctest.message, pytrace=False)
     report = machine.run(ctest)
+    record_property(CHECKS, report.passed + report.failed)
     if report.failed:
-        pytest.fail("\n".join(failure_lines(report)), pytrace=False)
+        pytest.fail("\n".join(failure_lines(ctest.source, report)), pytrace=False)
     assert report.passed, f"{ctest} asserts nothing"
 
 
-def failure_lines(report: Report) -> Iterator[str]:
+def failure_lines(source: str, report: Report) -> Iterator[str]:
     for failure in report.failures:
-        text = statement(failure)
+        text = statement(source, failure.line)
         seen = _SEEN.get(text.partition("(")[0], "{0} and {1}").format(failure.left, failure.right)
-        yield f"bpf/{failure.file}:{failure.line}: {text}: {seen}"
+        yield f"bpf/{source}:{failure.line}: {text}: {seen}"
     missing = report.failed - len(report.failures)
     if missing:
         yield f"and {missing} more"
 
 
-def statement(failure: Failure) -> str:
+def statement(source: str, number: int) -> str:
     """The assertion as the source has it."""
-    lines = (SOURCES / failure.file).read_text().splitlines()[failure.line - 1 :]
-    end = next((number for number, line in enumerate(lines) if line.endswith(";")), 0)
+    lines = (SOURCES / source).read_text().splitlines()[number - 1 :]
+    end = next((index for index, line in enumerate(lines) if line.endswith(";")), 0)
     return " ".join(line.strip() for line in lines[: end + 1]).rstrip(";")
