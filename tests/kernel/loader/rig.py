@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from tests.service.processes import POLL_SECONDS, START_SECONDS
 REPOSITORY = Path(__file__).resolve().parents[3]
 PLUGIN = REPOSITORY / "build" / "fimbria-cni"
 SERVICES = ("ipam", "identity", "policy")
+IPV4_POOL = "10.244.0.0/16"
+DUAL_POOL = "10.244.0.0/16,fd00:10:244::/96"
 BPFFS = Path("/sys/fs/bpf/fimbria")
 
 
@@ -83,6 +86,7 @@ class Node:
     namespace: Namespace
     loader: Process
     directory: Path
+    ipv6: str = ""
 
     @property
     def socket(self) -> Path:
@@ -154,6 +158,7 @@ class Pod:
     namespace: Namespace
     labels: dict[str, str]
     ipv4: str = ""
+    ipv6: str = ""
     ports: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -189,10 +194,15 @@ class Pod:
         )
         return done.returncode, json.loads(done.stdout or b"{}")
 
-    def add(self) -> dict[str, Any]:
-        code, answer = self.call("ADD")
+    def add(self, **more: Any) -> dict[str, Any]:
+        code, answer = self.call("ADD", **more)
         assert code == 0, answer
-        self.ipv4 = answer["ips"][0]["address"].partition("/")[0]
+        for each in answer["ips"]:
+            address = each["address"].partition("/")[0]
+            if ":" in address:
+                self.ipv6 = address
+            else:
+                self.ipv4 = address
         return answer
 
     def delete(self) -> None:
@@ -201,10 +211,23 @@ class Pod:
 
 
 class Rig:
-    """The cluster. Everything that it makes is gone after :meth:`close`."""
+    """The cluster. Everything that it makes is gone after :meth:`close`.
 
-    def __init__(self, directory: Path, namespaces: Namespaces, nodes: int = 2) -> None:
+    ``cidrs`` is the pool; with an IPv6 one the nodes have IPv6 on the underlay too. ``flags`` are more of the
+    loaders'.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        namespaces: Namespaces,
+        nodes: int = 2,
+        cidrs: str = IPV4_POOL,
+        flags: Sequence[str] = (),
+    ) -> None:
         self.directory = directory
+        self._cidrs = cidrs
+        self._flags = list(flags)
         self.namespaces = namespaces
         self.pin_root = BPFFS / f"test-{os.getpid()}-{directory.name}"
         self.services = {name: self._service(name) for name in SERVICES}
@@ -275,7 +298,7 @@ class Rig:
             f"--ready-file={ready}",
         ]
         if name == "ipam":
-            flags.append("--ipam-default-pool-cidr=10.244.0.0/16")
+            flags.append(f"--ipam-default-pool-cidr={self._cidrs}")
         if name == "policy":
             flags.append(f"--identity-target={self.target('identity')}")
         command = [sys.executable, "-m", f"services.{name}", *flags]
@@ -288,7 +311,11 @@ class Rig:
             "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", namespace.name
         )
         self._underlay.command("ip", "link", "set", name, "master", "underlay", "up")
-        for command in ("link set lo up", "link set eth0 up", f"address add {ipv4}/16 dev eth0"):
+        ipv6 = f"2001:db8::{number}" if ":" in self._cidrs else ""
+        commands = ["link set lo up", "link set eth0 up", f"address add {ipv4}/16 dev eth0"]
+        if ipv6:
+            commands.append(f"address add {ipv6}/64 dev eth0 nodad")
+        for command in commands:
             namespace.command("ip", *command.split())
         directory = self.directory / name
         directory.mkdir()
@@ -297,6 +324,8 @@ class Rig:
             f"--listen=unix:{directory}/loader.sock",
             f"--node-name={name}",
             f"--node-ipv4={ipv4}",
+            *([f"--node-ipv6={ipv6}"] if ipv6 else []),
+            *self._flags,
             *(f"--{service}-target={self.target(service)}" for service in SERVICES),
             f"--state-dir={directory}/state",
             f"--pin-dir={self.pin_root / name}",
@@ -308,4 +337,5 @@ class Rig:
             f"--ready-file={ready}",
         ]
         inside = ["nsenter", f"--net={namespace.path}", "--", sys.executable, "-m", "services.loader", *flags]
-        return Node(name, ipv4, namespace, Process(name, inside, ready, directory / "log"), directory)
+        process = Process(name, inside, ready, directory / "log")
+        return Node(name, ipv4, namespace, process, directory, ipv6)

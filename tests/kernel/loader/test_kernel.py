@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,11 @@ from services.loader.bpf.pins import remove_pins
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Phase
 from services.loader.interfaces import AttachedEndpoint, DatapathError
 from services.loader.ipcache.table import Changes, Meaning
-from services.loader.kernel import Kernel
+from services.loader.kernel import Enforcement, Kernel, NodeRows, PolicyMode
 from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
 from services.loader.policy.plan import DirectionDefault, SubjectState, plan
 from services.loader.policy.subjects import realized_from
+from services.loader.settings_types import FailsafePort
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -62,6 +64,16 @@ def kernel(node: Namespace) -> Iterator[Kernel]:
     remove_pins(pins)
 
 
+@dataclass
+class Taking:
+    """Epochs from an iterator."""
+
+    numbers: Iterator[int]
+
+    def take(self) -> int:
+        return next(self.numbers)
+
+
 def state() -> SubjectState:
     return SubjectState(
         DirectionDefault(True),
@@ -98,21 +110,81 @@ def test_the_ipcache_comes_back_as_it_was_written(kernel: Kernel) -> None:
     assert kernel.ipcache() == {pod: Meaning(302)}
 
 
+def test_ipv6_prefixes_come_back_too(kernel: Kernel) -> None:
+    meanings = {
+        "fd00:10:244::2:7/128": Meaning(300, "172.31.1.2"),
+        "2001:db8::/32": Meaning(301),
+        "10.244.2.7/32": Meaning(300, "172.31.1.2"),
+    }
+    kernel.write_ipcache(Changes(meanings))
+    assert kernel.ipcache() == meanings
+    kernel.write_ipcache(Changes({}, tuple(meanings)))
+    assert kernel.ipcache() == {}
+
+
+@pytest.mark.parametrize("enforcement", ["default", "always", "never"])
+@pytest.mark.parametrize("audit", [False, True])
+def test_rows_of_another_mode_are_rewritten_once(
+    kernel: Kernel, enforcement: Enforcement, audit: bool
+) -> None:
+    todo = plan(None, state(), fresh_instance=3, fresh_epoch=4)
+    assert todo is not None
+    kernel.put_policy(3, todo.puts)
+    kernel.put_subject(11, todo.target)
+    before = kernel.subjects()[11]
+    mode = PolicyMode(enforcement, audit)
+    again = Kernel(kernel._datapath, lambda: kernel._datapath, mode)
+    changed = int(mode != PolicyMode())
+    epochs = iter([50, 51])
+    assert again.conform_subjects(Taking(epochs)) == changed
+    assert again.conform_subjects(Taking(epochs)) == 0
+    head = kernel.subjects()[11]
+    assert (head.ingress_enforced, head.egress_enforced) == {
+        "default": (True, False),
+        "always": (True, True),
+        "never": (False, False),
+    }[enforcement]
+    assert head.epoch == (50 if changed else before.epoch)
+    assert (head.instance, head.revision) == (before.instance, before.revision)
+    # And back: what was in force is, as far as the row tells.
+    kernel.conform_subjects(Taking(iter([60])))
+    assert kernel.subjects()[11].ingress_enforced == (enforcement != "never")
+
+
+def test_what_the_nodes_programs_go_by_is_written(kernel: Kernel) -> None:
+    rows = NodeRows(
+        "02:00:00:00:00:03",
+        "02:00:00:00:00:04",
+        (FailsafePort(True, 22, 6), FailsafePort(False, 53, 17)),
+        ("10.0.0.0/8", "fd00::/8"),
+    )
+    for _ in range(2):
+        kernel.configure_node(rows)
+    counts = {found.name: found.entries for found in kernel.maps()}
+    assert counts["failsafe"] == 2
+    kernel.configure_node(replace(rows, failsafe_ports=()))
+    assert {found.name: found.entries for found in kernel.maps()}["failsafe"] == 0
+    assert kernel.attached() == []
+
+
 def test_an_endpoint_stays_when_the_programs_are_replaced(node: Namespace, kernel: Kernel) -> None:
     ifindex = node.run(lambda: socket.if_nametoindex(DEVICE))
     record = EndpointRecord(
         id=7,
-        spec=EndpointSpec("c1", "eth0", ""),
+        spec=EndpointSpec("c1", "eth0", "", rate=1000),
         phase=Phase.READY,
         create_time=0.0,
         ipv4="10.244.1.7",
+        ipv6="fd00:10:244::1:7",
         identity=300,
         subject=11,
         ifindex=ifindex,
         host_mac="02:00:00:00:00:01",
         pod_mac="02:00:00:00:00:02",
     )
-    row = AttachedEndpoint(ifindex, 7, 300, 11, "10.244.1.7", record.host_mac, record.pod_mac)
+    row = AttachedEndpoint(
+        ifindex, 7, 300, 11, "10.244.1.7", record.host_mac, record.pod_mac, "fd00:10:244::1:7", 1000
+    )
     node.run(lambda: kernel.attach(record))
     assert kernel.attached() == [row]
     before = {program.name: program for program in node.run(kernel.programs)}
@@ -123,8 +195,8 @@ def test_an_endpoint_stays_when_the_programs_are_replaced(node: Namespace, kerne
     assert after["from_container"].id != before["from_container"].id
     assert DEVICE in after["from_container"].devices
     assert kernel.attached() == [row]
-    kernel.detach(ifindex, record.ipv4)
-    kernel.detach(ifindex, record.ipv4)
+    kernel.detach(ifindex, record.ipv4, record.ipv6)
+    kernel.detach(ifindex, record.ipv4, record.ipv6)
     assert kernel.attached() == []
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from services.loader.netlink.namespace import enter
-from tests.kernel.loader.rig import Pod
+from tests.kernel.loader.rig import Node, Pod
 
 CONNECT_SECONDS = 1.0
 
@@ -19,9 +19,11 @@ def echo_server(pod: Pod, port: int) -> Iterator[None]:
     """Sends back whatever comes over TCP, until the block ends."""
 
     def listen() -> socket.socket:
-        made = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(("", port))
+        # IPv4 too.
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind(("::", port))
         made.listen(16)
         return made
 
@@ -58,15 +60,20 @@ def echo_server(pod: Pod, port: int) -> Iterator[None]:
         thread.join()
 
 
-def connect(source: Pod, destination: Pod, port: int, seconds: float = CONNECT_SECONDS) -> socket.socket:
+def connect(
+    source: Pod | Node, destination: Pod, port: int, seconds: float = CONNECT_SECONDS, *, ipv6: bool = False
+) -> socket.socket:
     """An open connection. Raises TimeoutError or another OSError."""
-    return source.namespace.run(lambda: socket.create_connection((destination.ipv4, port), timeout=seconds))
+    address = destination.ipv6 if ipv6 else destination.ipv4
+    return source.namespace.run(lambda: socket.create_connection((address, port), timeout=seconds))
 
 
-def reaches(source: Pod, destination: Pod, port: int, seconds: float = CONNECT_SECONDS) -> bool:
+def reaches(
+    source: Pod | Node, destination: Pod, port: int, seconds: float = CONNECT_SECONDS, *, ipv6: bool = False
+) -> bool:
     """Whether a connection is made and something comes back over it."""
     try:
-        with connect(source, destination, port, seconds) as connection:
+        with connect(source, destination, port, seconds, ipv6=ipv6) as connection:
             return talks(connection)
     except OSError:
         return False
