@@ -11,6 +11,7 @@
 #include "lib/forward.h"
 #include "lib/host.h"
 #include "lib/identity.h"
+#include "lib/nat.h"
 #include "lib/nd.h"
 #include "lib/parse6.h"
 #include "lib/receive.h"
@@ -169,6 +170,197 @@ int to_host(struct __sk_buff *skb)
 		ret = to_host_ip(skb, &p, false);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		ret = is_discovery(skb, true) ? TC_ACT_OK : to_host_ip(skb, &p, true);
+	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
+}
+
+/* What other nodes' overlay sends to this one: the tunnel device takes it apart. */
+static __always_inline bool is_overlay(struct __sk_buff *skb, const struct packet *p)
+{
+	const struct iphdr *ip;
+	const __be16 *ports;
+
+	if (!CONFIG(vxlan_ifindex) || p->protocol != IPPROTO_UDP)
+		return false;
+	ip = frame_start(skb, ETH_HLEN + sizeof(*ip) + L4_HEADER_MIN);
+	if (!ip)
+		return false;
+	ip = (void *)ip + ETH_HLEN;
+	ports = (void *)(ip + 1);
+	return ip->ihl == 5 && !(ip->frag_off & bpf_htons(IP_OFFSET)) &&
+	       ports[1] == bpf_htons(CONFIG(vxlan_port));
+}
+
+/* For a local endpoint, from outside of the pod network. p is parsed. */
+static __always_inline int network_to_container(struct __sk_buff *skb, struct packet *p,
+						const bool v6)
+{
+	struct flow f;
+	int ret;
+
+	ret = find_outside_sender(p, v6);
+	if (ret)
+		return ret;
+	ret = receive_established(skb, p, &f, v6);
+	if (ret != RECEIVE_LOOK_CLOSER)
+		return ret;
+	p->dst_slot = endpoint_slot_of_address(&p->daddr, v6);
+	if (!p->dst_slot)
+		return DROP(DROP_NO_LXC);
+	return receive(skb, p, !f.ct, v6);
+}
+
+/* To one of the node's addresses: an answer to a masqueraded flow, or for the node itself. */
+static __always_inline int network_to_host(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	const struct endpoint *host = host_endpoint();
+	int ret;
+
+	if (!v6 && is_overlay(skb, p))
+		return TC_ACT_OK;
+	if ((!CONFIG(masquerade) && !host) || is_discovery(skb, v6))
+		return TC_ACT_OK;
+	ret = parse(skb, p, NULL, v6);
+	/* What is nobody's but the node's is the stack's to refuse, as long as no policy says otherwise. */
+	if (ret)
+		return host ? ret : TC_ACT_OK;
+	if (CONFIG(masquerade)) {
+		ret = nat_ingress(skb, p, v6);
+		if (ret < 0)
+			return ret;
+		if (ret)
+			return network_to_container(skb, p, v6);
+	}
+	if (!host)
+		return TC_ACT_OK;
+	p->dst_identity = ID_HOST;
+	ret = find_outside_sender(p, v6);
+	return ret ? ret : receive_for_host(skb, p, v6);
+}
+
+static __always_inline int from_netdev_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	int ret;
+
+	ret = parse_addresses(skb, p, v6);
+	if (ret)
+		return TC_ACT_OK;
+	if (is_host_address(&p->daddr, v6))
+		return network_to_host(skb, p, v6);
+	if (!endpoint_slot_of_address(&p->daddr, v6))
+		return TC_ACT_OK;
+	ret = parse(skb, p, NULL, v6);
+	return ret ? ret : network_to_container(skb, p, v6);
+}
+
+/* A device of the node, tc ingress: what comes in from the network. */
+SEC("tc")
+int from_netdev(struct __sk_buff *skb)
+{
+	struct packet p = { .direction = DIR_INGRESS };
+	int ret = TC_ACT_OK;
+
+	/* Nothing that came in on a wire has a mark to believe. */
+	skb->mark = 0;
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		ret = from_netdev_ip(skb, &p, false);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		ret = from_netdev_ip(skb, &p, true);
+	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
+}
+
+static __always_inline bool is_multicast(const struct in6 *addr, const bool v6)
+{
+	if (v6)
+		return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	return (addr->w[0] & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
+}
+
+/* Whether what a pod sends there is to have the node's address. */
+static __always_inline bool is_masqueraded(const struct packet *p, const bool v6)
+{
+	struct in6 node = CONFIG(node_ipv6);
+	struct remote remote;
+
+	if (v6 && in6_is_zero(&node))
+		return false;
+	if (is_multicast(&p->daddr, v6) || nat_excluded(&p->daddr, v6))
+		return false;
+	remote_find(&remote, &p->daddr, v6);
+	/* With native routing pods are known by their own addresses, to other nodes too. */
+	return !is_workload(remote.identity) &&
+	       (CONFIG(vxlan_ifindex) || remote.identity != ID_REMOTE_NODE);
+}
+
+/* From a local pod, on its way out of the node. */
+static __always_inline int container_to_network(struct __sk_buff *skb, struct packet *p,
+						const bool v6)
+{
+	struct flow f;
+	int ret;
+
+	if (!is_masqueraded(p, v6))
+		return TC_ACT_OK;
+	ret = parse(skb, p, NULL, v6);
+	if (ret)
+		return ret;
+	/* Who reached the pod by its own address gets its answers from there. */
+	flow_find(&f, p, v6);
+	if (f.reply)
+		return TC_ACT_OK;
+	ret = nat_egress(skb, p, v6);
+	return ret ? ret : TC_ACT_OK;
+}
+
+/* From the node itself; what it forwards for others is none of its policy. */
+static __always_inline int host_to_network(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	struct remote remote;
+	int ret;
+
+	if (skb->ingress_ifindex || !host_endpoint() || is_discovery(skb, v6))
+		return TC_ACT_OK;
+	ret = parse(skb, p, NULL, v6);
+	if (ret)
+		return ret;
+	p->src_identity = ID_HOST;
+	remote_find(&remote, &p->daddr, v6);
+	p->dst_identity = remote.identity;
+	ret = v6 ? host_sends6(skb, p) : host_sends4(skb, p);
+	if (ret)
+		return ret;
+	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);
+	return TC_ACT_OK;
+}
+
+static __always_inline int to_netdev_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	if (parse_addresses(skb, p, v6))
+		return TC_ACT_OK;
+	if (CONFIG(masquerade)) {
+		p->src_slot = endpoint_slot_of_address(&p->saddr, v6);
+		if (p->src_slot)
+			return container_to_network(skb, p, v6);
+	}
+	return host_to_network(skb, p, v6);
+}
+
+/* A device of the node, tc egress: what leaves for the network. */
+SEC("tc")
+int to_netdev(struct __sk_buff *skb)
+{
+	struct packet p = { .direction = DIR_EGRESS };
+	int ret;
+
+	/* Judged before it was wrapped, and the node's by its outer address. */
+	if (skb->mark == MARK_MAGIC_OVERLAY)
+		return TC_ACT_OK;
+	ret = edt_schedule(skb);
+	if (unlikely(ret))
+		return drop_packet(skb, &p, ret);
+	if (skb->protocol == bpf_htons(ETH_P_IP))
+		ret = to_netdev_ip(skb, &p, false);
+	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		ret = to_netdev_ip(skb, &p, true);
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
 }
 

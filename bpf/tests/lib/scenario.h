@@ -277,26 +277,40 @@ static __always_inline __u8 echo_protocol(const bool v6)
 	return v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 }
 
-static __noinline TEST_UNUSED struct ct_entry *find_flow(__u32 ends, __u32 ports, __u32 protocol)
+/* second: the source is the second of the key's ends. Which one is first is the datapath's affair. */
+static __always_inline struct ct_entry *find_flow_as(__u32 ends, __u32 ports, __u32 protocol,
+						     const bool second)
 {
-	const __u32 source = ENDS_SOURCE(ends), destination = ENDS_DESTINATION(ends);
-	struct packet p = {
-		.protocol = protocol,
-		.sport = bpf_htons(ports >> 16),
-		.dport = bpf_htons(ports),
-	};
-	union ct_key key;
+	const __u32 hosts[2] = { ENDS_SOURCE(ends), ENDS_DESTINATION(ends) };
+	const __be16 port[2] = { bpf_htons(ports >> 16), bpf_htons(ports) };
+	const bool echo = protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 
 	if (ENDS_V6(ends)) {
-		p.flow_saddr = address6(source);
-		p.daddr = address6(destination);
-		ct_key_init(&key, &p, true);
-		return ct_find(&key, true);
+		struct ct6_key key = {
+			.addr = { address6(hosts[second]), address6(hosts[!second]) },
+			.port = { port[second], port[!second] },
+			.protocol = protocol,
+			.requester = echo ? 1 + second : 0,
+		};
+
+		return bpf_map_lookup_elem(&ct6, &key);
+	} else {
+		struct ct4_key key = {
+			.addr = { address4(hosts[second]), address4(hosts[!second]) },
+			.port = { port[second], port[!second] },
+			.protocol = protocol,
+			.requester = echo ? 1 + second : 0,
+		};
+
+		return bpf_map_lookup_elem(&ct4, &key);
 	}
-	p.flow_saddr.w[0] = address4(source);
-	p.daddr.w[0] = address4(destination);
-	ct_key_init(&key, &p, false);
-	return ct_find(&key, false);
+}
+
+static __noinline TEST_UNUSED struct ct_entry *find_flow(__u32 ends, __u32 ports, __u32 protocol)
+{
+	struct ct_entry *ct = find_flow_as(ends, ports, protocol, false);
+
+	return ct ? ct : find_flow_as(ends, ports, protocol, true);
 }
 
 /* The flow that source started, or NULL. Of an echo both ports are the identifier. */

@@ -50,6 +50,7 @@ from services.loader.bpf.layout import (
     unpack_lpm_key,
 )
 from services.loader.bpf.maps import Map
+from services.loader.bpf.nat import EXCLUDED, collect, exclusion_key
 from services.loader.bpf.native import lib
 from services.loader.bpf.objects import LoadedObject, Program, load_object
 from services.loader.bpf.pins import PinDirectory, remove_pins
@@ -71,6 +72,7 @@ _ID_HOST = 1
 _HOST_ENDPOINT_ID = 0xFFFFFFFF
 
 _CT_MAPS = ("ct4", "ct6")
+_NAT_MAPS = ("nat4", "nat6")
 
 _PER_DIRECTION = struct.Struct("=Q")
 
@@ -350,6 +352,20 @@ class KernelDatapath:
         self._next_generation()
         return removed
 
+    def masquerade_exclude(self, cidrs: Iterable[str]) -> None:
+        """Replaces the destinations that pods reach with their own addresses. Raises ValueError for what is
+        no prefix; then nothing has changed.
+        """
+        wanted = {exclusion_key(cidr) for cidr in cidrs}
+        for family in (4, 6):
+            table = self._maps[f"nat_exclude{family}"]
+            keys = {key for found, key in wanted if found == family}
+            for key in keys:
+                table.put(key, EXCLUDED)
+            for key, _ in list(table.items()):
+                if key not in keys:
+                    table.delete(key)
+
     def ipcache_put(self, entries: Iterable[tuple[str, IpcacheValue]]) -> None:
         """Adds or replaces what is at addresses and prefixes of either family.
 
@@ -429,6 +445,9 @@ class KernelDatapath:
                 current = table.get(key)
                 if current is not None and _expired(current, ticks):
                     removed += table.delete(key)
+        # What was translated for a flow goes with it.
+        for nat, flows in zip(_NAT_MAPS, _CT_MAPS, strict=True):
+            collect(self._maps[nat], self._maps[flows], ticks)
         return GcStats(seen, removed)
 
     def conntrack_purge(self, addresses: Iterable[str]) -> int:
