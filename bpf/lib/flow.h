@@ -24,15 +24,18 @@ struct flow {
 	bool reply;
 };
 
-/* Notes what time it is and looks the packet's flow up. */
+/* Looks the packet's flow up, and on the clock if there is one. */
 static __always_inline void flow_find(struct flow *f, struct packet *p, const bool v6)
 {
 	p->generation = node_generation();
-	p->now = ct_now();
 	if (ct_key_init(p, v6))
 		p->flags |= PACKET_SECOND;
 	f->ct = ct_find(&p->key, v6);
-	f->reply = f->ct && f->ct->origin != !!(p->flags & PACKET_SECOND);
+	f->reply = false;
+	if (likely(f->ct)) {
+		p->now = ct_now();
+		f->reply = f->ct->origin != !!(p->flags & PACKET_SECOND);
+	}
 }
 
 /*
@@ -215,6 +218,8 @@ static __always_inline int flow_commit(struct __sk_buff *skb, struct packet *p, 
 		return 0;
 	if (!flow_has_entry(f))
 		return DROP(DROP_CT_CREATE_FAILED);
+	if (p->flags & PACKET_NEW)
+		p->now = ct_now();
 	ct_update(f->ct, p, f->reply, skb->len);
 	if (!(p->flags & PACKET_NEW))
 		return 0;

@@ -218,6 +218,25 @@ static __always_inline void put_fragment6(struct frame *f, __u8 next, __u16 posi
 	*(__be32 *)(ext + 4) = bpf_htonl(id);
 }
 
+/*
+ * The headers of a fragment, whichever family's. position: in units of 8
+ * bytes, with FRAGMENT_MORE. What comes next is put by put_udp() and so on in
+ * the first one, by put_payload() in a later one.
+ */
+static __always_inline void put_ip_fragment(struct frame *f, const bool v6, enum host source,
+					    enum host destination, __u8 protocol, __u16 position,
+					    __u16 id)
+{
+	put_ip(f, v6, source, destination, v6 ? EXT_FRAGMENT : protocol);
+	if (v6) {
+		put_fragment6(f, protocol, position, id);
+	} else {
+		ipv4_of(f)->frag_off = bpf_htons(position);
+		ipv4_of(f)->id = bpf_htons(id);
+	}
+	put_no_transport(f);
+}
+
 __noinline int build_tcp(struct frame *f, __u32 ports, __u32 flags)
 {
 	struct tcphdr *tcp;
