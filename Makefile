@@ -8,7 +8,7 @@ CLANG ?= $(shell command -v clang-19 || command -v clang)
 # Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
 WORKERS ?= 2
 
-.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-cluster test-acceptance lint format lock bench complexity settings clean distclean
+.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -35,7 +35,7 @@ lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
 lab-down: setup ## take the lab down
 	@.venv/bin/fimbria lab down
 
-test: lint test-unit test-service test-kernel test-cluster test-acceptance ## run the whole suite
+test: lint test-unit test-service test-kernel test-fuzz test-cluster test-acceptance ## run the whole suite
 	@echo "all suites passed"
 
 test-unit: build ## pure code, seconds
@@ -46,6 +46,9 @@ test-service: build ## real servers over real sockets and SQLite files
 
 test-kernel: build ## programs run by the kernel, devices in namespaces
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/kernel
+
+test-fuzz: build ## 100,000 random packets through the programs and a model of them
+	$(PY) -m pytest -q -n $(WORKERS) tests/fuzz
 
 test-cluster: build ## the lab, as a user runs it
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/cluster
@@ -73,8 +76,16 @@ lock: setup ## resolve requirements/*.in into the lock files (needs uv in .venv)
 bench: build ## measure, beside peers, and write docs/benchmarks.md
 	$(PY) -m tests.bench
 
-complexity: build ## instructions that the verifier processes, per program
-	$(PY) -m services.loader.bpf.complexity
+fuzz: build ## the same without end, until programs and model differ; FUZZ="--seed N" repeats
+	$(PY) -m tests.fuzz --endless $(FUZZ)
+
+test-kernels: build ## load and run the datapath under older Debian kernels, in virtual machines
+	$(PY) -m tests.kernels
+
+complexity: build ## instructions that the verifier processes, per program, into docs/complexity.md
+	@$(PY) -m services.loader.bpf.complexity > docs/complexity.md.tmp
+	@mv docs/complexity.md.tmp docs/complexity.md
+	@cat docs/complexity.md
 
 settings: build ## write docs/settings.md from the settings' definitions
 	$(PY) -m services.chassis.settings_doc > docs/settings.md.tmp

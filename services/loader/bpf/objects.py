@@ -50,6 +50,14 @@ def describe_program(name: str, fd: int) -> Program:
     return Program(name, fd, int(info.id), bytes(info.tag).hex(), int(info.verified_insns))
 
 
+def instructions(fd: int) -> int:
+    """How many instructions a loaded program has, after the verifier has removed what is never reached."""
+    info = ffi.new("struct bpf_prog_info *")
+    size = ffi.new("__u32 *", ffi.sizeof("struct bpf_prog_info"))
+    check(lib.bpf_obj_get_info_by_fd(fd, info, size), "read information on a program")
+    return int(info.xlated_prog_len) // 8
+
+
 def load_object(
     path: str, *, map_dir: str, config: Mapping[str, bytes], map_sizes: Mapping[str, int] | None = None
 ) -> LoadedObject:
