@@ -86,7 +86,7 @@ def _page(full: dict[str, _Cost], lean: dict[str, _Cost]) -> str:
         "",
         "`make complexity` writes this page, so that a change shows what it costs.",
         f"Linux {os.uname().release.split('-')[0]}, whose limit is {_LIMIT:,} instructions a program.",
-        "All on: both families, overlay, host routing, masquerading. Lean: no overlay, no masquerading. The load",
+        "All on: both families, overlay, host routing, masquerading. Lean: without the last two. The load",
         "time is that of the whole object.",
         "",
         "| program | source | instructions | verified, all on | of the limit | verified, lean | load, ms |",
