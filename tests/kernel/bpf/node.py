@@ -24,7 +24,10 @@ WEB, CLIENT, REMOTE, WORLD = "10.244.1.10", "10.244.1.11", "10.244.2.10", "198.5
 WEB_ID, CLIENT_ID, REMOTE_ID = 1001, 1002, 1003
 WEB_SUBJECT, CLIENT_SUBJECT = 1, 2
 
-SMALL_MAPS = {"ct4": 4096, "policy": 4096, "ipcache4": 1024, "ipcache4_lpm": 256, "frag4": 1024}
+SMALL_MAPS = {
+    "ct4": 4096, "ct6": 4096, "policy": 4096, "ipcache4": 1024, "ipcache4_lpm": 256, "ipcache6": 1024,
+    "ipcache6_lpm": 256, "frag4": 1024, "frag6": 1024,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Node:
     client: EndpointRow
     host_ifindex: int
     epochs: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        # Programs report only while somebody reads.
+        self._reported: list[Event] = []
+        self._reader = self.datapath.events(self._reported.append)
 
     def policy(
         self,
@@ -104,11 +112,9 @@ class Node:
 
     def events(self) -> list[Event]:
         """Every event since this was last asked."""
-        found: list[Event] = []
-        reader = self.datapath.events(found.append)
-        while reader.consume():
+        while self._reader.consume():
             pass
-        reader.close()
+        found, self._reported[:] = list(self._reported), []
         return found
 
 
