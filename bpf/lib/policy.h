@@ -78,8 +78,36 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } subject SEC(".maps");
 
+/*
+ * The same rows once more, in an array, which is read in a fifth of the time.
+ * Its elements are overwritten in place, so each has room for two: the loader
+ * writes the one that is not in force, then turns current, which is one word.
+ */
+struct subject_versions {
+	__u32 current; /* 1 or 2; 0: look in the hash */
+	__u32 pad;
+	struct subject version[2];
+};
+ASSERT_SIZE(struct subject_versions, 88);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, SUBJECTS_MAX);
+	__type(key, __u32);
+	__type(value, struct subject_versions);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} subject_array SEC(".maps");
+
 static __always_inline const struct subject *subject_row(__u32 number)
 {
+	const struct subject_versions *row = bpf_map_lookup_elem(&subject_array, &number);
+
+	if (likely(row)) {
+		if (row->current == 1)
+			return &row->version[0];
+		if (row->current == 2)
+			return &row->version[1];
+	}
 	return bpf_map_lookup_elem(&subject, &number);
 }
 

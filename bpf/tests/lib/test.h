@@ -95,19 +95,22 @@ ASSERT_SIZE(struct test_event, 520);
 
 #define TEST_FAILURES 16
 
+#define TEST_TEXT 80
+
 struct test_failure {
 	__u64 left;
 	__u64 right;
 	__u64 line;
+	char text[TEST_TEXT]; /* the assertion, as far as it fits */
 };
-ASSERT_SIZE(struct test_failure, 24);
+ASSERT_SIZE(struct test_failure, 104);
 
 struct test_report {
 	__u32 passed;
 	__u32 failed;
 	struct test_failure failure[TEST_FAILURES];
 };
-ASSERT_SIZE(struct test_report, 8 + TEST_FAILURES * 24);
+ASSERT_SIZE(struct test_report, 8 + TEST_FAILURES * 104);
 
 #define TEST_MAP(map_name, map_entries, value_type)           \
 	struct {                                               \
@@ -154,8 +157,7 @@ static __always_inline const struct event *test_event(__u32 n)
 	return e && e->length == sizeof(struct event) ? (const void *)e->data : NULL;
 }
 
-/* Global functions, here and below: compiled and verified once, not for each of many uses. */
-__noinline int test_note(__u64 left, __u64 right, __u32 line, __u32 holds)
+static __noinline int test_note(__u64 left, __u64 right, __u32 line, const char *text, bool holds)
 {
 	__u32 zero = 0;
 	struct test_report *r = bpf_map_lookup_elem(&test_report, &zero);
@@ -172,6 +174,7 @@ __noinline int test_note(__u64 left, __u64 right, __u32 line, __u32 holds)
 	f->left = left;
 	f->right = right;
 	f->line = line;
+	bpf_probe_read_kernel_str(f->text, sizeof(f->text), text);
 	return 0;
 }
 
@@ -179,26 +182,28 @@ __noinline int test_note(__u64 left, __u64 right, __u32 line, __u32 holds)
  * The check goes on after a failure: the runner reports all of them, by their
  * lines, which therefore have to be in the test's own file.
  */
-#define test_compare(a, op, b)                                             \
+#define test_compare(a, op, b, text)                                       \
 	({                                                                 \
+		static const char text_[] = text;                          \
 		__u64 left_ = (__u64)(a), right_ = (__u64)(b);             \
-		test_note(left_, right_, __LINE__, left_ op right_);       \
+		test_note(left_, right_, __LINE__, text_, left_ op right_); \
 	})
 
-#define assert_eq(a, b) test_compare(a, ==, b)
-#define assert_ne(a, b) test_compare(a, !=, b)
-#define assert_le(a, b) test_compare(a, <=, b)
-#define assert_ge(a, b) test_compare(a, >=, b)
-#define test_assert(condition) test_compare(!!(condition), ==, 1)
+#define assert_eq(a, b) test_compare(a, ==, b, #a " == " #b)
+#define assert_ne(a, b) test_compare(a, !=, b, #a " != " #b)
+#define assert_le(a, b) test_compare(a, <=, b, #a " <= " #b)
+#define assert_ge(a, b) test_compare(a, >=, b, #a " >= " #b)
+#define test_assert(condition) test_compare(!!(condition), ==, 1, #condition)
 
 /* Ends a part that cannot go on without it, a pointer for instance. */
-#define test_require(condition)                            \
-	do {                                               \
-		if (!(condition)) {                        \
-			test_note(0, 1, __LINE__, 0);      \
-			return;                            \
-		}                                          \
-		test_note(1, 1, __LINE__, 1);              \
+#define test_require(condition)                                                    \
+	do {                                                                       \
+		static const char text_[] = #condition;                            \
+		if (!(condition)) {                                                \
+			test_note(0, 1, __LINE__, text_, false);                   \
+			return;                                                    \
+		}                                                                  \
+		test_note(1, 1, __LINE__, text_, true);                            \
 	} while (0)
 
 /* What a part returns that ran to its end. */

@@ -55,6 +55,7 @@ from services.loader.bpf.native import lib
 from services.loader.bpf.objects import LoadedObject, Program, load_object
 from services.loader.bpf.pins import PinDirectory, remove_pins
 from services.loader.bpf.slots import EndpointSlots
+from services.loader.bpf.subjects import SubjectRows
 
 __all__ = ["KernelDatapath", "LoadReport", "NodeConfig", "remove_pins"]
 
@@ -180,6 +181,7 @@ class KernelDatapath:
                 else:
                     self._maps[name] = Map(name, fd)
         self._slots = EndpointSlots(self._maps, self._next_generation)
+        self._subjects = SubjectRows(self._maps, self._next_generation)
 
     @classmethod
     def open(
@@ -215,6 +217,7 @@ class KernelDatapath:
             datapath = cls(config, pins, loaded, devices)
         with ExitStack() as undo:
             undo.callback(datapath.close)
+            datapath._subjects.align()
             datapath._start_generation()
             started = time.perf_counter()
             datapath._attach_node()
@@ -333,24 +336,20 @@ class KernelDatapath:
         }
 
     def subject_put(self, subject: int, row: SubjectRow) -> None:
-        """Puts a policy into force: one write, for each packet either wholly before or wholly after."""
-        self._maps["subject"].put(_u32(subject), row.pack())
-        self._next_generation()
+        """Puts a policy into force: at one write, for each packet either wholly before or wholly after."""
+        self._subjects.put(subject, row)
 
     def subject_get(self, subject: int) -> SubjectRow | None:
         """A subject's row."""
-        data = self._maps["subject"].get(_u32(subject))
-        return SubjectRow.unpack(data) if data is not None else None
+        return self._subjects.get(subject)
 
     def subjects(self) -> dict[int, SubjectRow]:
         """Every subject's row."""
-        return {_int(key): SubjectRow.unpack(value) for key, value in self._maps["subject"].items()}
+        return self._subjects.all()
 
     def subject_delete(self, subject: int) -> bool:
         """Removes a subject's row: its endpoints pass nothing from then on but what the host needs."""
-        removed = self._maps["subject"].delete(_u32(subject))
-        self._next_generation()
-        return removed
+        return self._subjects.delete(subject)
 
     def masquerade_exclude(self, cidrs: Iterable[str]) -> None:
         """Replaces the destinations that pods reach with their own addresses. Raises ValueError for what is

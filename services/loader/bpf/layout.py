@@ -85,6 +85,7 @@ POLICY_SHAPE = _struct(
     wildcard_shapes="I",
 )
 SUBJECT = _struct("subject", instance="I", epoch="I", revision="Q", shape="24s")
+SUBJECT_VERSIONS = _struct("subject_versions", current="I", pad="xxxx", version="80s")
 CT4_KEY = _struct("ct4_key", addr="8s", port="4s", protocol="B", requester="B", pad="xx")
 CT6_KEY = _struct("ct6_key", addr="32s", port="4s", protocol="B", requester="B", pad="xx")
 CT_SIDE = _struct(
@@ -122,7 +123,7 @@ FAILSAFE_KEY = _struct("failsafe_key", direction="B", protocol="B", port="2s")
 
 STRUCTS = (
     ENDPOINT, IPCACHE_VALUE, IPCACHE_LPM_KEY, IPCACHE6_LPM_KEY, NODE_STATE, POLICY_KEY, POLICY_VALUE,
-    POLICY_SHAPE, SUBJECT, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, METRIC, EVENT, FAILSAFE_KEY,
+    POLICY_SHAPE, SUBJECT, SUBJECT_VERSIONS, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, METRIC, EVENT, FAILSAFE_KEY,
 )  # fmt: skip
 
 _ENDPOINT, _IPCACHE_VALUE, _POLICY_KEY = ENDPOINT.codec(), IPCACHE_VALUE.codec(), POLICY_KEY.codec()
@@ -134,6 +135,7 @@ _LPM_KEY, _LPM6_KEY, _PAIR = IPCACHE_LPM_KEY.codec(), IPCACHE6_LPM_KEY.codec(), 
 _FAILSAFE_KEY = FAILSAFE_KEY.codec()
 
 NODE_STATE_CODEC = NODE_STATE.codec()
+SUBJECT_VERSIONS_CODEC = SUBJECT_VERSIONS.codec()
 METRIC_CODEC = METRIC.codec()
 EVENT_CODEC = EVENT.codec()
 CT_ENTRY_EXPIRES = struct.Struct("=I")  # the first member: enough to collect by
@@ -144,6 +146,7 @@ METRICS_DIRECTIONS = 4
 CT_TICK_SHIFT = 30
 HOST_SLOT = 1
 ENDPOINT_SLOTS, ENDPOINT_INDEX_MAX = 8192, 65536
+SUBJECTS_MAX = 16384
 NODE_EVENTS, NODE_TRACE = 1, 2
 
 SHAPE_ANY_PROTOCOL = 1 << 17
