@@ -109,6 +109,8 @@ class PacketSource:
             frame, source, destination = self._error()
         elif roll < 0.15:
             frame, source, destination = self._odd()
+        elif roll < 0.155:
+            return self._unspecified()
         else:
             frame, source, destination = self._talk()
         if pick.random() < 0.22:
@@ -314,6 +316,18 @@ class PacketSource:
             protocol = ICMP if (talk.family.number == 4) != (pick.random() < 0.1) else ICMPV6
             data = build.icmp(pick.choice(_ODD_ICMP[talk.family.number]), 0, bytes(4), bytes(24))
         return self._packet(talk.family, source, destination, protocol, data, None), source, destination
+
+    def _unspecified(self) -> Input:
+        """From or to no address, which is what an endpoint has of a family that it does not have."""
+        pick = self._pick
+        family = FAMILIES[pick.choice(self._variant.families)]
+        ends = [bytes(family.bits // 8), pick.choice(family.everybody())]
+        from_pod = pick.random() < 0.5
+        source, destination = ends if from_pod else reversed(ends)
+        data = build.layer4(UDP, self._ports[1][0], self._ports[0][0], 0, b"")
+        frame = self._packet(family, source, destination, UDP, data, None)
+        endpoint = pick.choice([*self._world.devices.values(), None])
+        return self._input("from_container" if from_pod else "to_container", frame, endpoint)
 
     def _neighbour_request(self) -> Input:
         """ARP or a solicitation, from a pod or to it."""
