@@ -14,7 +14,7 @@
 
 #define FRAME_MAX 4096 /* a power of two; BPF_PROG_TEST_RUN takes 3520 */
 #define FRAME_SLACK 512 /* what lies at the last offset is still inside */
-#define FRAME_LAYERS 12
+#define FRAME_LAYERS 6
 
 #define LAYER_IPV4 1
 #define LAYER_IPV6 2

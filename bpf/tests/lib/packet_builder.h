@@ -343,7 +343,7 @@ __noinline int build_payload(struct frame *f, __u32 length)
 	if (!f)
 		return 0;
 	payload = frame_put(f, length);
-	for (i = 0; i < 64; i++) {
+	for (i = 0; i < 32; i++) {
 		if (i >= length)
 			break;
 		payload[i] = i + 1;
@@ -351,7 +351,7 @@ __noinline int build_payload(struct frame *f, __u32 length)
 	return 0;
 }
 
-/* Bytes that count up, 64 at most; the rest is zero. */
+/* Bytes that count up, 32 at most; the rest is zero. */
 static __always_inline void put_payload(struct frame *f, __u32 length)
 {
 	build_payload(f, length);

@@ -32,6 +32,8 @@ DECLARE_CONFIG(__u32, nic_ifindex, "the node's device on the underlay");
 #define DEVICE_net CONFIG(net_ifindex)
 #define DEVICE_nic CONFIG(nic_ifindex)
 
+#define TEST_UNUSED __attribute__((unused))
+
 #define CB_WORDS 5
 #define CONTEXT_TUNNEL 1 /* tunnel_id and tunnel_peer are set on the packet */
 #define CONTEXT_VLAN 2 /* vlan_tci is set on the packet, as a device does that takes tags off */
@@ -157,7 +159,8 @@ static __always_inline const struct event *test_event(__u32 n)
 	return e && e->length == sizeof(struct event) ? (const void *)e->data : NULL;
 }
 
-static __noinline int test_note(__u64 left, __u64 right, __u32 line, const char *text, bool holds)
+static __noinline TEST_UNUSED int test_note(__u64 left, __u64 right, __u32 line,
+					    const char *text, bool holds)
 {
 	__u32 zero = 0;
 	struct test_report *r = bpf_map_lookup_elem(&test_report, &zero);
@@ -210,7 +213,6 @@ static __noinline int test_note(__u64 left, __u64 right, __u32 line, const char 
 #define TEST_DONE 100
 
 #define TEST_PART static __always_inline void
-#define TEST_UNUSED __attribute__((unused))
 
 #define SETUP_BODY(id) TEST_PART id(const bool v6 TEST_UNUSED)
 #define SETUP_PROGRAM(id, name, family)                    \

@@ -15,9 +15,9 @@ FRAME_MAX, FRAME_SLACK = 4096, 512
 _CONTEXT = struct.Struct("=24s4I5I10I4xQ")
 _RESULT = struct.Struct("=i2I5IQI16sI")
 _EVENT = struct.Struct(f"=I4x{EVENT_BYTES}s")
-_FAILURE = struct.Struct("=QQQ")
+_FAILURE = struct.Struct("=QQQ80s")
 _REPORT = struct.Struct(f"=II{FAILURES * _FAILURE.size}s")
-_FRAME = struct.Struct(f"=I20s96s{FRAME_MAX + FRAME_SLACK}s")
+_FRAME = struct.Struct(f"=I20s48s{FRAME_MAX + FRAME_SLACK}s")
 
 # By map: the bytes of one value. The runner compares them with the maps that it has loaded.
 VALUE_SIZES = {
@@ -102,6 +102,7 @@ class Failure:
     """An assertion that did not hold, with the values of its two sides."""
 
     line: int
+    text: str
     left: int
     right: int
 
@@ -118,5 +119,9 @@ class Report:
     def unpack(cls, data: bytes) -> Report:
         """From a value of test_report."""
         passed, failed, rows = _REPORT.unpack(data)
-        found = [Failure(line, left, right) for left, right, line in _FAILURE.iter_unpack(rows) if line]
+        found = [
+            Failure(line, text.partition(b"\0")[0].decode(), left, right)
+            for left, right, line, text in _FAILURE.iter_unpack(rows)
+            if line
+        ]
         return cls(passed, failed, tuple(found))
