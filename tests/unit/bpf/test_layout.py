@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -45,7 +46,9 @@ def test_a_policy_key_survives(
 
 def test_rows_and_values_survive() -> None:
     row = EndpointRow(7, "10.0.0.1", 300, 2, 5, "02:00:00:00:00:01", "02:00:00:00:00:02", 1)
-    assert EndpointRow.unpack(row.pack()) == row
+    both = replace(row, ipv6="fd00::a", rate=125_000_000)
+    for each in (row, both, replace(both, ipv4="")):
+        assert EndpointRow.unpack(each.pack()) == each
     for value in (IpcacheValue(2), IpcacheValue(300, "172.31.0.2", 4)):
         assert IpcacheValue.unpack(value.pack()) == value
     entry = PolicyValue(True, 9, 8080, 3, 4)
@@ -67,16 +70,47 @@ def test_an_impossible_policy_key_is_refused(fields: tuple[int, ...], message: s
 
 
 @pytest.mark.parametrize(
-    "prefix", ["10.0.0.0/33", "10.0.0.1/24", "10.0.0", "fd00::1", "10.0.0.0/", "10.0.0.0/-1", ""]
+    ("prefix", "family"),
+    [
+        *(
+            (each, "IPv4")
+            for each in ("10.0.0.0/33", "10.0.0.1/24", "10.0.0", "10.0.0.0/", "10.0.0.0/-1", "")
+        ),
+        *(
+            (each, "IPv6")
+            for each in ("fd00::/129", "fd00::1/64", "fd00:::1", "fd00::/", "fd00::/-1", "::/x")
+        ),
+        *((each, "IPv6") for each in ("fe80::1%eth0", "fd00::g", "[fd00::1]")),
+    ],
 )
-def test_what_is_no_prefix_is_refused_with_its_text(prefix: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(repr(prefix))} is not an IPv4"):
+def test_what_is_no_prefix_is_refused_with_its_text(prefix: str, family: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^{re.escape(repr(prefix))} is not an {family}|^'.*' is not an {family} address"
+    ):
         split_prefix(prefix)
 
 
-@pytest.mark.parametrize("prefix", ["0.0.0.0/0", "10.0.0.0/8", "10.1.2.0/23", "10.1.2.3/32"])
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("0.0.0.0/0", "10.0.0.0/8", "10.1.2.0/23", "10.1.2.3/32"),
+        *("::/0", "fd00::/8", "2001:db8:0:fffe::/63", "fd00:244:1::10/128"),
+    ],
+)
 def test_a_prefix_survives(prefix: str) -> None:
     assert unpack_lpm_key(pack_lpm_key(*split_prefix(prefix))) == prefix
+
+
+@pytest.mark.parametrize(
+    ("text", "canonical"),
+    [
+        ("FD00:0:0::1", "fd00::1/128"),
+        ("fd00:0244:1:0:0:0:0:10", "fd00:244:1::10/128"),
+        ("fd00:0::/32", "fd00::/32"),
+    ],
+)
+def test_an_address_is_a_whole_prefix_in_canonical_text(text: str, canonical: str) -> None:
+    assert unpack_lpm_key(pack_lpm_key(*split_prefix(text))) == canonical
 
 
 @pytest.mark.parametrize("mac", ["02:00:00:00:00", "02:00:00:00:00:0g", "2:0:0:0:0:1", ""])

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from services.loader.bpf import drop_reasons, layout
+from services.loader.bpf import drop_reasons, events, layout, nat
 from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.datapath import SOURCES
 
+STRUCTS = (*layout.STRUCTS, *nat.STRUCTS)
 REPOSITORY = Path(__file__).resolve().parents[3]
 BPF = REPOSITORY / "bpf"
 
@@ -70,7 +71,15 @@ def test_unknown_numbers_still_have_a_name() -> None:
         ("metrics.h", {"METRICS_DIRECTIONS": layout.METRICS_DIRECTIONS}),
         (
             "conntrack.h",
-            {"CT_SEEN": layout.CT_SEEN, "CT_SEEN_FIN": layout.CT_SEEN_FIN, "CT_SEEN_RST": layout.CT_SEEN_RST},
+            {name: vars(layout)[name] for name in ("CT_SEEN", "CT_SEEN_FIN", "CT_SEEN_RST", "CT_TICK_SHIFT")},
+        ),
+        (
+            "ipcache.h",
+            {"NODE_EVENTS": layout.NODE_EVENTS, "NODE_TRACE": layout.NODE_TRACE},
+        ),
+        (
+            "endpoint.h",
+            {name: vars(layout)[name] for name in ("ENDPOINT_SLOTS", "ENDPOINT_INDEX_MAX", "HOST_SLOT")},
         ),
         (
             "common.h",
@@ -81,6 +90,21 @@ def test_unknown_numbers_still_have_a_name() -> None:
 def test_constants_are_the_same(header: str, constants: dict[str, int]) -> None:
     found = defines(BPF / "lib" / header)
     assert {name: found[name][0] for name in constants} == constants
+
+
+def test_every_word_of_an_event_is_known() -> None:
+    found = {name: number for name, (number, _) in defines(BPF / "lib/events.h").items()}
+    del found["EVENT_CAPTURE"]
+    assert found == {
+        f"{prefix}_{word.upper().replace('-', '_')}": number
+        for prefix, words in (
+            ("EVENT", events._KINDS),
+            ("VERDICT", events._VERDICTS),
+            ("TRACE", events._POINTS),
+            ("FLOW", events._STATES),
+        )
+        for number, word in words.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +129,7 @@ def size_of(types: dict[int, dict[str, Any]], number: int) -> int:
     return int(found["size"])
 
 
-@pytest.mark.parametrize("struct", layout.STRUCTS, ids=lambda struct: struct.name)
+@pytest.mark.parametrize("struct", STRUCTS, ids=lambda struct: struct.name)
 def test_a_layout_is_the_structs(struct: layout.Struct, btf: list[dict[int, dict[str, Any]]]) -> None:
     seen = 0
     for types in btf:
@@ -127,17 +151,31 @@ def test_a_layout_is_the_structs(struct: layout.Struct, btf: list[dict[int, dict
     assert seen, f"no object has struct {struct.name}"
 
 
+def structs_of_maps(types: dict[int, dict[str, Any]]) -> set[str]:
+    """The structs that are a map's key or value, by name."""
+    found = set()
+    for section in types.values():
+        if section["kind"] != "DATASEC" or section["name"] != ".maps":
+            continue
+        for variable in section["vars"]:
+            definition = types[types[variable["type_id"]]["type_id"]]
+            for member in definition["members"]:
+                if member["name"] in ("key", "value"):
+                    pointed = types[types[member["type_id"]]["type_id"]]
+                    while pointed["kind"] in ("TYPEDEF", "CONST"):
+                        pointed = types[pointed["type_id"]]
+                    found |= {pointed["name"]} if pointed["kind"] == "STRUCT" else set()
+    return found
+
+
 def test_every_map_value_and_key_has_a_layout(btf: list[dict[int, dict[str, Any]]]) -> None:
-    known = {struct.name for struct in layout.STRUCTS}
-    # The loader does not read these: one is the programs' own, one lives on their stack.
-    internal = {"frag_key", "frag_value", "packet", "flow", "__sk_buff", "bpf_flow_keys", "bpf_sock"}
-    named = {
-        found["name"]
-        for types in btf
-        for found in types.values()
-        if found["kind"] == "STRUCT" and found["name"] != "(anon)"
-    }
+    known = {struct.name for struct in STRUCTS}
+    # An address is 16 bytes to the loader. It does not look into what the programs remember of fragments, or
+    # keep while they translate one packet.
+    internal = {"in6", "frag4_key", "frag6_key", "frag_value", "nat_state"}
+    named = {name for types in btf for name in structs_of_maps(types)}
     assert named - known - internal == set()
+    assert {"endpoint", "ct6_key", "metric", "nat4_value"} <= named
 
 
 def test_every_configuration_constant_is_set(btf: list[dict[int, dict[str, Any]]]) -> None:
