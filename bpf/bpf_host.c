@@ -100,7 +100,7 @@ static __always_inline int from_host_ip(struct __sk_buff *skb, struct packet *p,
 static __always_inline int from_host_arp(struct __sk_buff *skb, struct packet *p)
 {
 	const __u8 mac[ETH_ALEN] = { 0x02, 0, 0, 0, 0, 0x01 };
-	int ret = arp_answer(skb, p, mac, 0);
+	int ret = arp_answer(skb, p, mac, NULL);
 
 	if (ret)
 		return ret;

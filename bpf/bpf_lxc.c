@@ -60,7 +60,9 @@ static __always_inline int from_container_ip(struct __sk_buff *skb, struct packe
 		other = destination_side(&f);
 		p->target = side->route >> 32;
 		if (likely((__u32)side->route == p->generation && side->generation == p->generation &&
-			   (p->target != ROUTE_LOCAL || other->generation == p->generation))) {
+			   (p->target != ROUTE_LOCAL ||
+			    (other->generation == p->generation &&
+			     (f.reply || other->identity == p->src_identity))))) {
 			p->dst_slot = other->slot;
 			flow_count(&f, p, skb->len);
 			return send_on(skb, p, src, v6);
@@ -83,7 +85,7 @@ static __always_inline int answer(struct __sk_buff *skb, const struct endpoint *
 static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p,
 					      const struct endpoint *src)
 {
-	int ret = arp_answer(skb, p, src->host_mac, src->ipv4);
+	int ret = arp_answer(skb, p, src->host_mac, &src->ipv4);
 
 	return ret ? ret : answer(skb, src);
 }
@@ -139,20 +141,22 @@ static __always_inline int to_container_ip(struct __sk_buff *skb, struct packet 
 	ret = parse(skb, p, NULL, v6);
 	if (unlikely(ret))
 		return ret;
-	if (unlikely(v6 ? !in6_equal(&p->daddr, &dst->ipv6) : p->daddr.w[0] != dst->ipv4))
+	/* Zero stands for no address, which is nobody's either. */
+	if (v6 ? !in6_equal(&p->daddr, &dst->ipv6) || in6_is_zero(&p->daddr) :
+		 p->daddr.w[0] != dst->ipv4 || !p->daddr.w[0])
 		return DROP(DROP_NO_LXC);
+	ret = find_sender(skb, p, v6);
+	if (ret)
+		return ret;
 	flow_find(&f, p, v6);
 	if (likely(flow_goes_on(&f, p))) {
 		side = destination_side(&f);
 		if (likely(side->generation == p->generation && side->slot == p->dst_slot &&
-			   is_known_sender(skb, side, f.reply))) {
+			   (f.reply || side->identity == p->src_identity))) {
 			flow_count(&f, p, skb->len);
 			goto pass;
 		}
 	}
-	ret = find_sender(skb, p, v6);
-	if (ret)
-		return ret;
 	ret = v6 ? judge_received6(skb, p, !f.ct) : judge_received4(skb, p, !f.ct);
 	if (ret)
 		return ret;

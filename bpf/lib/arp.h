@@ -25,10 +25,10 @@ ASSERT_SIZE(struct arp_ipv4, 28);
 
 /*
  * Turns a request into the reply that names mac. source: the only address that
- * may ask, 0 for any. Returns 0 with the reply in skb, or a DROP().
+ * may ask (0: none has any), NULL for any. Returns 0 with the reply in skb, or a DROP().
  */
 static __always_inline int arp_answer(struct __sk_buff *skb, struct packet *p, const __u8 *mac,
-				      __be32 source)
+				      const __be32 *source)
 {
 	const __u32 need = ETH_HLEN + sizeof(struct arp_ipv4);
 	struct arp_ipv4 *arp;
@@ -50,11 +50,13 @@ static __always_inline int arp_answer(struct __sk_buff *skb, struct packet *p, c
 	p->family = FAMILY_IPV4;
 	p->saddr.w[0] = arp->sender;
 	p->daddr.w[0] = target;
+	if (arp->operation != bpf_htons(ARP_REQUEST))
+		return DROP(DROP_ARP_IGNORED);
 	/* 0.0.0.0 asks whether an address is taken (RFC 5227). */
-	if (source && arp->sender != source && arp->sender)
+	if (source && arp->sender && arp->sender != *source)
 		return DROP(DROP_INVALID_SIP);
 	/* Nobody else has the asker's own address, and an answer needs none. */
-	if (arp->operation != bpf_htons(ARP_REQUEST) || target == arp->sender || target == source)
+	if (target == arp->sender || (source && target == *source))
 		return DROP(DROP_ARP_IGNORED);
 
 	arp->operation = bpf_htons(ARP_REPLY);

@@ -113,18 +113,3 @@ static __always_inline int find_sender(struct __sk_buff *skb, struct packet *p, 
 	}
 	return find_outside_sender(p, v6);
 }
-
-/*
- * Whether find_sender() would, without the work, come to the identity that a
- * side was judged for. For a packet against the flow's direction it is enough
- * that it would not refuse.
- */
-static __always_inline bool is_known_sender(struct __sk_buff *skb, const struct ct_side *side,
-					    bool reply)
-{
-	if (!skb->ingress_ifindex)
-		return reply || side->identity == ID_HOST;
-	if (mark_has_identity(skb->mark))
-		return reply || side->identity == identity_of_mark(skb->mark);
-	return side->identity != ID_HOST && !is_forged(side->identity);
-}

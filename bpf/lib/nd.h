@@ -8,8 +8,8 @@
 #include "packet.h"
 #include "parse.h"
 
-#define ND_OPTION_SOURCE_MAC 1
 #define ND_OPTION_TARGET_MAC 2
+#define ND_OPTION_LENGTH 8
 /* Router, solicited, override. */
 #define ND_FLAGS bpf_htonl(0xe0000000)
 #define ND_HOP_LIMIT 255
@@ -70,23 +70,25 @@ __noinline int nd_answer(struct __sk_buff *skb, struct packet *p, const struct e
 	struct nd_message *nd;
 	struct ethhdr *eth;
 	struct in6 target;
+	__u32 length;
 	__s64 sum;
 
 	if (!p || !ep)
 		return DROP(DROP_INVALID);
-	/* The option that names the asker's MAC may be missing or another: the answer has room for one. */
-	if (skb->len != need && bpf_skb_change_tail(skb, need, 0))
+	nd = frame_start(skb, ETH_HLEN + offsetof(struct nd_message, option));
+	if (!nd)
 		return DROP(DROP_INVALID);
-	eth = frame_start(skb, need);
-	if (!eth)
-		return DROP(DROP_INVALID);
-	nd = (void *)(eth + 1);
+	nd = (void *)nd + ETH_HLEN;
+	length = bpf_ntohs(nd->ip.payload_length);
 	p->family = FAMILY_IPV6;
 	p->saddr = nd->ip.saddr;
 	p->daddr = nd->ip.daddr;
 	p->flow_saddr = nd->ip.saddr;
 	p->protocol = IPPROTO_ICMPV6;
-	if (bpf_ntohs(nd->ip.payload_length) < ND_MESSAGE_LENGTH - 8 || nd->code ||
+	target = nd->target;
+	if ((nd->ip.version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
+	    length < ND_MESSAGE_LENGTH - ND_OPTION_LENGTH ||
+	    ETH_HLEN + sizeof(nd->ip) + length > skb->len || nd->code ||
 	    nd->ip.hop_limit != ND_HOP_LIMIT)
 		return DROP(DROP_INVALID);
 	/* The unspecified address asks whether an address is taken (RFC 4862). */
@@ -94,16 +96,23 @@ __noinline int nd_answer(struct __sk_buff *skb, struct packet *p, const struct e
 		return DROP(DROP_ND_IGNORED);
 	if (!in6_equal(&p->saddr, &ep->ipv6) && !is_link_local(&p->saddr))
 		return DROP(DROP_INVALID_SIP);
-	target = nd->target;
 	/* Nobody else has the asker's own address. */
 	if (in6_equal(&target, &ep->ipv6) || in6_equal(&target, &p->saddr))
 		return DROP(DROP_ND_IGNORED);
 
+	/* The option that names the asker's MAC may be missing or another: the answer has room for one. */
+	if (skb->len != need && bpf_skb_change_tail(skb, need, 0))
+		return DROP(DROP_INVALID);
+	eth = frame_start(skb, need);
+	if (!eth)
+		return DROP(DROP_INVALID);
+	nd = (void *)(eth + 1);
 	__builtin_memcpy(eth->h_dest, ep->pod_mac, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, ep->host_mac, ETH_ALEN);
 	nd->ip.payload_length = bpf_htons(ND_MESSAGE_LENGTH);
 	nd->ip.daddr = p->saddr;
 	nd->ip.saddr = target;
+	nd->target = target;
 	nd->type = ICMPV6_NEIGHBOUR_ADVERTISEMENT;
 	nd->code = 0;
 	nd->checksum = 0;

@@ -132,8 +132,10 @@ static __always_inline int parse_quoted_l4(struct packet *p, __u8 protocol, cons
  * the quoted packet, so it is a packet of that flow the other way.
  */
 static __always_inline int parse_icmp_error(struct __sk_buff *skb, struct packet *p, __u32 offset,
-					    const bool v6)
+					    __u32 length, const bool v6)
 {
+	/* Of the quote; padding behind the packet is none of it. */
+	__u32 most = length - L4_HEADER_MIN;
 	__be16 l4[4];
 
 	offset += L4_HEADER_MIN;
@@ -141,7 +143,8 @@ static __always_inline int parse_icmp_error(struct __sk_buff *skb, struct packet
 	if (v6) {
 		struct ipv6_header inner;
 
-		if (bpf_skb_load_bytes(skb, offset, &inner, sizeof(inner)) ||
+		if (most < sizeof(inner) + sizeof(l4) ||
+		    bpf_skb_load_bytes(skb, offset, &inner, sizeof(inner)) ||
 		    (inner.version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000))
 			return DROP(DROP_CT_INVALID_HDR);
 		/* Nobody but the sender of a packet has a use for an error about it. */
@@ -153,8 +156,10 @@ static __always_inline int parse_icmp_error(struct __sk_buff *skb, struct packet
 	} else {
 		struct iphdr inner;
 
-		if (bpf_skb_load_bytes(skb, offset, &inner, sizeof(inner)) || inner.version != 4 ||
-		    inner.ihl < 5 || inner.frag_off & bpf_htons(IP_OFFSET))
+		if (most < sizeof(inner) ||
+		    bpf_skb_load_bytes(skb, offset, &inner, sizeof(inner)) || inner.version != 4 ||
+		    inner.ihl < 5 || inner.frag_off & bpf_htons(IP_OFFSET) ||
+		    most < inner.ihl * 4 + sizeof(l4))
 			return DROP(DROP_CT_INVALID_HDR);
 		if (inner.saddr != p->daddr.w[0] ||
 		    bpf_skb_load_bytes(skb, offset + inner.ihl * 4, l4, sizeof(l4)))
@@ -165,7 +170,7 @@ static __always_inline int parse_icmp_error(struct __sk_buff *skb, struct packet
 }
 
 static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p, __u32 offset,
-				      const bool v6)
+				      __u32 length, const bool v6)
 {
 	struct icmp_header *icmp = l4_header(skb, offset, sizeof(*icmp));
 	__u8 type;
@@ -182,7 +187,7 @@ static __always_inline int parse_icmp(struct __sk_buff *skb, struct packet *p, _
 		return 0;
 	}
 	if (is_icmp_error(type, v6))
-		return parse_icmp_error(skb, p, offset, v6);
+		return parse_icmp_error(skb, p, offset, length, v6);
 	if (!v6)
 		return DROP(DROP_UNKNOWN_ICMP4_TYPE);
 	if ((type >= ICMPV6_MLD_FIRST && type <= ICMPV6_REDIRECT) || type == ICMPV6_MLD2_REPORT)
@@ -239,7 +244,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, struct packet *p, __u
 			break;
 		if (length < L4_HEADER_MIN)
 			return DROP(DROP_CT_INVALID_HDR);
-		return parse_icmp(skb, p, offset, v6);
+		return parse_icmp(skb, p, offset, length, v6);
 	}
 	return DROP(DROP_UNKNOWN_L4);
 }

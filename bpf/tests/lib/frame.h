@@ -217,16 +217,20 @@ static __always_inline void frame_parse(struct frame *f)
 /* Whether both frames have the same bytes from offset on, and the same length. */
 __noinline int frames_equal_from(struct frame *a, struct frame *b, __u32 offset)
 {
+	const __u64 *x, *y;
 	__u32 i;
 
 	if (!a || !b || a->length != b->length)
 		return 0;
-	for (i = 0; i < FRAME_MAX / 8; i++) {
-		if (offset + 8 > FRAME_MAX)
+	for (i = 0; i < FRAME_MAX / 32; i++) {
+		/* Past the end both are zero. */
+		if (offset + 32 > FRAME_MAX)
 			break;
-		if (*(__u64 *)frame_at(a, offset) != *(__u64 *)frame_at(b, offset))
+		x = frame_at(a, offset);
+		y = frame_at(b, offset);
+		if ((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]) | (x[3] ^ y[3]))
 			return 0;
-		offset += 8;
+		offset += 32;
 	}
 	return 1;
 }
