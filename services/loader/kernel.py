@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
@@ -253,11 +253,7 @@ class Kernel:
         with _refusals():
             self._datapath.failsafe_put(ports)
             self._datapath.host_policy(0, mac=node.host_mac, net_mac=node.net_mac)
-            exclude: Callable[[Sequence[str]], None] | None = getattr(
-                self._datapath, "masquerade_exclude", None
-            )
-            if exclude is not None:
-                exclude(node.masquerade_exclude)
+            self._datapath.masquerade_exclude(node.masquerade_exclude)
 
     def rebuild(self) -> None:
         """Compiles and loads the programs anew and replaces those of the node's devices."""

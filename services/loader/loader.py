@@ -7,6 +7,7 @@ import contextvars
 import fcntl
 import os
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ class Loader:
         not mend.
         """
         known = self._state.load_node()
+        if known is not None and not self._settings.node_ipv6:
+            # Found at each start: that there is another now, or none yet, keeps nobody from starting.
+            known = replace(known, ipv6=self._ipv6)
         if known is not None and (known.name, known.ipv4, known.ipv6, known.pool) != self._asked():
             known = None
         try:

@@ -64,3 +64,16 @@ def test_a_state_directory_that_cannot_be(rig: Rig) -> None:
 
 def test_a_setting_out_of_range(rig: Rig) -> None:
     assert "--vxlan-port is '0'; expected a whole number from 1 to 65535" in refused(rig, "--vxlan-port=0")
+
+
+def test_a_setting_that_makes_no_sense(rig: Rig) -> None:
+    line = refused(rig, "--masquerade-ports=80-90")
+    assert "FIMBRIA_MASQUERADE_PORTS is '80-90'; expected FIRST-LAST" in line
+
+
+def test_a_device_that_is_not_there(rig: Rig) -> None:
+    assert "FIMBRIA_DEVICES names eth7, and this node has no such device" in refused(rig, "--devices=eth7")
+
+
+def test_an_ipv6_address_of_no_device(rig: Rig) -> None:
+    assert "no device of this node has the address 2001:db8::99" in refused(rig, "--node-ipv6=2001:DB8::99")
