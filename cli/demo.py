@@ -229,6 +229,13 @@ def show_policy(lab: Lab) -> str:
     expect(get_page(lab, "shop/client") == PAGE, f"shop/client reads the page: {PAGE.strip()!r}")
     say()
     command("lab", "probe", "shop/stranger", "shop/web", "80/TCP", expected=errors.DENIED)
+    if 6 in lab.network.families:
+        say()
+        command("lab", "probe", "--family", "6", "shop/client", "shop/web", "80/TCP")
+        say()
+        command(
+            "lab", "probe", "--family", "6", "shop/stranger", "shop/web", "80/TCP", expected=errors.DENIED
+        )
     expect(get_page(lab, "shop/stranger") == "", "shop/stranger does not read it any more")
     denied = lab.probe("shop/stranger", "shop/web", 80, "TCP")
     expect("denied" in denied.reason, f"the datapath says why: {denied.reason}")
@@ -328,6 +335,7 @@ def host_state() -> dict[str, str]:
     return {
         "links": "\n".join(sorted(os.listdir("/sys/class/net"))),
         "routes": netns.ip("-4", "route", "show", "table", "all"),
+        "routes6": netns.ip("-6", "route", "show", "table", "all"),
         "forwarding": Path("/proc/sys/net/ipv4/ip_forward").read_text(),
     }
 

@@ -12,7 +12,7 @@ from cli.explain import protocol_number
 if TYPE_CHECKING:
     from cli.client import Cluster
 
-PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 132: "SCTP"}
+PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 VERDICTS = {
     loader_pb2.FLOW_VERDICT_FORWARDED: "forwarded",
     loader_pb2.FLOW_VERDICT_DROPPED: "dropped",
@@ -52,8 +52,8 @@ def _end(end: loader_pb2.FlowEnd) -> dict[str, Any]:
 
 def end_text(end: dict[str, Any]) -> str:
     """`shop/client (10.244.1.7:41004)`, or what is known of it."""
-    port = f":{end['port']}" if end["port"] else ""
-    where = f"{end['ip']}{port}"
+    ip = f"[{end['ip']}]" if end["port"] and ":" in end["ip"] else end["ip"]
+    where = f"{ip}:{end['port']}" if end["port"] else ip
     return f"{end['pod']} ({where})" if end["pod"] else f"{where} (identity {end['identity']})"
 
 

@@ -46,6 +46,7 @@ def list_endpoints(nodes: tuple[str, ...], output: str) -> None:
         ("id", "ENDPOINT"),
         ("pod", "POD"),
         ("ipv4", "IP"),
+        ("ipv6", "IPV6"),
         ("identity", "IDENTITY"),
         ("state", "STATE"),
         ("policy_revision", "POLICY"),
@@ -65,6 +66,7 @@ def _endpoint_row(item: loader_pb2.Endpoint) -> dict[str, Any]:
         "id": item.id,
         "pod": f"{item.pod_namespace}/{item.pod_name}",
         "ipv4": item.ipv4,
+        "ipv6": item.ipv6,
         "mac": item.mac,
         "identity": item.identity,
         "subject": item.subject,
@@ -79,6 +81,7 @@ def _endpoint_row(item: loader_pb2.Endpoint) -> dict[str, Any]:
         "netns": item.netns,
         "container_id": item.container_id,
         "create_time": item.create_time.ToJsonString(),
+        "rate": item.rate,
     }
 
 
@@ -160,16 +163,24 @@ def list_nodes(output: str) -> None:
         {
             "name": item.name,
             "ipv4": item.ipv4,
+            "ipv6": item.ipv6,
+            "addresses": _present(item.ipv4, item.ipv6),
             "pool": item.pool,
             "pod_cidrs": list(item.pod_cidrs),
             "router_ipv4": item.router_ipv4,
+            "router_ipv6": item.router_ipv6,
+            "routers": _present(item.router_ipv4, item.router_ipv6),
             "revision": item.revision,
             "create_time": item.create_time.ToJsonString(),
         }
         for item in listed
     ]
-    columns = [("name", "NODE"), ("ipv4", "ADDRESS"), ("pool", "POOL"), ("pod_cidrs", "POD CIDRS")]
-    print_rows(rows, [*columns, ("router_ipv4", "ROUTER")], output)
+    columns = [("name", "NODE"), ("addresses", "ADDRESS"), ("pool", "POOL"), ("pod_cidrs", "POD CIDRS")]
+    print_rows(rows, [*columns, ("routers", "ROUTER")], output)
+
+
+def _present(*addresses: str) -> list[str]:
+    return [address for address in addresses if address]
 
 
 @click.group()
@@ -193,10 +204,12 @@ def list_pools(output: str) -> None:
             "name": item.name,
             "cidrs": list(item.cidrs),
             "node_mask_size": item.node_mask_size,
+            "node_mask_size_ipv6": item.node_mask_size_ipv6,
+            "node_masks": [f"/{size}" for size in (item.node_mask_size, item.node_mask_size_ipv6) if size],
             "node_cidrs_total": item.node_cidrs_total,
             "node_cidrs_used": item.node_cidrs_used,
         }
         for item in listed
     ]
-    columns = [("name", "POOL"), ("cidrs", "CIDRS"), ("node_mask_size", "NODE MASK")]
+    columns = [("name", "POOL"), ("cidrs", "CIDRS"), ("node_masks", "NODE MASK")]
     print_rows(rows, [*columns, ("node_cidrs_used", "USED"), ("node_cidrs_total", "TOTAL")], output)

@@ -48,13 +48,48 @@ def lab() -> None:
 
 @lab.command()
 @click.option("--nodes", type=int, help="How many nodes (default 2; a lab that exists keeps its own).")
+@click.option(
+    "--routing",
+    type=click.Choice(["tunnel", "native"]),
+    help="How packets get to the pods of other nodes: in VXLAN (default), or routed as they are.",
+)
+@click.option("--endpoint-routes", is_flag=True, help="Give each pod a route of its own on its node.")
+@click.option("--no-masquerade", is_flag=True, help="Let pods reach the world with their own addresses.")
+@click.option("--ipv4-only", is_flag=True, help="No IPv6 (default: both, if the kernel has it).")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIMBRIA_NAME=VALUE",
+    help="Another setting of the loaders, see docs/settings.md; may be given again.",
+)
 @output_option()
 @options.dir_option
-def up(nodes: int | None, output: str) -> None:
-    """Start the lab, or what of it has died, and return when it is ready."""
+def up(
+    nodes: int | None,
+    routing: Any,
+    endpoint_routes: bool,
+    no_masquerade: bool,
+    ipv4_only: bool,
+    settings: tuple[str, ...],
+    output: str,
+) -> None:
+    """Start the lab, or what of it has died, and return when it is ready.
+
+    How the nodes are connected is said when the lab is made; a lab that exists keeps its own network.
+    """
+    from cli.lab.network import Asked, parse_settings
+
     started = time.monotonic()
     made = options.lab()
-    state = made.up(nodes)
+    asked = Asked(
+        routing=routing,
+        endpoint_routes=endpoint_routes or None,
+        masquerade=False if no_masquerade else None,
+        ipv6=False if ipv4_only else None,
+        settings=parse_settings(settings),
+    )
+    state = made.up(nodes, asked)
     if output == "json":
         print_json({"directory": str(made.paths.directory), **state, "processes": made.status()})
         return
@@ -220,22 +255,27 @@ def exec_(pod: str, command: tuple[str, ...]) -> None:
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.argument("port", metavar="PORT/PROTO")
+@click.option(
+    "--family", type=click.Choice(["4", "6"]), help="IP version (default 4, or that of an address given)."
+)
 @click.option("--timeout", type=float, default=0.5, show_default=True, help="Seconds to wait for an answer.")
 @output_option()
 @options.dir_option
-def probe(source: str, target: str, port: str, timeout: float, output: str) -> None:
+def probe(source: str, target: str, port: str, family: str | None, timeout: float, output: str) -> None:
     """Open one connection: allowed (exit code 0) or denied (4), and why.
 
-    FROM and TO are NS/NAME, @host (the node of the other end) or an IPv4 address. When nothing listens on
-    the port in TO, a listener is opened for the probe. Addresses of 192.0.2.0/24, 198.51.100.0/24,
-    203.0.113.0/24 and 198.18.0.0/15 stand for the world outside the cluster.
+    FROM and TO are NS/NAME, @host (the node of the other end), @outside (a host that has no route to pods)
+    or an address. When nothing listens on the port in TO, a listener is opened for the probe. Addresses of
+    192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 198.18.0.0/15 and 2001:db8::/32 stand for the world outside
+    the cluster.
     """
     from cli.lab.syntax import parse_port
 
     number, protocol = parse_port(port)
     if not 0 < timeout <= 60:
         raise BadInput(f"--timeout {timeout:g} is not valid: expected more than 0 and at most 60 seconds")
-    result = options.lab().probe(source, target, number, protocol, timeout=timeout)
+    version = int(family) if family else None
+    result = options.lab().probe(source, target, number, protocol, family=version, timeout=timeout)
     if output == "json":
         print_json(result.document())
     else:

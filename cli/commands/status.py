@@ -13,6 +13,8 @@ from cli.errors import CliError
 from cli.output import output_option, print_json, print_rows
 
 if TYPE_CHECKING:
+    from fimbria.loader.v1 import loader_pb2
+
     from cli.client import Cluster
 
 COLUMNS = [
@@ -25,6 +27,7 @@ COLUMNS = [
     ("ipcache_revision", "IPCACHE"),
     ("node_revision", "NODES"),
     ("endpoints", "ENDPOINTS"),
+    ("datapath", "DATAPATH"),
     ("target", "TARGET"),
     ("problem", "PROBLEM"),
 ]
@@ -121,6 +124,7 @@ def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int |
     row["endpoints"] = told.endpoints
     row["uptime"] = _duration(time.time() - told.start_time.seconds)
     row["lost_events"] = told.lost_events
+    row |= _datapath(told)
     for name, key in (
         ("policy", "policy_revision"),
         ("ipcache", "ipcache_revision"),
@@ -138,6 +142,37 @@ def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int |
         if not watch.connected
     ]
     row["problem"] = "; ".join(problems)
+
+
+def _datapath(told: loader_pb2.DatapathStatus) -> dict[str, Any]:
+    """What the node's datapath was set to, field by field, and in a word for each that is not as usual."""
+    from fimbria.loader.v1 import loader_pb2
+
+    routing = loader_pb2.RoutingMode.Name(told.routing_mode).removeprefix("ROUTING_MODE_").lower()
+    enforcement = loader_pb2.PolicyEnforcement.Name(told.policy_enforcement)
+    enforcement = enforcement.removeprefix("POLICY_ENFORCEMENT_").lower()
+    words = [routing]
+    for word, applies in (
+        ("endpoint-routes", told.endpoint_routes),
+        ("no-host-routing", not told.host_routing),
+        ("no-masquerade", not told.masquerade),
+        ("no-ipv6", not told.router_ipv6),
+        (f"policy-{enforcement}", enforcement != "default"),
+        ("audit", told.policy_audit),
+    ):
+        words += [word] if applies else []
+    return {
+        "datapath": words,
+        "node_ipv4": told.node_ipv4,
+        "node_ipv6": told.node_ipv6,
+        "routing_mode": routing,
+        "endpoint_routes": told.endpoint_routes,
+        "host_routing": told.host_routing,
+        "masquerade": told.masquerade,
+        "policy_enforcement": enforcement,
+        "policy_audit": told.policy_audit,
+        "devices": list(told.devices),
+    }
 
 
 def _duration(seconds: float) -> str:

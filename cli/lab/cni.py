@@ -7,6 +7,7 @@ import os
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,12 @@ def add(attachment: Attachment) -> dict[str, Any]:
             f"the CNI plugin answered ADD without an address: {result!r}", reason="CNI_RESULT_INVALID"
         )
     return result
+
+
+def addresses(result: Mapping[str, Any]) -> tuple[str, ...]:
+    """The addresses of an ADD's result, without their prefix lengths, IPv4's first."""
+    found = [ip_interface(item["address"]).ip for item in result["ips"]]
+    return tuple(str(address) for address in sorted(found, key=lambda address: address.version))
 
 
 def delete(attachment: Attachment) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from cli.errors import BadInput, CliError, ServiceUnavailable
 from cli.lab import directory, preflight, processes, sweep, underlay
 from cli.lab.files import locked, read_json, write_json
+from cli.lab.network import Asked, Network, choose, of_state
 from cli.lab.paths import LabPaths
 from cli.lab.pods import Pod, PodStore
 from cli.lab.process import ProcessId
@@ -51,17 +52,17 @@ class Lab:
 
     # -- the whole -------------------------------------------------------------------------------------------
 
-    def up(self, nodes: int | None = None) -> dict[str, Any]:
+    def up(self, nodes: int | None = None, network: Asked = Asked()) -> dict[str, Any]:
         """Start what does not run and return when everything serves; the state. Any number of times.
 
-        Raises BadInput for a directory that is not a lab's or fewer nodes than there are, CliError when the
-        machine lacks something or a process does not start.
+        Raises BadInput for a directory that is not a lab's, fewer nodes than there are or another network
+        than there is, CliError when the machine lacks something or a process does not start.
         """
         if nodes is not None and not 1 <= nodes <= underlay.MOST_NODES:
             raise BadInput(f"--nodes {nodes} is not valid: expected 1 to {underlay.MOST_NODES}")
         preflight.check()
         with directory.claimed(self.paths, underlay.node_name(underlay.MOST_NODES)) as lock:
-            state = self._state(nodes)
+            state = self._state(nodes, network)
             self._start(state["nodes"], lock)
             self._settle()
             return state
@@ -76,6 +77,14 @@ class Lab:
     @property
     def nodes(self) -> list[str]:
         """Names of the nodes. ServiceUnavailable when there is no lab."""
+        return list(self._stored()["nodes"])
+
+    @property
+    def network(self) -> Network:
+        """How the nodes are connected. ServiceUnavailable when there is no lab."""
+        return of_state(self._stored())
+
+    def _stored(self) -> dict[str, Any]:
         state = read_json(self.paths.state)
         if state is None:
             raise ServiceUnavailable(
@@ -83,12 +92,15 @@ class Lab:
                 reason="NO_CLUSTER",
                 hint="`fimbria lab up` starts one",
             )
-        return list(state["nodes"])
+        return dict(state)
+
+    def _specs(self) -> list[processes.ProcessSpec]:
+        return processes.specs(self.paths, self.nodes, self.network)
 
     def status(self) -> list[dict[str, Any]]:
         """Every process: name, pid, whether it runs and serves, where it listens, its log."""
         rows = []
-        for spec in processes.specs(self.paths, self.nodes):
+        for spec in self._specs():
             found = processes.running(self.paths, spec)
             told = read_json(self.paths.ready(spec.name)) or {}
             rows.append(
@@ -109,7 +121,7 @@ class Lab:
 
     def process(self, name: str) -> ProcessId:
         """The running process of a service or a node's loader; CliError when it is dead."""
-        for spec in processes.specs(self.paths, self.nodes):
+        for spec in self._specs():
             if spec.name == name and (found := processes.running(self.paths, spec)):
                 return found
         raise CliError(f"{name} does not run", reason="PROCESS_DEAD", hint="`fimbria lab up` starts it")
@@ -161,20 +173,34 @@ class Lab:
         return self.runtime.command(parse_pod(pod), arguments, **options)
 
     def probe_many(
-        self, probes: Sequence[tuple[str, str, int, str]], *, timeout: float | None = None
+        self,
+        probes: Sequence[tuple[str, str, int, str]],
+        *,
+        family: int | None = None,
+        timeout: float | None = None,
     ) -> Sequence[ProbeResult]:
-        """Try connections (from, to, port, protocol), all at once; verdicts without reasons."""
+        """Try connections (from, to, port, protocol), all at once; verdicts without reasons.
+
+        `family` is 4 or 6; None is that of the address that a probe names, else 4.
+        """
         from cli.lab import probing
 
-        return probing.probe_many(self, probes, timeout=timeout)
+        return probing.probe_many(self, probes, family=family, timeout=timeout)
 
     def probe(
-        self, source: str, target: str, port: int, protocol: str, *, timeout: float | None = None
+        self,
+        source: str,
+        target: str,
+        port: int,
+        protocol: str,
+        *,
+        family: int | None = None,
+        timeout: float | None = None,
     ) -> ProbeResult:
         """Try one connection; allowed or denied, and why."""
         from cli.lab import probing
 
-        return probing.probe(self, source, target, port, protocol, timeout=timeout)
+        return probing.probe(self, source, target, port, protocol, family=family, timeout=timeout)
 
     @property
     def cluster(self) -> Cluster:
@@ -216,8 +242,9 @@ class Lab:
                 hint="`fimbria lab up` starts one",
             ) from error
 
-    def _state(self, nodes: int | None) -> dict[str, Any]:
+    def _state(self, nodes: int | None, asked: Asked) -> dict[str, Any]:
         state = read_json(self.paths.state)
+        network = choose(state, asked)
         had = len(state["nodes"]) if state else 0
         wanted = nodes if nodes is not None else had or DEFAULT_NODES
         if wanted < had:
@@ -228,7 +255,12 @@ class Lab:
             )
         if state is None or wanted != had:
             names = [underlay.node_name(number) for number in range(1, wanted + 1)]
-            state = {"version": STATE_VERSION, "lab": self.paths.id, "nodes": names}
+            state = {
+                "version": STATE_VERSION,
+                "lab": self.paths.id,
+                "nodes": names,
+                "network": network.stored(),
+            }
             write_json(self.paths.state, state)
         return dict(state)
 
@@ -236,7 +268,7 @@ class Lab:
         """Start the processes that do not run, and wait until all serve."""
         for node in nodes:
             self.paths.cni_queue(node).mkdir(mode=0o700, parents=True, exist_ok=True)
-        wanted = processes.specs(self.paths, nodes)
+        wanted = self._specs()
         for _ in range(START_ATTEMPTS):
             if self._start_dead(wanted, lock):
                 return
@@ -246,7 +278,8 @@ class Lab:
         """Start what is dead and wait; False if one that ran before has died or lost its namespace."""
         start = processes.Start(self.paths, processes.dead(self.paths, wanted), lock)
         try:
-            underlay.ensure(self.paths, [spec.name for spec in wanted if spec.netns])
+            nodes = [spec.name for spec in wanted if spec.netns]
+            underlay.ensure(self.paths, nodes, self.network.families)
             if start.wanted != processes.dead(self.paths, wanted):
                 # A node's namespace had to be made again: its loader lives in the old one.
                 processes.end_stale(self.paths, wanted)
@@ -292,7 +325,7 @@ class Lab:
 
     def _revive(self) -> None:
         """Start again what has died, as `up` would."""
-        wanted = processes.specs(self.paths, self.nodes)
+        wanted = self._specs()
         if not all(processes.ready(self.paths, spec) for spec in wanted):
             self.up()
 

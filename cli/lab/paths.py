@@ -131,6 +131,11 @@ class LabPaths:
     def underlay_netns(self) -> str:
         return f"{self.netns_prefix}net"
 
+    @property
+    def outside_netns(self) -> str:
+        """The host that is outside of the cluster."""
+        return f"{self.netns_prefix}outside"
+
     def node_netns(self, node: str) -> str:
         return f"{self.netns_prefix}{node}"
 

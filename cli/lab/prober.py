@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cli.lab import netns, sctp
 
@@ -29,6 +30,8 @@ AT_ONCE = 400
 _IP_PKTINFO = 8
 # struct in_pktinfo: interface index, local address, destination address of the header.
 _PKTINFO = struct.Struct("=i4s4s")
+# struct in6_pktinfo: local address, interface index.
+_PKTINFO6 = struct.Struct("=16si")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Attempt:
     """Namespace in which a listener is opened unless something listens there already."""
     source_address: str = ""
     """Address to send from; empty lets routing choose."""
+
+    @property
+    def family(self) -> socket.AddressFamily:
+        return socket.AF_INET6 if ":" in self.address else socket.AF_INET
 
 
 @dataclass(frozen=True)
@@ -124,24 +131,29 @@ class _Round:
         return [result for result in self._results if result is not None]
 
     def _listen(self) -> None:
-        wanted: dict[Path, set[tuple[str, int]]] = {}
+        wanted: dict[Path, set[tuple[socket.AddressFamily, str, int]]] = {}
         for attempt in self._attempts:
             if attempt.target is not None:
-                wanted.setdefault(attempt.target, set()).add((attempt.protocol, attempt.port))
+                asked = (attempt.family, attempt.protocol, attempt.port)
+                wanted.setdefault(attempt.target, set()).add(asked)
         for path, ports in wanted.items():
             netns.enter_path(path)
-            for protocol, port in sorted(ports):
+            raw: dict[socket.AddressFamily, set[int]] = {}
+            for family, protocol, port in sorted(ports):
                 if protocol == "TCP":
-                    self._listen_tcp(port)
+                    self._listen_tcp(family, port)
                 elif protocol == "UDP":
-                    self._listen_udp(port)
-            numbers = {port for protocol, port in ports if protocol == "SCTP"}
-            if numbers:
-                self._listen_sctp(numbers)
+                    self._listen_udp(family, port)
+                else:
+                    raw.setdefault(family, set()).add(port)
+            for family, numbers in raw.items():
+                self._listen_sctp(family, numbers)
 
-    def _socket(self, kind: int, protocol: int = 0) -> socket.socket:
-        made = socket.socket(socket.AF_INET, kind | socket.SOCK_NONBLOCK, protocol)
+    def _socket(self, family: socket.AddressFamily, kind: int, protocol: int = 0) -> socket.socket:
+        made = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
         self._stack.callback(made.close)
+        if family == socket.AF_INET6 and kind != socket.SOCK_RAW:
+            made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         return made
 
     def _bind(self, listener: socket.socket, port: int) -> bool:
@@ -154,8 +166,8 @@ class _Round:
                 raise
             return False
 
-    def _listen_tcp(self, port: int) -> None:
-        listener = self._socket(socket.SOCK_STREAM)
+    def _listen_tcp(self, family: socket.AddressFamily, port: int) -> None:
+        listener = self._socket(family, socket.SOCK_STREAM)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if not self._bind(listener, port):
             return
@@ -173,9 +185,9 @@ class _Round:
 
         self._selector.register(listener, selectors.EVENT_READ, accept)
 
-    def _listen_udp(self, port: int) -> None:
-        listener = self._socket(socket.SOCK_DGRAM)
-        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    def _listen_udp(self, family: socket.AddressFamily, port: int) -> None:
+        listener = self._socket(family, socket.SOCK_DGRAM)
+        _tell_destination(listener)
         if not self._bind(listener, port):
             return
 
@@ -187,17 +199,19 @@ class _Round:
 
         self._selector.register(listener, selectors.EVENT_READ, echo)
 
-    def _listen_sctp(self, ports: set[int]) -> None:
-        listener = self._socket(socket.SOCK_RAW, sctp.PROTOCOL)
-        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+    def _listen_sctp(self, family: socket.AddressFamily, ports: set[int]) -> None:
+        listener = self._socket(family, socket.SOCK_RAW, sctp.PROTOCOL)
+        _tell_destination(listener)
 
         def answer() -> None:
             with contextlib.suppress(OSError):
                 while True:
                     data, asked, _, peer = listener.recvmsg(2048, 64)
-                    packet = sctp.parse(data)
+                    packet = _sctp_packet(family, data, peer)
                     if packet is not None and packet.is_init and packet.destination_port in ports:
-                        listener.sendmsg([sctp.init_ack(packet, _tag())], _answering(asked), 0, peer)
+                        # A raw socket's address has no port.
+                        back = (peer[0], 0, *peer[2:])
+                        listener.sendmsg([sctp.init_ack(packet, _tag())], _answering(asked), 0, back)
 
         self._selector.register(listener, selectors.EVENT_READ, answer)
 
@@ -208,19 +222,19 @@ class _Round:
         start = {"TCP": self._connect_tcp, "UDP": self._send_udp}
         for path, indices in by_source.items():
             netns.enter_path(path)
-            raw: dict[str, list[int]] = {}
+            raw: dict[tuple[socket.AddressFamily, str], list[int]] = {}
             for index in indices:
                 attempt = self._attempts[index]
                 if attempt.protocol == "SCTP":
-                    raw.setdefault(attempt.source_address, []).append(index)
+                    raw.setdefault((attempt.family, attempt.source_address), []).append(index)
                     continue
                 self._begin(index)
                 try:
                     start[attempt.protocol](index, attempt)
                 except OSError as error:
                     self._finish(index, False, os.strerror(error.errno or 0).lower())
-            for address, members in raw.items():
-                self._send_sctp(address, members)
+            for (family, address), members in raw.items():
+                self._send_sctp(family, address, members)
 
     def _begin(self, index: int) -> None:
         self._begun[index] = time.monotonic()
@@ -233,7 +247,7 @@ class _Round:
             self._results[index] = Outcome(reached, how, self._ports[index], seconds)
 
     def _connect_tcp(self, index: int, attempt: Attempt) -> None:
-        client = self._socket(socket.SOCK_STREAM)
+        client = self._socket(attempt.family, socket.SOCK_STREAM)
         # Close with RST: no TIME_WAIT is left in the pod, and no half-closed connection in the datapath.
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         if attempt.source_address:
@@ -260,7 +274,7 @@ class _Round:
             self._finish(index, False, os.strerror(code).lower())
 
     def _send_udp(self, index: int, attempt: Attempt) -> None:
-        client = self._socket(socket.SOCK_DGRAM)
+        client = self._socket(attempt.family, socket.SOCK_DGRAM)
         client.bind((attempt.source_address, 0))
         client.connect((attempt.address, attempt.port))
         self._ports[index] = client.getsockname()[1]
@@ -288,8 +302,8 @@ class _Round:
         send()
         self._again.append(send)
 
-    def _send_sctp(self, source_address: str, indices: list[int]) -> None:
-        client = self._socket(socket.SOCK_RAW, sctp.PROTOCOL)
+    def _send_sctp(self, family: socket.AddressFamily, source_address: str, indices: list[int]) -> None:
+        client = self._socket(family, socket.SOCK_RAW, sctp.PROTOCOL)
         if source_address:
             client.bind((source_address, 0))
         # One raw socket sees every answer of the namespace: a port for each attempt tells them apart.
@@ -311,7 +325,7 @@ class _Round:
         def receive() -> None:
             with contextlib.suppress(BlockingIOError):
                 while True:
-                    packet = sctp.parse(client.recv(2048))
+                    packet = _sctp_packet(family, *client.recvfrom(2048))
                     if packet is None or packet.is_init or packet.destination_port not in by_port:
                         continue
                     index = by_port[packet.destination_port]
@@ -324,6 +338,14 @@ class _Round:
         self._again.append(send)
 
 
+def _tell_destination(listener: socket.socket) -> None:
+    """Have received packets tell which address they came to."""
+    if listener.family == socket.AF_INET6:
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    else:
+        listener.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+
+
 def _answering(asked: list[tuple[int, int, bytes]]) -> list[tuple[int, int, bytes]]:
     """Control messages that make an answer come from the address that was asked.
 
@@ -333,7 +355,14 @@ def _answering(asked: list[tuple[int, int, bytes]]) -> list[tuple[int, int, byte
         if (level, kind) == (socket.IPPROTO_IP, _IP_PKTINFO):
             _, local, _ = _PKTINFO.unpack_from(data)
             return [(level, kind, _PKTINFO.pack(0, local, bytes(4)))]
+        if (level, kind) == (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO):
+            local, _ = _PKTINFO6.unpack_from(data)
+            return [(level, kind, _PKTINFO6.pack(local, 0))]
     return []
+
+
+def _sctp_packet(family: socket.AddressFamily, data: bytes, peer: tuple[Any, ...]) -> sctp.Packet | None:
+    return sctp.parse(sctp.without_ipv4_header(data) if family == socket.AF_INET else data, str(peer[0]))
 
 
 def _tag() -> int:

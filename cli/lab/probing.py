@@ -21,12 +21,14 @@ from cli.lab.syntax import parse_pod
 if TYPE_CHECKING:
     from cli.lab.lab import Lab
 
-# Given to the world outside for as long as a probe from or to them lasts (RFC 5737, RFC 2544).
+# Given to the world outside for as long as a probe from or to them lasts (RFC 5737, RFC 2544, RFC 3849).
 OUTSIDE = tuple(
     ipaddress.ip_network(text)
-    for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15")
+    for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15", "2001:db8::/32")
 )
 HOST = "@host"
+# The host that has no route to pods.
+OUTSIDE_HOST = "@outside"
 # How long the loaders may take to tell about a packet that has been seen.
 FLOW_WAIT = 0.5
 
@@ -77,11 +79,15 @@ class ProbeResult:
 
 
 class Ends:
-    """Resolves what the user wrote to the ends of probes."""
+    """Resolves what the user wrote to the ends of probes of one family, 4 or 6. None is that of the address
+    that one of the ends is, else 4.
+    """
 
-    def __init__(self, lab: Lab) -> None:
+    def __init__(self, lab: Lab, family: int | None = None) -> None:
         self._lab = lab
         self._nodes = lab.nodes
+        self._families = lab.network.families
+        self._asked = family
         self._pods = {str(pod.ref): pod for pod in lab.runtime.store.all() if pod.state == "ready"}
         self._by_ip = {ip: pod for pod in self._pods.values() for ip in pod.ips}
 
@@ -89,44 +95,74 @@ class Ends:
         """Both ends. BadInput for what is no end, CliError (POD_NOT_FOUND) for a pod that is not there."""
         if source == HOST and target == HOST:
             raise BadInput("@host is the node of the other end: the other end has to be a pod")
-        first = None if source == HOST else self._end(source, "FROM")
-        second = None if target == HOST else self._end(target, "TO")
-        first = first or self._host(second)
-        second = second or self._host(first)
+        family = self._family(source, target)
+        first = None if source == HOST else self._end(source, "FROM", family)
+        second = None if target == HOST else self._end(target, "TO", family)
+        first = first or self._host(second, family)
+        second = second or self._host(first, family)
         if first.netns is None:
             ranges = ", ".join(str(network) for network in OUTSIDE)
             raise BadInput(f"FROM {source!r} is not valid: no end of the lab, and not in {ranges}")
         return first, second
 
-    def _host(self, other: End | None) -> End:
+    def _family(self, source: str, target: str) -> int:
+        named = {address.version for address in (_address(source), _address(target)) if address is not None}
+        if len(named | ({self._asked} - {None})) > 1:
+            asked = "" if self._asked is None else f", and --family is {self._asked}"
+            raise BadInput(f"FROM {source!r} and TO {target!r} are not of one family{asked}")
+        family = self._asked or next(iter(named), 4)
+        if family not in self._families:
+            raise BadInput(f"the lab has no IPv{family}", reason="FAMILY_MISSING")
+        return family
+
+    def _host(self, other: End | None, family: int) -> End:
         if other is None or not other.node:
             raise BadInput("@host is the node of the other end: the other end has to be a pod")
-        return self._of_node(HOST, other.node)
+        return self._of_node(HOST, other.node, family)
 
-    def _of_node(self, text: str, node: str) -> End:
+    def _of_node(self, text: str, node: str, family: int) -> End:
         path = netns_path(self._lab.paths.node_netns(node))
-        return End(text, underlay.node_address(node), path, node=node)
+        return End(text, underlay.node_address(node, family), path, node=node)
 
-    def _end(self, text: str, field_name: str) -> End:
+    def _end(self, text: str, field_name: str, family: int) -> End:
         if "/" in text:
             ref = parse_pod(text, field_name)
             pod = self._pods.get(str(ref)) or self._lab.runtime.store.get(ref)
-            return End(text, pod.ips[0], pod.netns_path, node=pod.node, pod=pod)
-        try:
-            address = ipaddress.IPv4Address(text)
-        except ValueError:
+            return End(text, _pod_address(pod, family), pod.netns_path, node=pod.node, pod=pod)
+        outside_host = underlay.OUTSIDE_HOST[family]
+        if text == OUTSIDE_HOST:
+            text = outside_host
+        address = _address(text)
+        if address is None:
             raise BadInput(
-                f"{field_name} {text!r} is not valid: expected NAMESPACE/NAME, @host or an IPv4 address"
-            ) from None
-        if found := self._by_ip.get(text):
-            return End(text, text, found.netns_path, node=found.node, pod=found)
+                f"{field_name} {text!r} is not valid: expected NAMESPACE/NAME, @host, @outside or an address"
+            )
+        known = str(address)
+        if found := self._by_ip.get(known):
+            return End(text, known, found.netns_path, node=found.node, pod=found)
         for node in self._nodes:
-            if underlay.node_address(node) == text:
-                return self._of_node(text, node)
+            if underlay.node_address(node, family) == known:
+                return self._of_node(text, node, family)
+        if known == outside_host:
+            return End(text, known, netns_path(self._lab.paths.outside_netns))
         outside = any(address in network for network in OUTSIDE)
-        if outside or text == underlay.GATEWAY:
-            return End(text, text, netns_path(self._lab.paths.underlay_netns), outside=outside)
-        return End(text, text, None)
+        if outside or known == underlay.GATEWAY[family]:
+            return End(text, known, netns_path(self._lab.paths.underlay_netns), outside=outside)
+        return End(text, known, None)
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _pod_address(pod: Pod, family: int) -> str:
+    for ip in pod.ips:
+        if ipaddress.ip_address(ip).version == family:
+            return ip
+    raise CliError(f"pod {pod.ref} has no IPv{family} address", reason="FAMILY_MISSING")
 
 
 @contextlib.contextmanager
@@ -138,13 +174,14 @@ def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
     for address in addresses:
         with contextlib.suppress(CliError):
             # Another probe may have added it, and will take it away.
-            netns.ip("addr", "add", f"{address}/32", "dev", "lo", netns=name)
-            added.append(address)
+            prefix = f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
+            netns.ip("addr", "add", prefix, "dev", "lo", netns=name)
+            added.append(prefix)
     try:
         yield
     finally:
-        for address in added:
-            netns.ip("addr", "del", f"{address}/32", "dev", "lo", netns=name)
+        for prefix in added:
+            netns.ip("addr", "del", prefix, "dev", "lo", netns=name)
 
 
 def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
@@ -155,10 +192,14 @@ def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
 
 
 def probe_many(
-    lab: Lab, probes: Sequence[tuple[str, str, int, str]], *, timeout: float | None = None
+    lab: Lab,
+    probes: Sequence[tuple[str, str, int, str]],
+    *,
+    family: int | None = None,
+    timeout: float | None = None,
 ) -> list[ProbeResult]:
     """Try all `probes` at once; the verdicts, without reasons."""
-    ends = Ends(lab)
+    ends = Ends(lab, family)
     pairs = [ends.pair(source, target) for source, target, _, _ in probes]
     attempts = [
         _attempt(first, second, port, protocol.upper())
@@ -188,11 +229,18 @@ def _result(pair: tuple[End, End], probe: tuple[str, str, int, str], outcome: Ou
 
 
 def probe(
-    lab: Lab, source: str, target: str, port: int, protocol: str, *, timeout: float | None = None
+    lab: Lab,
+    source: str,
+    target: str,
+    port: int,
+    protocol: str,
+    *,
+    family: int | None = None,
+    timeout: float | None = None,
 ) -> ProbeResult:
     """Try one connection, and ask the loaders and the policy service why it went as it did."""
-    pair = Ends(lab).pair(source, target)
-    (result,) = probe_many(lab, [(source, target, port, protocol)], timeout=timeout)
+    pair = Ends(lab, family).pair(source, target)
+    (result,) = probe_many(lab, [(source, target, port, protocol)], family=family, timeout=timeout)
     notes: list[str] = []
     flows = _flows(lab, pair, result, notes)
     explain = _explain(lab, pair, result, notes)

@@ -14,11 +14,13 @@ from typing import Any
 from cli.errors import CliError
 from cli.lab import netns, process, underlay
 from cli.lab.files import read_json
+from cli.lab.network import Network
 from cli.lab.paths import CLUSTER_SERVICES, MARK, REPOSITORY, LabPaths, netns_path
 from cli.lab.process import ProcessId
 
 READY_TIMEOUT = 30.0
-POOL_CIDR = "10.244.0.0/16"
+# By IP version.
+POOL_CIDRS = {4: "10.244.0.0/16", 6: "fd00:10:244::/56"}
 # Compiled BPF objects, named by content: they outlive a lab, as other build products do.
 OBJECT_CACHE = REPOSITORY / "build" / "bpf-cache"
 # What the user may set for all processes of a lab; the lab sets everything else itself.
@@ -35,10 +37,10 @@ class ProcessSpec:
     netns: str = ""
 
 
-def specs(paths: LabPaths, nodes: Iterable[str]) -> list[ProcessSpec]:
+def specs(paths: LabPaths, nodes: Iterable[str], network: Network) -> list[ProcessSpec]:
     """All processes of a lab with these nodes."""
-    return [_service(paths, service) for service in CLUSTER_SERVICES] + [
-        _loader(paths, node) for node in nodes
+    return [_service(paths, service, network) for service in CLUSTER_SERVICES] + [
+        _loader(paths, node, network) for node in nodes
     ]
 
 
@@ -51,23 +53,24 @@ def _common(paths: LabPaths, name: str) -> dict[str, str]:
     }
 
 
-def _service(paths: LabPaths, service: str) -> ProcessSpec:
+def _service(paths: LabPaths, service: str, network: Network) -> ProcessSpec:
     environ = _common(paths, service) | {
         "FIMBRIA_LISTEN": f"{paths.target(service)},127.0.0.1:0",
         "FIMBRIA_DATABASE_URL": f"sqlite:///{paths.data / service}.db",
     }
     if service == "ipam":
-        environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"] = POOL_CIDR
+        environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"] = ",".join(POOL_CIDRS[each] for each in network.families)
     if service == "policy":
         environ["FIMBRIA_IDENTITY_TARGET"] = paths.target("identity")
     return ProcessSpec(service, f"services.{service}", environ)
 
 
-def _loader(paths: LabPaths, node: str) -> ProcessSpec:
+def _loader(paths: LabPaths, node: str, network: Network) -> ProcessSpec:
     environ = _common(paths, node) | {
+        **network.environ,
         "FIMBRIA_LISTEN": paths.target(node),
         "FIMBRIA_NODE_NAME": node,
-        "FIMBRIA_NODE_IPV4": underlay.node_address(node),
+        **{f"FIMBRIA_NODE_IPV{each}": underlay.node_address(node, each) for each in network.families},
         "FIMBRIA_STATE_DIR": str(paths.node(node)),
         "FIMBRIA_PIN_DIR": str(paths.pin_dir(node)),
         "FIMBRIA_CACHE_DIR": str(OBJECT_CACHE),

@@ -70,7 +70,7 @@ class Runtime:
         netns.delete(pod.netns)
         netns.create(pod.netns)
         result = cni.add(pod.attachment(self._paths, self.store.namespace_labels(pod.ref.namespace)))
-        ips = tuple(str(item["address"]).partition("/")[0] for item in result["ips"])
+        ips = cni.addresses(result)
         endpoint = self._endpoint(pod)
         self.settle(endpoint.ipcache_revision)
         return dataclasses.replace(pod, state="ready", ips=ips, endpoint_id=endpoint.id, result=result)

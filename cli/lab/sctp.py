@@ -73,15 +73,18 @@ def _packet(source_port: int, destination_port: int, tag: int, chunk: int, body:
     return _HEADER.pack(source_port, destination_port, tag, swapped) + tail
 
 
-def parse(data: bytes) -> Packet | None:
-    """The packet in `data`, which begins with its IPv4 header; None if it is not whole."""
-    if len(data) < 20:
-        return None
-    start = (data[0] & 15) * 4
-    body = start + _HEADER.size + _CHUNK.size
+def parse(data: bytes, source: str) -> Packet | None:
+    """The packet in `data`, without its IP header, that came from the address `source`; None if it is not
+    whole.
+    """
+    body = _HEADER.size + _CHUNK.size
     if len(data) < body + 4:
         return None
-    source_port, destination_port, _, _ = _HEADER.unpack_from(data, start)
+    source_port, destination_port, _, _ = _HEADER.unpack_from(data)
     (tag,) = struct.unpack_from("!I", data, body)
-    source = ".".join(str(byte) for byte in data[12:16])
-    return Packet(source, source_port, destination_port, data[start + _HEADER.size], tag)
+    return Packet(source, source_port, destination_port, data[_HEADER.size], tag)
+
+
+def without_ipv4_header(data: bytes) -> bytes:
+    """What a raw IPv4 socket receives, without the header; empty when that is not whole."""
+    return data[(data[0] & 15) * 4 :] if len(data) >= 20 else b""

@@ -41,7 +41,7 @@ def test_down_removes_all_and_may_be_said_again(new_lab: Callable[..., Lab]) -> 
     lab.run(WEB, labels=["app=web"])
     child = lab.command(WEB, ["sleep", "60"])
     swept = lab.down()
-    assert swept.processes >= 6 and len(swept.namespaces) == 4
+    assert swept.processes >= 6 and len(swept.namespaces) == 5
     assert child.wait(5) == -9
     assert sweep.leftovers(lab.paths) == []
     assert not lab.paths.directory.exists()

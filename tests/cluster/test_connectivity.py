@@ -10,6 +10,7 @@ from itertools import permutations
 import pytest
 
 from cli.__main__ import run
+from cli.errors import BadInput
 from cli.lab import netns
 from cli.lab.lab import Lab
 from tests.cluster.conftest import CLIENT, STRANGER, WEB
@@ -17,21 +18,27 @@ from tests.cluster.conftest import CLIENT, STRANGER, WEB
 pytestmark = pytest.mark.cluster
 
 
+@pytest.mark.parametrize("family", [4, 6])
 @pytest.mark.parametrize("protocol", ["TCP", "UDP", "SCTP"])
-def test_every_pod_reaches_every_other_within_a_node_and_across(shop: Lab, protocol: str) -> None:
+def test_every_pod_reaches_every_other_within_a_node_and_across(
+    shop: Lab, protocol: str, family: int
+) -> None:
     pairs = list(permutations((WEB, CLIENT, STRANGER), 2))
-    results = shop.probe_many([(source, target, 80, protocol) for source, target in pairs])
+    results = shop.probe_many([(source, target, 80, protocol) for source, target in pairs], family=family)
     assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
+    assert all((":" in r.target_ip) == (family == 6) for r in results)
 
 
-def test_the_node_reaches_its_pods_and_they_reach_it(shop: Lab) -> None:
+@pytest.mark.parametrize("family", [4, 6])
+def test_the_node_reaches_its_pods_and_they_reach_it(shop: Lab, family: int) -> None:
     results = shop.probe_many(
         [
             ("@host", WEB, 80, "TCP"),
             ("@host", CLIENT, 80, "UDP"),
             (WEB, "@host", 80, "TCP"),
             (CLIENT, "@host", 80, "UDP"),
-        ]
+        ],
+        family=family,
     )
     assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
 
@@ -42,15 +49,31 @@ def test_pods_reach_the_world_outside_and_are_reached_from_there(shop: Lab) -> N
             (WEB, "198.51.100.7", 80, "TCP"),
             ("198.18.0.1", CLIENT, 80, "UDP"),
             (CLIENT, "172.31.0.1", 80, "TCP"),
+            (WEB, "2001:db8::7", 80, "TCP"),
+            ("2001:db8:1::1", CLIENT, 80, "UDP"),
+            (CLIENT, "fd00:ac1f::1", 80, "TCP"),
         ]
     )
     assert [(r.source, r.target, r.how) for r in results if not r.allowed] == []
     # The addresses were borrowed for the probe.
-    assert "198.51.100.7" not in netns.ip("-4", "addr", netns=shop.paths.underlay_netns)
+    assert not {"198.51.100.7", "2001:db8::7"} & set(
+        netns.ip("addr", netns=shop.paths.underlay_netns).split()
+    )
 
 
-def test_a_pod_reaches_itself(shop: Lab) -> None:
-    assert shop.probe_many([(WEB, WEB, 80, "TCP")])[0].allowed
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_pod_reaches_itself(shop: Lab, family: int) -> None:
+    assert shop.probe_many([(WEB, WEB, 80, "TCP")], family=family)[0].allowed
+
+
+def test_a_probe_has_one_family(shop: Lab) -> None:
+    for probe, family in (
+        (("198.18.0.1", "2001:db8::1", 80, "TCP"), None),
+        ((WEB, "2001:db8::1", 80, "TCP"), 4),
+        ((shop.pods()[0]["ips"][1], WEB, 80, "TCP"), 4),
+    ):
+        with pytest.raises(BadInput, match="not of one family"):
+            shop.probe_many([probe], family=family)
 
 
 def test_the_list_tells_where_a_pod_is_and_who(shop: Lab) -> None:
@@ -60,11 +83,16 @@ def test_the_list_tells_where_a_pod_is_and_who(shop: Lab) -> None:
     assert web["labels"] == {"app": "web"}
     assert web["identity"] >= 256 and web["endpoint_id"] >= 1
     assert len({row["identity"] for row in rows.values()}) == 3
-    shown = json.loads(netns.ip("-j", "-4", "addr", "show", "eth0", netns=web["netns"].rpartition("/")[2]))
-    assert [info["local"] for info in shown[0]["addr_info"]] == web["ips"]
-    routes = json.loads(netns.ip("-j", "route", "show", "default", netns=web["netns"].rpartition("/")[2]))
-    # What fits into VXLAN on an underlay of 1500 bytes.
-    assert [metric["mtu"] for metric in routes[0]["metrics"]] == [1450]
+    name = web["netns"].rpartition("/")[2]
+    shown = json.loads(netns.ip("-j", "addr", "show", "eth0", netns=name))
+    held = [info["local"] for info in shown[0]["addr_info"] if info["scope"] == "global"]
+    assert sorted(held) == sorted(web["ips"])
+    # IPv4 first: whoever takes one takes that.
+    assert [":" in ip for ip in web["ips"]] == [False, True]
+    for family in ("-4", "-6"):
+        routes = json.loads(netns.ip("-j", family, "route", "show", "default", netns=name))
+        # What fits into VXLAN on an underlay of 1500 bytes.
+        assert [metric["mtu"] for metric in routes[0]["metrics"]] == [1450]
 
 
 def test_exec_passes_output_and_exit_code_and_keeps_sys(shop: Lab) -> None:

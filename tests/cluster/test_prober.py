@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 from cli.lab import netns, sweep, underlay
 from cli.lab.paths import LabPaths, netns_path
 from cli.lab.prober import DEFAULT_TIMEOUT, Attempt, probe_many
+from cli.lab.processes import POOL_CIDRS
 
 pytestmark = pytest.mark.cluster
 NODES = ["node-1", "node-2"]
@@ -27,10 +29,10 @@ def paths(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LabPaths]:
     assert not netns.named(paths.netns_prefix)
 
 
-@pytest.fixture
-def ends(paths: LabPaths) -> tuple[Path, Path, str]:
+@pytest.fixture(params=[4, 6])
+def ends(paths: LabPaths, request: pytest.FixtureRequest) -> tuple[Path, Path, str]:
     first, second = (netns_path(paths.node_netns(node)) for node in NODES)
-    return first, second, underlay.node_address("node-2")
+    return first, second, underlay.node_address("node-2", request.param)
 
 
 def test_making_the_underlay_again_changes_nothing(paths: LabPaths) -> None:
@@ -58,21 +60,14 @@ def test_an_open_way_is_reached(ends: tuple[Path, Path, str], protocol: str) -> 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_a_blocked_way_is_not_reached(paths: LabPaths, ends: tuple[Path, Path, str], protocol: str) -> None:
     first, second, address = ends
-    netns.ip(
-        "route", "add", "blackhole", f"{underlay.node_address('node-1')}/32", netns=paths.node_netns("node-2")
-    )
+    back = underlay.node_address("node-1", 6 if ":" in address else 4)
+    netns.ip("route", "add", "blackhole", back, netns=paths.node_netns("node-2"))
     try:
         (outcome,) = probe_many([Attempt(first, address, 80, protocol, second)], timeout=0.2)
         assert not outcome.reached
         assert outcome.how == "no answer within 0.2 s"
     finally:
-        netns.ip(
-            "route",
-            "del",
-            "blackhole",
-            f"{underlay.node_address('node-1')}/32",
-            netns=paths.node_netns("node-2"),
-        )
+        netns.ip("route", "del", "blackhole", back, netns=paths.node_netns("node-2"))
 
 
 def test_a_refusal_is_an_answer(ends: tuple[Path, Path, str]) -> None:
@@ -81,19 +76,22 @@ def test_a_refusal_is_an_answer(ends: tuple[Path, Path, str]) -> None:
         assert outcome.reached and "refused" in outcome.how
 
 
-def test_no_route_is_told_apart_from_a_drop(paths: LabPaths, ends: tuple[Path, Path, str]) -> None:
-    first, _, _ = ends
-    netns.ip("route", "add", "unreachable", "192.0.2.9/32", netns=paths.node_netns("node-1"))
-    for outcome in probe_many([Attempt(first, "192.0.2.9", 80, protocol) for protocol in PROTOCOLS]):
+@pytest.mark.parametrize("nowhere", ["192.0.2.9", "2001:db8::9"])
+def test_no_route_is_told_apart_from_a_drop(paths: LabPaths, nowhere: str) -> None:
+    netns.ip("route", "add", "unreachable", nowhere, netns=paths.node_netns("node-1"))
+    first = netns_path(paths.node_netns("node-1"))
+    for outcome in probe_many([Attempt(first, nowhere, 80, protocol) for protocol in PROTOCOLS]):
         assert not outcome.reached
         assert outcome.how in ("no route to host", "network is unreachable")
 
 
-def test_a_listener_of_the_pods_own_is_probed_and_kept(ends: tuple[Path, Path, str]) -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_a_listener_of_the_pods_own_is_probed_and_kept(ends: tuple[Path, Path, str], both: bool) -> None:
     first, second, address = ends
+    family = socket.AF_INET6 if both or ":" in address else socket.AF_INET
 
     def listen() -> socket.socket:
-        own = socket.create_server(("", 8080))
+        own = socket.create_server(("", 8080), family=family, dualstack_ipv6=both)
         own.settimeout(2)
         return own
 
@@ -115,3 +113,29 @@ def test_the_caller_stays_in_its_own_namespace(ends: tuple[Path, Path, str]) -> 
     before = os.stat("/proc/thread-self/ns/net").st_ino
     probe_many([Attempt(ends[0], ends[2], 80, "TCP", ends[1])])
     assert os.stat("/proc/thread-self/ns/net").st_ino == before
+
+
+@pytest.mark.parametrize("family", underlay.FAMILIES)
+def test_the_host_outside_reaches_nodes_and_has_no_way_to_pods(paths: LabPaths, family: int) -> None:
+    node, outside = netns_path(paths.node_netns("node-1")), netns_path(paths.outside_netns)
+    pods = ipaddress.ip_network(POOL_CIDRS[family])
+    own, away = underlay.node_address("node-1", family), underlay.OUTSIDE_HOST[family]
+    there, back, lost = probe_many(
+        [
+            Attempt(node, away, 80, "TCP", outside),
+            Attempt(outside, own, 80, "TCP", node),
+            Attempt(outside, str(pods[9]), 80, "TCP"),
+        ]
+    )
+    assert there.reached and back.reached
+    assert lost.how == "network is unreachable"
+
+
+def test_an_underlay_of_one_family_has_no_other(tmp_path: Path) -> None:
+    paths = LabPaths.of(tmp_path / "lab")
+    try:
+        underlay.ensure(paths, ["node-1"], families=(4,))
+        for name in netns.named(paths.netns_prefix):
+            assert not netns.ip("-6", "addr", "show", "scope", "global", netns=name)
+    finally:
+        sweep.remove(paths)

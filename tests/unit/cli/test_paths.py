@@ -26,6 +26,7 @@ def test_no_pod_has_the_namespace_of_another_or_of_a_node(tmp_path: Path) -> Non
         paths.node_netns("node-1"),
         paths.pod_netns("net", "x"),
         paths.underlay_netns,
+        paths.outside_netns,
     ]
     assert len(set(names)) == len(names)
     assert all(name.startswith(f"fl-{paths.id}-") for name in names)

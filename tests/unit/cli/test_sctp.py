@@ -5,10 +5,6 @@ from __future__ import annotations
 from cli.lab import sctp
 
 
-def with_ip_header(packet: bytes, source: str = "10.0.0.1") -> bytes:
-    return b"\x45" + bytes(11) + bytes(int(part) for part in source.split(".")) + bytes(4) + packet
-
-
 def test_the_checksum_is_castagnolis() -> None:
     # Check value of the CRC catalogue, and the vectors of RFC 3720, B.4.
     assert sctp.crc32c(b"123456789") == 0xE3069283
@@ -17,7 +13,7 @@ def test_the_checksum_is_castagnolis() -> None:
 
 
 def test_an_init_is_read_back() -> None:
-    packet = sctp.parse(with_ip_header(sctp.init(40000, 80, 7)))
+    packet = sctp.parse(sctp.init(40000, 80, 7), "10.0.0.1")
     assert packet is not None and packet.is_init
     assert (packet.source, packet.source_port, packet.destination_port, packet.tag) == (
         "10.0.0.1",
@@ -28,9 +24,9 @@ def test_an_init_is_read_back() -> None:
 
 
 def test_the_answer_goes_the_way_back() -> None:
-    request = sctp.parse(with_ip_header(sctp.init(40000, 80, 7)))
+    request = sctp.parse(sctp.init(40000, 80, 7), "10.0.0.1")
     assert request is not None
-    answer = sctp.parse(with_ip_header(sctp.init_ack(request, 9), "10.0.0.2"))
+    answer = sctp.parse(sctp.init_ack(request, 9), "10.0.0.2")
     assert answer is not None and not answer.is_init
     assert (answer.source_port, answer.destination_port, answer.tag) == (80, 40000, 9)
 
@@ -42,5 +38,11 @@ def test_a_packet_carries_its_own_checksum() -> None:
 
 
 def test_what_is_cut_short_is_passed_over() -> None:
-    whole = with_ip_header(sctp.init(1, 2, 3))
-    assert all(sctp.parse(whole[:length]) is None for length in (0, 19, 20, 33, 39))
+    whole = sctp.init(1, 2, 3)
+    assert all(sctp.parse(whole[:length], "::1") is None for length in (0, 11, 12, 19))
+
+
+def test_an_ipv4_header_is_taken_off_with_its_options() -> None:
+    assert sctp.without_ipv4_header(b"\x45" + bytes(19) + b"rest") == b"rest"
+    assert sctp.without_ipv4_header(b"\x46" + bytes(23) + b"rest") == b"rest"
+    assert sctp.without_ipv4_header(b"\x45" + bytes(18)) == b""
