@@ -6,7 +6,7 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from services.loader.bpf.datapath import KernelDatapath
 from services.loader.bpf.layout import EndpointRow, IpcacheValue, SubjectRow
@@ -31,8 +31,10 @@ class Pod:
     def address(self) -> str:
         return self.row.ipv4
 
-    def socket(self, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
-        return open_socket(self.namespace, kind, protocol)
+    def socket(
+        self, kind: socket.SocketKind, protocol: int = 0, *, family: int = socket.AF_INET
+    ) -> socket.socket:
+        return open_socket(self.namespace, kind, protocol, family=family)
 
 
 @dataclass
@@ -116,30 +118,46 @@ class Cluster:
             each.datapath.ipcache_put([(address, IpcacheValue(identity, tunnel))])
         return pod
 
+    def give_ipv6(self, pod: Pod) -> str:
+        """Gives a pod an IPv6 address too, and returns it. From then on its stack asks for neighbours."""
+        row = pod.row = replace(pod.row, ipv6=f"fd00:244:{pod.node.name[-1]}::{pod.address.split('.')[-1]}")
+        with pod.namespace.entered():
+            run("sysctl", "-q", "-w", "net.ipv6.conf.eth0.disable_ipv6=0")
+            run("ip", "address", "add", f"{row.ipv6}/128", "dev", "eth0", "nodad")
+            run("ip", "-6", "route", "add", "default", "via", "fd00::1", "dev", "eth0", "onlink")
+        with pod.node.namespace.entered():
+            pod.node.datapath.attach_endpoint(row)
+        for each in self.nodes:
+            tunnel = "" if each is pod.node else pod.node.address
+            each.datapath.ipcache_put([(row.ipv6, IpcacheValue(row.identity, tunnel))])
+        return row.ipv6
+
 
 def mac_of(device: str) -> str:
     return run("ip", "-o", "link", "show", "dev", device).split("link/ether ")[1].split()[0]
 
 
-def open_socket(namespace: Namespace, kind: socket.SocketKind, protocol: int = 0) -> socket.socket:
-    """An IPv4 socket that belongs to the namespace for good."""
+def open_socket(
+    namespace: Namespace, kind: socket.SocketKind, protocol: int = 0, *, family: int = socket.AF_INET
+) -> socket.socket:
+    """A socket that belongs to the namespace for good."""
     with namespace.entered():
-        made = socket.socket(socket.AF_INET, kind, protocol)
+        made = socket.socket(family, kind, protocol)
     made.settimeout(PATIENCE)
     return made
 
 
 @contextmanager
-def listening(pod: Pod, port: int) -> Iterator[socket.socket]:
-    with pod.socket(socket.SOCK_STREAM) as server:
-        server.bind((pod.address, port))
+def listening(pod: Pod, port: int, *, family: int = socket.AF_INET) -> Iterator[socket.socket]:
+    with pod.socket(socket.SOCK_STREAM, family=family) as server:
+        server.bind((pod.address if family == socket.AF_INET else pod.row.ipv6, port))
         server.listen()
         yield server
 
 
 def connects(source: Namespace, server: socket.socket) -> bool:
     """Whether a connection comes about and carries a byte each way."""
-    with open_socket(source, socket.SOCK_STREAM) as client:
+    with open_socket(source, socket.SOCK_STREAM, family=server.family) as client:
         client.settimeout(SILENCE)
         try:
             client.connect(server.getsockname())

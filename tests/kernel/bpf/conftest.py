@@ -6,6 +6,7 @@ import itertools
 import os
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,17 @@ from services.loader.bpf.layout import EndpointRow
 from tests.kernel.bpf.namespaces import Namespace, Namespaces, run
 from tests.kernel.bpf.node import (
     CLIENT,
+    CLIENT6,
     CLIENT_ID,
     CLIENT_SUBJECT,
     NODE,
+    NODE6,
+    POD_CIDR6,
     ROUTER,
+    ROUTER6,
     SMALL_MAPS,
     WEB,
+    WEB6,
     WEB_ID,
     WEB_SUBJECT,
     Node,
@@ -75,7 +81,8 @@ def node_namespace(namespaces: Namespaces) -> Iterator[Namespace]:
 
 @pytest.fixture
 def config(node_namespace: Namespace) -> NodeConfig:
-    return node_config("node-1", NODE, ROUTER, "10.244.1.0/24")
+    made = node_config("node-1", NODE, ROUTER, "10.244.1.0/24")
+    return replace(made, pod_cidrs=(*made.pod_cidrs, POD_CIDR6), node_ipv6=NODE6, router_ipv6=ROUTER6)
 
 
 @pytest.fixture
@@ -95,10 +102,11 @@ def node(datapath: KernelDatapath, config: NodeConfig) -> Node:
         11,
         "02:00:00:00:01:01",
         "02:00:00:00:01:02",
+        ipv6=WEB6,
     )
     client = EndpointRow(
         socket.if_nametoindex("lxcclient"), CLIENT, CLIENT_ID, CLIENT_SUBJECT, 12,
-        "02:00:00:00:02:01", "02:00:00:00:02:02",
+        "02:00:00:00:02:01", "02:00:00:00:02:02", ipv6=CLIENT6,
     )  # fmt: skip
     made = Node(datapath, web, client, config.host_ifindex)
     populate(made)

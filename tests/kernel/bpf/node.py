@@ -21,6 +21,8 @@ from services.loader.bpf.testrun import TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT,
 NODE, ROUTER = "172.31.0.1", "10.244.1.1"
 OTHER_NODE, OTHER_ROUTER = "172.31.0.2", "10.244.2.1"
 WEB, CLIENT, REMOTE, WORLD = "10.244.1.10", "10.244.1.11", "10.244.2.10", "198.51.100.7"
+NODE6, ROUTER6, POD_CIDR6 = "fd00:31::1", "fd00:244:1::1", "fd00:244:1::/64"
+WEB6, CLIENT6, REMOTE6, WORLD6 = "fd00:244:1::10", "fd00:244:1::11", "fd00:244:2::10", "2001:db8::7"
 WEB_ID, CLIENT_ID, REMOTE_ID = 1001, 1002, 1003
 WEB_SUBJECT, CLIENT_SUBJECT = 1, 2
 
@@ -131,6 +133,9 @@ def populate(node: Node) -> None:
             (WEB, IpcacheValue(WEB_ID)),
             (CLIENT, IpcacheValue(CLIENT_ID)),
             (REMOTE, IpcacheValue(REMOTE_ID, OTHER_NODE)),
+            (WEB6, IpcacheValue(WEB_ID)),
+            (CLIENT6, IpcacheValue(CLIENT_ID)),
+            (REMOTE6, IpcacheValue(REMOTE_ID, OTHER_NODE)),
             (OTHER_NODE, IpcacheValue(6)),
             (OTHER_ROUTER, IpcacheValue(6, OTHER_NODE)),
         ]

@@ -29,7 +29,6 @@ from tests.kernel.bpf.node import (
 )
 from tests.kernel.bpf.packets import (
     ACK,
-    ETH_IPV6,
     HOST_MAC,
     POD_MAC,
     SYN,
@@ -245,13 +244,13 @@ def test_the_hosts_arp_is_answered_towards_the_host(node: Node) -> None:
     assert run.packet[:6] == mac_bytes(HOST_MAC)
 
 
-def test_ipv6_is_dropped_and_counted(node: Node) -> None:
-    packet = ethernet(b"\x60" + b"\0" * 39, ETH_IPV6)
+def test_what_is_neither_ip_nor_arp_is_dropped_and_counted(node: Node) -> None:
+    packet = ethernet(b"\0" * 46, 0x88CC)
     assert not forwarded(node.leave(node.client, packet))
     assert not forwarded(node.arrive(node.client, packet))
-    assert not forwarded(node.leave(node.client, ethernet(b"\0" * 46, 0x88CC)))
-    assert node.drops() == {reason.UNKNOWN_L3: 3}
-    assert node.events()[0].source == ""
+    assert node.drops() == {reason.UNKNOWN_L3: 2}
+    event = node.events()[0]
+    assert (event.source, event.destination, event.length, event.packet) == ("", "", 60, packet)
 
 
 def test_a_device_that_is_no_endpoint_passes_nothing(node: Node) -> None:

@@ -190,14 +190,23 @@ def test_closing_leaks_no_descriptor(config: NodeConfig, pin_dir: str, cache_dir
 
 def test_status_names_programs_maps_and_cost(node: Node) -> None:
     programs = {program.name: program for program in node.datapath.programs()}
-    assert set(programs) == {"from_container", "to_container", "from_overlay", "from_host"}
+    assert set(programs) == {
+        f"{way}_{place}" for way in ("from", "to") for place in ("container", "overlay", "host", "netdev")
+    }
     assert set(programs["from_container"].devices) == {node.web.ifindex, node.client.ifindex}
-    assert programs["from_host"].devices == (node.host_ifindex,)
+    for name in ("from_host", "to_host"):
+        assert programs[name].devices == (node.host_ifindex,)
+    for name in ("from_overlay", "to_overlay"):
+        assert programs[name].devices == (node.datapath.config.vxlan_ifindex,)
+    # The node was told of no NIC.
+    assert programs["from_netdev"].devices == programs["to_netdev"].devices == ()
     assert all(0 < program.verified_insns < 100_000 for program in programs.values())
     maps = {status.name: status for status in node.datapath.maps(count=True)}
     assert (maps["endpoint_dev"].entries, maps["endpoint_dev"].type) == (2, "hash")
     assert maps["events"].entries is None
-    assert set(os.listdir(node.datapath.pins.maps)) == set(maps)
+    # What programs keep for the time of one packet is not pinned.
+    assert set(maps) - set(os.listdir(node.datapath.pins.maps)) <= {"ct_fresh"}
+    assert set(os.listdir(node.datapath.pins.maps)) <= set(maps)
     assert set(os.listdir(node.datapath.pins.programs)) == set(programs)
 
 
@@ -209,10 +218,13 @@ def test_many_entries_come_and_go_in_batches(node: Node) -> None:
     # Every second one is gone already: passed over, not counted.
     assert node.datapath.policy_delete(keys[::2]) == 1500
     assert node.datapath.policy_delete(keys) == 1500
+    before = set(node.datapath.ipcache())
     prefixes = [f"10.{i}.0.0/{length}" for i in range(32, 96) for length in (16, 20, 24)]
+    prefixes += [f"fd00:{i}::/{length}" for i in range(32, 96) for length in (32, 48, 56)]
     node.datapath.ipcache_put([(prefix, IpcacheValue(300)) for prefix in prefixes])
-    assert {prefix for prefix in node.datapath.ipcache() if not prefix.endswith("/32")} == set(prefixes)
-    assert node.datapath.ipcache_delete([*prefixes, "1.2.3.0/24"]) == len(prefixes)
+    assert set(node.datapath.ipcache()) - before == set(prefixes)
+    assert node.datapath.ipcache_delete([*prefixes, "1.2.3.0/24", "fd99::/16"]) == len(prefixes)
+    assert set(node.datapath.ipcache()) == before
 
 
 def test_a_full_map_is_an_error(node: Node) -> None:

@@ -26,6 +26,7 @@ from tests.kernel.bpf.cluster import (
 from tests.kernel.bpf.namespaces import Namespaces
 from tests.kernel.bpf.node import Rule
 from tests.kernel.bpf.packets import SYN, TCP, UDP, Ip, tcp, tcp_segment, with_l4_checksum
+from tests.kernel.bpf.packets6 import tcp6
 
 pytestmark = pytest.mark.kernel
 
@@ -198,12 +199,12 @@ def forge(cluster: Cluster, vni: int, inner: bytes) -> None:
 
 
 def await_drop(node: ClusterNode, expected: int) -> None:
-    """Waits until a drop for this reason, and no other, is counted."""
+    """Waits until a drop for this reason, and no other, is counted. A pod's stack asks for neighbours."""
     deadline = time.monotonic() + 5
-    while not node.node.drops():
+    while not set(node.node.drops()) - {reason.ND_IGNORED}:
         assert time.monotonic() < deadline
         time.sleep(0.005)
-    assert set(node.node.drops()) == {expected}
+    assert set(node.node.drops()) - {reason.ND_IGNORED} == {expected}
 
 
 @pytest.mark.parametrize(
@@ -226,9 +227,59 @@ def test_what_the_overlay_brings_is_judged(
     await_drop(cluster.nodes[0], expected)
 
 
-def test_ipv6_from_the_overlay_is_dropped(cluster: Cluster, web: Pod) -> None:
-    forge(cluster, CLIENT_ID, mac_bytes("02:00:00:00:00:01") * 2 + b"\x86\xdd" + b"\x60" + bytes(39))
-    await_drop(cluster.nodes[0], reason.UNKNOWN_L3)
+@pytest.mark.parametrize(
+    ("destination", "expected"),
+    [
+        ("web", reason.POLICY),
+        ("fd00:244:1::77", reason.NO_LXC),
+        ("2001:db8::1", reason.NO_LXC),
+    ],
+)
+def test_ipv6_that_the_overlay_brings_is_judged(
+    cluster: Cluster, web: Pod, client: Pod, destination: str, expected: int
+) -> None:
+    target = cluster.give_ipv6(web) if destination == "web" else destination
+    web.node.node.policy(web.row.subject, ingress=[Rule(NEIGHBOUR_ID)])
+    forge(cluster, CLIENT_ID, tcp6("fd00:244:2::10", target, 1, 80))
+    await_drop(cluster.nodes[0], expected)
+
+
+@pytest.mark.parametrize(
+    ("inner", "expected"),
+    [
+        (b"\x86\xdd\x60" + bytes(39), reason.INVALID_EXTHDR),
+        (b"\x86\xdd\x50" + bytes(39), reason.INVALID),
+        (b"\x88\xcc" + bytes(46), reason.UNKNOWN_L3),
+    ],
+)
+def test_nonsense_from_the_overlay_is_dropped(
+    cluster: Cluster, web: Pod, inner: bytes, expected: int
+) -> None:
+    forge(cluster, CLIENT_ID, mac_bytes("02:00:00:00:00:01") * 2 + inner)
+    await_drop(cluster.nodes[0], expected)
+
+
+def test_pods_reach_each_other_by_ipv6(cluster: Cluster, web: Pod, neighbour: Pod, client: Pod) -> None:
+    for pod in (web, neighbour, client):
+        cluster.give_ipv6(pod)
+    for source, target in ((neighbour, web), (web, neighbour), (client, web), (web, client)):
+        assert pings(source.namespace, target.row.ipv6), (source.row.ipv6, target.row.ipv6)
+        # In fragments.
+        assert pings(source.namespace, target.row.ipv6, "-s", "8000"), (source.row.ipv6, target.row.ipv6)
+    web.node.node.policy(web.row.subject, ingress=[Rule(CLIENT_ID, TCP, 80)])
+    with (
+        listening(web, 80, family=socket.AF_INET6) as server,
+        listening(web, 81, family=socket.AF_INET6) as other,
+    ):
+        assert connects(client.namespace, server)
+        assert not connects(client.namespace, other)
+        assert not connects(neighbour.namespace, server)
+    assert not pings(client.namespace, web.row.ipv6)
+    events = [event for event in web.node.node.events() if event.reason == reason.POLICY]
+    assert {(event.source, event.destination) for event in events} == {
+        (client.row.ipv6, web.row.ipv6),
+        (neighbour.row.ipv6, web.row.ipv6),
+    }
 
 
 def test_frames_too_short_for_a_header_are_dropped(web: Pod, neighbour: Pod) -> None:
