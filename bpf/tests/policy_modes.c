@@ -137,10 +137,8 @@ A_MAY_SEND_TO(egress_remote_node, NODE_OTHER, ID_REMOTE_NODE, assert_to_network(
 
 SETUP(not_ready)
 {
-	__u32 number = SUBJECT_B;
-
 	add_cluster();
-	bpf_map_delete_elem(&subject, &number);
+	remove_subject(SUBJECT_B);
 }
 A_CONNECTS(not_ready)
 CHECK(not_ready)
@@ -164,6 +162,27 @@ PKTGEN_N(not_ready, 4, to_container, lxc_b)
 	make_tcp(frame, v6, ROUTER, POD_B, 1000, 80, TCP_SYN);
 }
 CHECK_N(not_ready, 4) { assert_eq(result->action, TC_ACT_OK); }
+
+/* A row that is in the hash alone is as good, and so is the array's second version. */
+SETUP(rows_elsewhere)
+{
+	struct subject row = { .instance = 1, .epoch = 1, .shape[DIR_INGRESS].enforced = 1 };
+	struct subject_versions versions = { .current = 2, .version[1] = row };
+	__u32 number = SUBJECT_B;
+
+	add_cluster();
+	remove_subject(SUBJECT_B);
+	bpf_map_update_elem(&subject, &number, &row, BPF_ANY);
+	number = SUBJECT_A;
+	bpf_map_update_elem(&subject_array, &number, &versions, BPF_ANY);
+}
+A_CONNECTS(rows_elsewhere)
+CHECK(rows_elsewhere) { assert_dropped(DROP_POLICY); }
+PKTGEN_N(rows_elsewhere, 2, from_container, lxc_b)
+{
+	make_tcp(frame, v6, POD_B, POD_A, 1000, 80, TCP_SYN);
+}
+CHECK_N(rows_elsewhere, 2) { assert_dropped(DROP_POLICY); }
 
 /* ---- audit ---- */
 

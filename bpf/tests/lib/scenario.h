@@ -78,15 +78,52 @@ static __always_inline void add_prefix(enum host host, __u32 bits4, __u32 bits6,
 	bpf_map_update_elem(&ipcache6_lpm, &v6, &value, BPF_ANY);
 }
 
-/* A subject that enforces nothing. */
-static __always_inline void add_subject(__u32 number)
+static __always_inline struct node_state *node_row(void)
 {
-	struct subject row = { .instance = number * 100, .epoch = 1, .revision = 7 };
+	__u32 zero = 0;
 
-	bpf_map_update_elem(&subject, &number, &row, BPF_ANY);
+	return bpf_map_lookup_elem(&node_state, &zero);
 }
 
-static __always_inline void add_pod_a(void)
+/* Changes in endpoints, subjects or ipcache count from here on. */
+static __always_inline void next_generation(void)
+{
+	struct node_state *node = node_row();
+
+	if (node)
+		node->generation++;
+}
+
+/* A subject that enforces nothing. */
+__noinline int add_subject(__u32 number)
+{
+	struct subject_versions row = {
+		.current = 1,
+		.version[0] = { .instance = number * 100, .epoch = 1, .revision = 7 },
+	};
+
+	bpf_map_update_elem(&subject_array, &number, &row, BPF_ANY);
+	return 0;
+}
+
+/* A subject's row, writable; or NULL. */
+static __always_inline struct subject *subject_of(__u32 number)
+{
+	struct subject_versions *row = bpf_map_lookup_elem(&subject_array, &number);
+
+	return row && row->current == 1 ? &row->version[0] : NULL;
+}
+
+__noinline int remove_subject(__u32 number)
+{
+	struct subject_versions row = {};
+
+	bpf_map_update_elem(&subject_array, &number, &row, BPF_ANY);
+	next_generation();
+	return 0;
+}
+
+__noinline int add_pod_a(void)
 {
 	struct endpoint row = {
 		.ifindex = CONFIG(lxc_a_ifindex),
@@ -102,9 +139,10 @@ static __always_inline void add_pod_a(void)
 	put_slot(SLOT_A, &row);
 	add_subject(SUBJECT_A);
 	add_address(POD_A, ID_A, HOST_NONE);
+	return 0;
 }
 
-static __always_inline void add_pod_b(void)
+__noinline int add_pod_b(void)
 {
 	struct endpoint row = {
 		.ifindex = CONFIG(lxc_b_ifindex),
@@ -120,22 +158,7 @@ static __always_inline void add_pod_b(void)
 	put_slot(SLOT_B, &row);
 	add_subject(SUBJECT_B);
 	add_address(POD_B, ID_B, HOST_NONE);
-}
-
-static __always_inline struct node_state *node_row(void)
-{
-	__u32 zero = 0;
-
-	return bpf_map_lookup_elem(&node_state, &zero);
-}
-
-/* Changes in endpoints, subjects or ipcache count from here on. */
-static __always_inline void next_generation(void)
-{
-	struct node_state *node = node_row();
-
-	if (node)
-		node->generation++;
+	return 0;
 }
 
 /* flags: NODE_*. */
@@ -181,11 +204,6 @@ struct rule {
 	bool deny;
 	__u32 cookie;
 };
-
-static __always_inline struct subject *subject_of(__u32 number)
-{
-	return bpf_map_lookup_elem(&subject, &number);
-}
 
 /* What no rule allows is denied from here on. */
 static __always_inline void enforce(__u32 number, __u32 direction)

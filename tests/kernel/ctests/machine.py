@@ -43,7 +43,7 @@ MAP_SIZES = {
     "ct4": 4096, "ct6": 4096, "frag4": 1024, "frag6": 1024, "nat4": 4096, "nat6": 4096, "policy": 4096,
     "ipcache4": 1024, "ipcache6": 1024, "ipcache4_lpm": 256, "ipcache6_lpm": 256,
     "endpoint_slot": 64, "endpoint_index": 1024, "edt_next": 64, "endpoint_dev": 64, "endpoint_ip4": 64,
-    "endpoint_ip6": 64, "subject": 64,
+    "endpoint_ip6": 64, "subject": 64, "subject_array": 64,
 }  # fmt: skip
 
 VARIANT_NATIVE, VARIANT_ENDPOINT_ROUTES, VARIANT_STACK_ROUTING, VARIANT_NO_MASQUERADE = 1, 2, 4, 8
