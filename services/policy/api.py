@@ -12,9 +12,7 @@ import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
 from fimbria.policy.v1 import policy_pb2_grpc
 
-from services.chassis.errors import FieldViolation, FimbriaError, InvalidArgument
 from services.chassis.interceptor import call_deadline
-from services.chassis.labels import LabelSet
 from services.chassis.paging import PageRequest, page
 from services.chassis.telemetry import inject
 from services.policy import problems
@@ -24,6 +22,7 @@ from services.policy.convert import (
     node_message,
     policy_message,
     read_key,
+    read_labels,
     read_ports,
     read_protocol,
     revision_message,
@@ -169,7 +168,7 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
                 raise problems.field_invalid(
                     f"{field}.identity", peer.identity, "either labels or an identity"
                 )
-            labels = Labels(_label_set(peer.labels, field))
+            labels = Labels(read_labels(peer.labels, field))
             number = engine.number_of(labels)
             known = engine.ports_of(number) if number is not None else frozenset()
             return End(number if number is not None else spare, labels, declared or known)
@@ -181,18 +180,6 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
                 raise problems.identities_unknown()
             raise problems.identity_not_found(peer.identity, f"{field}.identity")
         return End(peer.identity, found, declared or engine.ports_of(peer.identity))
-
-
-def _label_set(labels: Any, field: str) -> LabelSet:
-    try:
-        return LabelSet(labels)
-    except FimbriaError as error:
-        raise InvalidArgument(
-            f"{field}: {error}",
-            reason=error.reason,
-            metadata=error.metadata,
-            violations=[FieldViolation(f"{field}.{v.field}", v.description) for v in error.violations],
-        ) from None
 
 
 async def _parse(text: str) -> list[Manifest]:

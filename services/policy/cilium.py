@@ -4,7 +4,8 @@
 What differs from Kubernetes: a rule without peers and without ports matches nobody (`ingress: [{}]` is
 default deny), a peer list that is there but empty matches nobody, a rule with ports only matches every
 peer, the world included; peers stay in the policy's namespace unless they name a namespace; without
-`enableDefaultDeny` a direction is default deny when it has a rule, denying ones included.
+`enableDefaultDeny` a direction is default deny when it has a rule, denying ones included. A cluster-wide
+policy with `nodeSelector` is about nodes (the host firewall), which `endpointSelector` never selects.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ _SECTIONS = (
 )
 _SPEC_FIELDS = (
     "endpointSelector",
+    "nodeSelector",
     "ingress",
     "ingressDeny",
     "egress",
@@ -54,7 +56,6 @@ _SPEC_FIELDS = (
     "labels",
 )
 _LATER_SPEC = {
-    "nodeSelector": "policies for nodes (host firewall) are not supported yet; expected endpointSelector",
     "log": "policy log settings are not supported yet; leave the field out",
 }
 _LATER_PORT_RULE = {
@@ -74,7 +75,8 @@ def read_cilium_spec(spec: Node, namespace: str) -> RuleSpec | None:
     if not spec.only(_SPEC_FIELDS, _LATER_SPEC):
         return None
     _check_decoration(spec)
-    subject = _subject(spec, namespace)
+    nodes = spec.child("nodeSelector")
+    subject = _pods(spec, namespace) if nodes is None else _nodes(spec, nodes, namespace)
     matches_init = subject is not None and any(
         (r.source, r.key) == (RESERVED, "init") for r in subject.requirements
     )
@@ -86,11 +88,13 @@ def read_cilium_spec(spec: Node, namespace: str) -> RuleSpec | None:
             continue
         for item in section.items():
             counts[direction] += 1
-            rules.append(_rule(item, direction, deny, namespace, matches_init))
+            peers = read_peers(item, direction, deny, namespace, matches_init)
+            names = nodes is None or direction is Direction.EGRESS
+            rules.append(Rule(direction, deny, peers, _to_ports(item, names), item.path))
     default_deny = _default_deny(spec, counts)
     if subject is None:
         return None
-    return RuleSpec(subject=subject, rules=tuple(rules), default_deny=default_deny, path=spec.path)
+    return RuleSpec(subject, tuple(rules), default_deny, spec.path, nodes=nodes is not None)
 
 
 def _check_decoration(spec: Node) -> None:
@@ -102,13 +106,23 @@ def _check_decoration(spec: Node) -> None:
             item.mapping()
 
 
-def _subject(spec: Node, namespace: str) -> Selector | None:
+def _nodes(spec: Node, nodes: Node, namespace: str) -> Selector | None:
+    if namespace:
+        nodes.wrong("none in a CiliumNetworkPolicy: only a CiliumClusterwideNetworkPolicy selects nodes")
+        return None
+    if spec.child("endpointSelector") is not None:
+        nodes.wrong("no nodeSelector beside endpointSelector; use two specs")
+        return None
+    return read_selector(nodes, KeyStyle.CILIUM)
+
+
+def _pods(spec: Node, namespace: str) -> Selector | None:
     node = spec.child("endpointSelector")
     if node is None:
-        if spec.child("nodeSelector") is None:
-            spec.report.add(
-                spec.path_of("endpointSelector"), "missing, expected a label selector ({} selects every pod)"
-            )
+        what = "a label selector ({} selects every pod)"
+        if not namespace:
+            what += ", or nodeSelector ({} selects every node)"
+        spec.report.add(spec.path_of("endpointSelector"), f"missing, expected {what}")
         return None
     selector = read_selector(node, KeyStyle.CILIUM)
     if selector is None or not namespace:
@@ -137,12 +151,8 @@ def _default_deny(spec: Node, counts: list[int]) -> tuple[bool, bool]:
     return chosen[0], chosen[1]
 
 
-def _rule(item: Node, direction: Direction, deny: bool, namespace: str, matches_init: bool) -> Rule:
-    peers, ports = read_peers(item, direction, deny, namespace, matches_init), _to_ports(item)
-    return Rule(direction=direction, deny=deny, peers=peers, ports=ports, path=item.path)
-
-
-def _to_ports(item: Node) -> tuple[PortMatch, ...]:
+def _to_ports(item: Node, names: bool) -> tuple[PortMatch, ...]:
+    """The ports of a rule; `names`: whoever has them may declare them by name."""
     node = item.child("toPorts")
     if node is None:
         return ()
@@ -161,11 +171,11 @@ def _to_ports(item: Node) -> tuple[PortMatch, ...]:
             ports.report.add(ports.path, f"got {len(ports.value)} ports, expected at most {_MAX_PORTS}")
             continue
         for port in ports.items():
-            found.extend(_port(port))
+            found.extend(_port(port, names))
     return tuple(dict.fromkeys(found))
 
 
-def _port(item: Node) -> tuple[PortMatch, ...]:
+def _port(item: Node, names: bool) -> tuple[PortMatch, ...]:
     if not item.only(("port", "endPort", "protocol")):
         return ()
     protocol = _protocol(item)
@@ -177,6 +187,9 @@ def _port(item: Node) -> tuple[PortMatch, ...]:
     if not (text.isascii() and text.isdigit()):
         if problem := port_name_problem(text, lower_case=False):
             node.wrong(problem)
+            return ()
+        if not names:
+            node.wrong("a port from 1 to 65535: nodes declare no port names")
             return ()
         if end_node is not None and end_node.value != 0:
             end_node.wrong(f"no endPort with the named port {text}")

@@ -9,12 +9,14 @@ from fimbria.policy.v1 import policy_pb2 as pb
 from fimbria.types.v1 import types_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.chassis.errors import FieldViolation, FimbriaError, InvalidArgument
+from services.chassis.labels import LabelSet
 from services.chassis.telemetry import TraceContext
 from services.policy import problems
 from services.policy.describe import describe_rule, describe_subject
 from services.policy.distribution import Progress, Revision, RuleName, Shared, Update
 from services.policy.enforcement import NodeState
-from services.policy.engine import SubjectChange
+from services.policy.engine import HOST, SubjectChange
 from services.policy.entries import EntryKey, EntryValue, SubjectPolicy
 from services.policy.explain import Verdict
 from services.policy.manifest import CILIUM_CLUSTERWIDE, DEFAULT_NAMESPACE
@@ -100,6 +102,27 @@ def read_protocol(protocol: types_pb2.Protocol.ValueType) -> Protocol:
 def read_ports(ports: Iterable[types_pb2.NamedPort]) -> tuple[NamedPort, ...]:
     """Sorted and without repeats, so that equal declarations are equal subjects."""
     return tuple(sorted({NamedPort(port.name, _PROTOCOLS[port.protocol], port.port) for port in ports}))
+
+
+def read_labels(labels: Iterable[str], field: str) -> LabelSet:
+    """Raises InvalidArgument that names the field."""
+    try:
+        return LabelSet(labels)
+    except FimbriaError as error:
+        raise InvalidArgument(
+            f"{field}: {error}",
+            reason=error.reason,
+            metadata=error.metadata,
+            violations=[FieldViolation(f"{field}.{v.field}", v.description) for v in error.violations],
+        ) from None
+
+
+def read_node_labels(identity: int, labels: Iterable[str], field: str) -> LabelSet:
+    """The labels of a watched subject, which only a node has. Raises InvalidArgument."""
+    found = read_labels(labels, field)
+    if found and identity != HOST:
+        raise problems.field_invalid(field, list(found), f"none with another identity than {HOST}, the host")
+    return found
 
 
 def node_message(node: NodeState) -> pb.NodeEnforcement:

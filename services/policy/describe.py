@@ -3,7 +3,16 @@
 
 from __future__ import annotations
 
-from services.policy.rules import MAX_PORT, Direction, Policy, PortMatch, PortRange, Protocol, Rule
+from services.policy.rules import (
+    MAX_PORT,
+    Direction,
+    Policy,
+    PortMatch,
+    PortRange,
+    Protocol,
+    Rule,
+    RuleSpec,
+)
 from services.policy.selector import (
     ANY_SOURCE,
     K8S,
@@ -17,8 +26,16 @@ from services.policy.selector import (
 
 
 def describe_subject(policy: Policy) -> str:
-    """Whom the policy selects: "app=web in namespace shop"."""
-    return " or ".join(dict.fromkeys(_selector(spec.subject, "every pod") for spec in policy.specs))
+    """Whom the policy selects: "app=web in namespace shop", "nodes with role=edge"."""
+    return " or ".join(dict.fromkeys(_subject(spec) for spec in policy.specs))
+
+
+def _subject(spec: RuleSpec) -> str:
+    if not spec.nodes:
+        return _selector(spec.subject, "every pod")
+    if spec.subject.matches_everything:
+        return "every node"
+    return f"nodes with {_selector(spec.subject, '')}"
 
 
 def describe_rule(rule: Rule) -> str:

@@ -204,8 +204,12 @@ class Distributor:
         served.
         """
         gone = [(number, None) for number in self.engine.identities() if number not in identities]
-        self.identities_known = True
+        first, self.identities_known = not self.identities_known, True
+        before = self.revision
         self.take_identities([*identities.items(), *gone], revision, TraceContext())
+        if first and self.revision == before:
+            # Nobody has an identity yet: what streams have waited for is this alone.
+            self._tell(TraceContext())
 
     # -- what nodes ask for
 
@@ -288,10 +292,13 @@ class Distributor:
         if not self.identities_known:
             return
         self._deliver(changes, trace)
+        self._tell(trace)
+
+    def _tell(self, trace: TraceContext) -> None:
         for subscription in self._subscriptions.values():
             for watch in list(subscription.pending.values()):
                 self._answer(subscription, watch)
-            subscription.send(Progress(revision, trace))
+            subscription.send(Progress(self.revision, trace))
 
     def _deliver(self, changes: Iterable[SubjectChange], trace: TraceContext) -> None:
         for change in changes:

@@ -25,16 +25,27 @@ from services.policy.entries import (
 )
 from services.policy.resolve import BoundPolicy
 from services.policy.rules import Direction, NamedPort, PolicyRef, PortName, Rule, RuleSpec
-from services.policy.selector import Labels
+from services.policy.selector import RESERVED, Labels
 from services.policy.selector_cache import Matched, SelectorCache
+
+HOST = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a policy state belongs to: pods that agree in both have the same one. `ports` is sorted."""
+    """What a policy state belongs to: pods that agree in identity and ports have the same one. `ports` is
+    sorted.
+
+    The identity HOST is a node itself, and `labels` are that node's, sorted; no other subject has any.
+    """
 
     identity: int
     ports: tuple[NamedPort, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    @property
+    def is_node(self) -> bool:
+        return self.identity == HOST
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +130,7 @@ class _SubjectState:
         "enforced_by",
         "journal",
         "known",
+        "node",
         "open",
         "respecified",
         "specs",
@@ -128,7 +140,9 @@ class _SubjectState:
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
-        self.known = False
+        # What is known of a pod is known by its identity; a node brings its labels along.
+        self.node = Labels((*subject.labels, f"{RESERVED}:host")) if subject.is_node else None
+        self.known = self.node is not None
         self.was_known = False
         self.specs: dict[_Spec, None] = {}
         self.claims: dict[EntryKey, tuple[int, ...]] = {}
@@ -170,7 +184,9 @@ class _SubjectState:
 
 
 class _Spec:
-    """A spec in force, and the subjects that it selects now."""
+    """A spec in force, and the subjects that it selects now. `selected` are the identities of pods; one for
+    nodes has none.
+    """
 
     __slots__ = ("denies", "ref", "rules", "selected", "spec", "subjects")
 
@@ -180,7 +196,7 @@ class _Spec:
         self.denies = [any(r.deny and r.direction is d for r in spec.rules) for d in Direction]
         self.rules: list[_Rule] = []
         self.subjects: dict[_SubjectState, None] = {}
-        self.selected: Matched[_User]
+        self.selected: Matched[_User] | None = None
 
 
 class _Rule:
@@ -222,6 +238,7 @@ class Engine:
         self._policies: dict[PolicyRef, list[_Spec]] = {}
         self._subjects: dict[Subject, _SubjectState] = {}
         self._of_identity: dict[int, dict[_SubjectState, None]] = {}
+        self._nodes: dict[_SubjectState, None] = {}
         self._ports: dict[int, frozenset[NamedPort]] = {}
         self._by_port_name: dict[_Rule, None] = {}
         self._touched: dict[_SubjectState, None] = {}
@@ -275,7 +292,8 @@ class Engine:
         specs = []
         for declared in bound.policy.specs:
             spec = _Spec(bound.ref, declared)
-            spec.selected = self._cache.use(declared.subject, spec)
+            if not declared.nodes:
+                spec.selected = self._cache.use(declared.subject, spec)
             for stated in declared.rules:
                 rule = _Rule(spec, stated, bound.cookies[stated.path])
                 if not rule.everybody:
@@ -283,17 +301,23 @@ class Engine:
                 if rule.names and stated.direction is Direction.EGRESS:
                     self._by_port_name[rule] = None
                 spec.rules.append(rule)
-            for number in spec.selected.identities & self._of_identity.keys():
-                for state in self._of_identity[number]:
-                    self._select(state, spec)
+            for state in self._selected(spec):
+                self._select(state, spec)
             specs.append(spec)
         self._policies[bound.ref] = specs
+
+    def _selected(self, spec: _Spec) -> list[_SubjectState]:
+        if spec.selected is None:
+            return [state for state in self._nodes if self._selects(spec, state)]
+        numbers = spec.selected.identities & self._of_identity.keys()
+        return [state for number in numbers for state in self._of_identity[number]]
 
     def _delete_policy(self, ref: PolicyRef) -> None:
         for spec in self._policies.pop(ref, ()):
             for state in list(spec.subjects):
                 self._unselect(state, spec)
-            self._cache.release(spec.selected, spec)
+            if spec.selected is not None:
+                self._cache.release(spec.selected, spec)
             for rule in spec.rules:
                 self._by_port_name.pop(rule, None)
                 for peer in rule.peers:
@@ -348,13 +372,21 @@ class Engine:
         if subject in self._subjects:
             return
         state = self._subjects[subject] = _SubjectState(subject)
-        self._of_identity.setdefault(subject.identity, {})[state] = None
-        state.known = subject.identity in self._cache.identities
+        if subject.is_node:
+            self._nodes[state] = None
+        else:
+            self._of_identity.setdefault(subject.identity, {})[state] = None
+            state.known = subject.identity in self._cache.identities
         for specs in self._policies.values():
             for spec in specs:
-                if subject.identity in spec.selected.identities:
+                if self._selects(spec, state):
                     self._select(state, spec)
         self._settle(state)
+
+    def _selects(self, spec: _Spec, state: _SubjectState) -> bool:
+        if state.node is not None:
+            return spec.spec.selects(state.node)
+        return spec.selected is not None and state.subject.identity in spec.selected.identities
 
     def _remove_subject(self, subject: Subject) -> None:
         state = self._subjects.pop(subject, None)
@@ -362,11 +394,14 @@ class Engine:
             return
         for spec in state.specs:
             spec.subjects.pop(state, None)
+        self._touched.pop(state, None)
+        if subject.is_node:
+            del self._nodes[state]
+            return
         states = self._of_identity[subject.identity]
         del states[state]
         if not states:
             del self._of_identity[subject.identity]
-        self._touched.pop(state, None)
 
     def _set_ports(self, number: int, after: frozenset[NamedPort]) -> None:
         """Follow up in the egress rules that name a port."""

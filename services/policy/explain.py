@@ -11,9 +11,10 @@ from services.policy.resolve import BoundPolicy, resolve
 from services.policy.rules import Direction, NamedPort, PolicyRef, Rule
 from services.policy.selector import RESERVED, Labels
 
-HOST = 1
 # Reserved identities that policies select as subjects: their endpoints have a policy of their own.
 _ENDPOINTS = ("init", "health")
+# What no policy closes is a setting of each node's loader, and not known here.
+_FAILSAFE = "; the node's failsafe ports pass all the same"
 _SIDES = {Direction.EGRESS: "sender", Direction.INGRESS: "receiver"}
 
 
@@ -27,7 +28,7 @@ class End:
 
     @property
     def is_endpoint(self) -> bool:
-        """Whether policy is enforced at this end: it is a pod, and not the node, the world and the like."""
+        """Whether it is a pod, and not a node, the world and the like."""
         return not any(
             label.startswith(f"{RESERVED}:") and label.split(":", 1)[1].rstrip("=") not in _ENDPOINTS
             for label in self.labels.strings
@@ -62,7 +63,7 @@ def explain(
     peers = {sender.identity: sender.labels, receiver.identity: receiver.labels}
     ports = {receiver.identity: receiver.ports}
     egress = _verdict(known, Direction.EGRESS, sender, receiver, peers, ports, protocol, port)
-    if sender.identity == HOST and receiver.is_endpoint:
+    if sender.labels.is_node and receiver.is_endpoint:
         return egress, Verdict(True, False, None, (), "allowed: a node always reaches its own pods")
     return egress, _verdict(known, Direction.INGRESS, receiver, sender, peers, ports, protocol, port)
 
@@ -78,19 +79,20 @@ def _verdict(
     port: int,
 ) -> Verdict:
     side = _SIDES[direction]
-    if not subject.is_endpoint:
+    if not (subject.is_endpoint or subject.labels.is_node):
         who = ", ".join(sorted(subject.labels.strings))
         return Verdict(True, False, None, (), f"allowed: no policy is enforced at {who}")
     policy = resolve(policies, peers, subject.labels, subject.ports, ports)
     enforced, by = policy.enforced[direction], policy.enforced_by[direction]
     judgement = judge(policy, direction, peer.identity, protocol, port)
     listed = ", ".join(str(ref) for ref in by)
+    but = _FAILSAFE if subject.labels.is_node and not judgement.allowed else ""
     if judgement.value is not None and judgement.value.cookie:
         rule = _find(policies, judgement.value.cookie)
         word = "allowed" if judgement.allowed else "denied"
-        return Verdict(judgement.allowed, enforced, rule, by, f"{word} by {rule.ref} {rule.rule.path}")
+        return Verdict(judgement.allowed, enforced, rule, by, f"{word} by {rule.ref} {rule.rule.path}{but}")
     if not judgement.allowed:
-        reason = f"default deny: no rule allows it, and the {side} is selected by {listed}"
+        reason = f"default deny: no rule allows it, and the {side} is selected by {listed}{but}"
         return Verdict(False, enforced, None, by, reason)
     if enforced:
         return Verdict(

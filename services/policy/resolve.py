@@ -39,7 +39,7 @@ def resolve(
     ports: Iterable[NamedPort] = (),
     ports_of: Mapping[int, frozenset[NamedPort]] | None = None,
 ) -> SubjectPolicy:
-    """The policy of a subject with these labels and declared ports.
+    """The policy of a subject with these labels (a node's have `reserved:host`) and declared ports.
 
     `identities` are the peers there are; `ports_of` the named ports of each, for egress rules with port
     names.
@@ -51,7 +51,7 @@ def resolve(
     known = ports_of or {}
     for bound in policies:
         for spec in bound.policy.specs:
-            if not spec.subject.matches(subject):
+            if not spec.selects(subject):
                 continue
             for direction in Direction:
                 if spec.default_deny[direction]:

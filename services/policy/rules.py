@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 
-from services.policy.selector import Selector
+from services.policy.selector import Labels, Selector
 
 MAX_PORT = 65535
 
@@ -96,12 +96,18 @@ class RuleSpec:
     """Rules that share a subject: one `spec`, or one of `specs`.
 
     `default_deny` tells for (ingress, egress) whether a selected subject refuses what no rule allows.
+    `nodes`: the subject is one of nodes, by their labels, and of pods otherwise.
     """
 
     subject: Selector
     rules: tuple[Rule, ...]
     default_deny: tuple[bool, bool]
     path: str
+    nodes: bool = False
+
+    def selects(self, labels: Labels) -> bool:
+        """Whether the rules apply to whoever has these labels."""
+        return self.nodes is labels.is_node and self.subject.matches(labels)
 
     def applies(self, direction: Direction) -> bool:
         """Whether the spec says anything about this direction."""

@@ -44,6 +44,11 @@ class Labels:
             return tuple(value for _, value in found)
         return tuple(value for owner, value in found if owner == source)
 
+    @property
+    def is_node(self) -> bool:
+        """Whether they are a node's: policies for nodes select it, and those for pods never do."""
+        return bool(self.values(RESERVED, "host"))
+
     def pairs(self) -> Iterator[tuple[str, str]]:
         """Every (key, value), without the source."""
         for key, found in self._by_key.items():

@@ -14,7 +14,7 @@ from services.chassis import names
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext, remote_context, tracer
 from services.policy import problems
-from services.policy.convert import read_ports
+from services.policy.convert import read_node_labels, read_ports
 from services.policy.distribution import Distributor, Progress, Subscription, Update, Watch
 from services.policy.enforcement import Enforcement
 from services.policy.engine import Subject
@@ -89,7 +89,11 @@ def _watch(request: pb.WatchSubject, subscription: Subscription, distributor: Di
         subscription,
         Watch(
             request.subject,
-            Subject(request.identity, read_ports(request.named_ports)),
+            Subject(
+                request.identity,
+                read_ports(request.named_ports),
+                read_node_labels(request.identity, request.labels, "watch.labels"),
+            ),
             request.identity_revision,
             trace,
             answered,

@@ -253,7 +253,6 @@ PORT = f"{IN}.toPorts[0].ports[0]"
         ),
         (ports(port="8", protocol="ICMP"), f"{PORT}.protocol"),
         ({"endpointSelector": {}, "log": {"value": "x"}}, "spec.log"),
-        ({"nodeSelector": {}, "ingress": [{}]}, "spec.nodeSelector"),
         (
             {"endpointSelector": {}, "ingressDeny": [{"fromCIDR": ["10.0.0.0/8"]}]},
             "spec.ingressDeny[0].fromCIDR",
@@ -313,6 +312,7 @@ def test_what_is_not_supported_yet_is_refused_by_its_path(spec: dict[str, Any], 
             "a namespace name",
         ),
         ({"ingress": [{}]}, "spec.endpointSelector", "missing"),
+        ({"nodeSelector": {}, "ingress": [{}]}, "spec.nodeSelector", "only a CiliumClusterwideNetworkPolicy"),
         (
             {"endpointSelector": {"matchLabels": {"k8s:io.kubernetes.pod.namespace": "other"}}},
             "spec.endpointSelector",

@@ -54,3 +54,15 @@ def test_descriptions(clusterwide: bool, on: str, rule: str, subject: str, descr
     (manifest,) = parse_manifests(HEAD.format(kind=kind, on=on, rule=rule))
     assert describe_subject(manifest.policy) == subject
     assert [describe_rule(found) for found in manifest.policy.rules()] == [description]
+
+
+@pytest.mark.parametrize(
+    ("on", "subject"),
+    [("{}", "every node"), ("{matchLabels: {role: edge, zone: a}}", "nodes with role=edge, zone=a")],
+)
+def test_nodes(on: str, subject: str) -> None:
+    text = HEAD.replace("endpointSelector", "nodeSelector")
+    (manifest,) = parse_manifests(
+        text.format(kind="CiliumClusterwideNetworkPolicy", on=on, rule="ingress: [{}]")
+    )
+    assert describe_subject(manifest.policy) == subject

@@ -9,7 +9,7 @@ from services.chassis.errors import Aborted
 from services.chassis.telemetry import TraceContext
 from services.policy import distribution
 from services.policy.distribution import Distributor, Progress, Revision, Subscription, Update, Watch
-from services.policy.engine import Subject, SubjectChange
+from services.policy.engine import HOST, Subject, SubjectChange
 from services.policy.entries import SubjectPolicy
 from services.policy.manifest import parse_manifests
 from services.policy.resolve import BoundPolicy
@@ -68,6 +68,17 @@ async def test_nothing_is_told_before_the_identities_are_known() -> None:
     messages = await told(subscription)
     assert kinds(messages) == ["snapshot", "progress"]
     assert messages[-1].revision == Revision(6, 9)
+
+
+async def test_streams_go_on_where_nobody_has_an_identity_yet() -> None:
+    distributor = Distributor()
+    subscription = distributor.subscribe("node-1")
+    distributor.watch(subscription, Watch(1, Subject(HOST, labels=("k8s:role=edge",))))
+    distributor.take_policies([policy("web")], 1, WRITER)
+    distributor.take_all_identities({}, 0)
+    messages = await told(subscription)
+    assert kinds(messages) == ["snapshot", "progress"]
+    assert messages[-1].revision == Revision(1, 0)
 
 
 async def test_a_change_goes_to_every_stream_as_one_shared_delta_and_then_progress() -> None:

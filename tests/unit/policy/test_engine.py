@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.policy.engine import (
+    HOST,
     Engine,
     Event,
     IdentityDelete,
@@ -34,7 +35,7 @@ from services.policy.rules import (
     Rule,
     RuleSpec,
 )
-from services.policy.selector import ANY_SOURCE, K8S, Labels, Operator, Requirement, Selector
+from services.policy.selector import ANY_SOURCE, K8S, Labels, Operator, Requirement, Selector, equals
 
 KEYS, VALUES = ("app", "tier"), ("a", "b", "c")
 NAMES = ("http", "dns")
@@ -97,7 +98,8 @@ def specs(draw: st.DrawFn, path: str) -> RuleSpec:
         )
         for index in range(draw(st.integers(0, 3)))
     )
-    return RuleSpec(draw(selectors), rules, (draw(st.booleans()), draw(st.booleans())), path)
+    default_deny = (draw(st.booleans()), draw(st.booleans()))
+    return RuleSpec(draw(selectors), rules, default_deny, path, nodes=draw(st.booleans()))
 
 
 @st.composite
@@ -106,7 +108,8 @@ def policies(draw: st.DrawFn) -> Policy:
     return Policy(ref, tuple(draw(specs(f"specs[{index}]")) for index in range(draw(st.integers(1, 2)))))
 
 
-subjects = st.builds(Subject, NUMBERS, named_ports.map(lambda found: tuple(sorted(found))))
+nodes = label_sets.map(lambda found: Subject(HOST, labels=tuple(sorted(found.strings))))
+subjects = st.one_of(st.builds(Subject, NUMBERS, named_ports.map(lambda found: tuple(sorted(found)))), nodes)
 steps = st.one_of(
     policies(),
     st.builds(PolicyDelete, policies().map(lambda policy: policy.ref)),
@@ -154,6 +157,8 @@ class Model:
 
     def state(self, subject: Subject) -> SubjectPolicy | None:
         labels = self.identities.get(subject.identity)
+        if subject.is_node:
+            labels = Labels([*subject.labels, "reserved:host"])
         if labels is None:
             return None
         return resolve(self.policies.values(), self.identities, labels, subject.ports, self.ports)
@@ -215,6 +220,27 @@ def test_a_subject_keeps_its_policy_while_its_identity_is_gone() -> None:
     assert engine.state(subject) is None
     (change,) = engine.apply([IdentityPut(300, Labels(["k8s:app=a"]))])
     assert change.reset
+
+
+def test_nodes_are_selected_by_their_labels_and_only_by_policies_for_nodes() -> None:
+    engine = Engine()
+    edge, inner, pod = Subject(HOST, labels=("k8s:role=edge",)), Subject(HOST), Subject(300)
+    everything = Labels(["k8s:role=edge"])
+    engine.apply([IdentityPut(HOST, Labels(["reserved:host"])), IdentityPut(300, everything)])
+    engine.apply([SubjectAdd(each) for each in (edge, inner, pod)])
+    role = Selector.of([equals(K8S, "role", "edge")])
+
+    def selected(name: str, subject: Selector, *, nodes: bool) -> list[Subject]:
+        spec = RuleSpec(subject, (), (True, False), "spec", nodes=nodes)
+        ref = PolicyRef("CiliumClusterwideNetworkPolicy", "", name)
+        found = engine.apply([PolicyPut(BoundPolicy(Policy(ref, (spec,)), {}))])
+        engine.apply([PolicyDelete(ref)])
+        return [change.subject for change in found]
+
+    assert selected("edge-nodes", role, nodes=True) == [edge]
+    assert selected("all-nodes", Selector(), nodes=True) == [edge, inner]
+    assert selected("edge-pods", role, nodes=False) == [pod]
+    assert selected("all-pods", Selector(), nodes=False) == [pod]
 
 
 def test_of_rules_that_say_the_same_the_first_is_named_and_deny_wins() -> None:
