@@ -81,7 +81,7 @@ def functions(path: str) -> dict[str, Function]:
 
 
 def deepest(all_functions: dict[str, Function], name: str) -> tuple[int, tuple[str, ...]]:
-    """The stack in bytes that a function takes with what it calls, as kernels before 6.8 count, and the calls."""
+    """The bytes of stack of a function and what it calls, as kernels before 6.8 count, and the calls."""
 
     @cache
     def below(each: str) -> tuple[int, tuple[str, ...]]:
