@@ -25,53 +25,6 @@
 #include "nat_rewrite.h"
 #include "packet.h"
 
-#define NAT_EXCLUDE_MAX 4096
-
-/* Destinations that are reached with the pod's own address. */
-struct nat_exclude4_key {
-	__u32 prefixlen;
-	__be32 addr;
-};
-ASSERT_SIZE(struct nat_exclude4_key, 8);
-
-struct nat_exclude6_key {
-	__u32 prefixlen;
-	struct in6 addr;
-};
-ASSERT_SIZE(struct nat_exclude6_key, 20);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, NAT_EXCLUDE_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct nat_exclude4_key);
-	__type(value, __u32); /* unused */
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} nat_exclude4 SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
-	__uint(max_entries, NAT_EXCLUDE_MAX);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct nat_exclude6_key);
-	__type(value, __u32);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} nat_exclude6 SEC(".maps");
-
-/* Whether packets to this address keep the pod's. */
-static __always_inline bool nat_excluded(const struct in6 *addr, const bool v6)
-{
-	if (v6) {
-		struct nat_exclude6_key key = { .prefixlen = 128, .addr = *addr };
-
-		return bpf_map_lookup_elem(&nat_exclude6, &key);
-	} else {
-		struct nat_exclude4_key key = { .prefixlen = 32, .addr = addr->w[0] };
-
-		return bpf_map_lookup_elem(&nat_exclude4, &key);
-	}
-}
-
 /* Changes the frame. Returns 0 or a DROP(). p stays as it is. */
 static __always_inline int nat_rewrite(struct __sk_buff *skb, const struct packet *p,
 				       const struct nat_change *c, const bool v6)

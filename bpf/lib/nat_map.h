@@ -9,10 +9,11 @@
 #include "common.h"
 #include "config.h"
 #include "conntrack.h"
-#include "nat_rewrite.h"
 #include "packet.h"
 
 #define NAT_MAX 131072
+#define NAT_EXCLUDE_MAX 4096
+
 #define NAT_ORIGINAL 0
 #define NAT_REVERSE 1
 
@@ -75,6 +76,56 @@ struct {
 	__type(value, struct nat6_value);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nat6 SEC(".maps");
+
+/* Destinations that are reached with the pod's own address. */
+struct nat_exclude4_key {
+	__u32 prefixlen;
+	__be32 addr;
+};
+ASSERT_SIZE(struct nat_exclude4_key, 8);
+
+struct nat_exclude6_key {
+	__u32 prefixlen;
+	struct in6 addr;
+};
+ASSERT_SIZE(struct nat_exclude6_key, 20);
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, NAT_EXCLUDE_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct nat_exclude4_key);
+	__type(value, __u32); /* unused */
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nat_exclude4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, NAT_EXCLUDE_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct nat_exclude6_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} nat_exclude6 SEC(".maps");
+
+/* Whether packets to this address keep the pod's. */
+static __always_inline bool nat_excluded(const struct in6 *addr, const bool v6)
+{
+	if (v6) {
+		struct nat_exclude6_key key = { .prefixlen = 128, .addr = *addr };
+
+		return bpf_map_lookup_elem(&nat_exclude6, &key);
+	} else {
+		struct nat_exclude4_key key = { .prefixlen = 32, .addr = addr->w[0] };
+
+		return bpf_map_lookup_elem(&nat_exclude4, &key);
+	}
+}
+
+static __always_inline bool nat_is_icmp(const struct packet *p, const bool v6)
+{
+	return p->protocol == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
+}
 
 /* The address that flows of this family leave with. */
 static __always_inline void nat_address(struct in6 *addr, const bool v6)

@@ -13,6 +13,7 @@
 
 #include "common.h"
 #include "drop.h"
+#include "nat_map.h"
 #include "packet.h"
 #include "parse.h"
 
@@ -31,11 +32,6 @@ ASSERT_SIZE(struct nat_change, 40);
 #define NAT_ICMP_CHECKSUM 2
 #define NAT_ICMP_ECHO_ID 4
 #define NAT_IPV6_HEADER 40
-
-static __always_inline bool nat_is_icmp(const struct packet *p, const bool v6)
-{
-	return p->protocol == (v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP);
-}
 
 /* What the change of the address adds to a sum over it. */
 static __always_inline __u32 nat_address_difference(const struct nat_change *c, const bool v6)

@@ -490,5 +490,3 @@ CHECK_N(fragments, 5)
 	test_assert(is_to(frame, v6, POD_A));
 	test_assert(frames_equal_from(frame, sent, frame->l4));
 }
-
-char LICENSE[] SEC("license") = "Dual BSD/GPL";

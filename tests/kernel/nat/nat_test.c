@@ -88,4 +88,92 @@ int nat_in(struct __sk_buff *skb)
 	return skb->protocol == bpf_htons(ETH_P_IPV6) ? in(skb, true) : TC_ACT_OK;
 }
 
+/*
+ * Two runs of this at once, on two CPUs: in each round they wait for each other
+ * and then want a port for a flow, in rounds of RACE_SAME for the same one.
+ */
+#define RACE_ROUNDS 64
+#define RACE_SECOND 1 /* in the mark: which of the two this run is */
+#define RACE_SAME 2
+#define RACE_PATIENCE 300
+
+struct race {
+	__u32 arrived[2]; /* the round that each of the two has come to, from 1 */
+	__u32 port[2][RACE_ROUNDS]; /* what each got, in host order; 0: none */
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct race);
+} test_race SEC(".maps");
+
+static __always_inline struct race *race_row(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&test_race, &zero);
+}
+
+__noinline int race_is_there(__u32 other, __u32 round)
+{
+	volatile struct race *race = (volatile struct race *)race_row();
+	int i;
+
+	if (!race)
+		return 1;
+	for (i = 0; i < RACE_PATIENCE; i++)
+		if (race->arrived[other & 1] >= round)
+			return 1;
+	return 0;
+}
+
+static __always_inline int race_for_port(struct __sk_buff *skb, const struct packet *p, const bool v6)
+{
+	int port = v6 ? nat_known_port6(p) : nat_known_port4(p);
+
+	if (port < 0)
+		port = v6 ? nat_create6(skb, p) : nat_create4(skb, p);
+	return port < 0 ? 0 : bpf_ntohs(port);
+}
+
+__noinline int race_round(struct __sk_buff *skb, __u32 round)
+{
+	const __u32 self = skb->mark & RACE_SECOND;
+	struct race *race = race_row();
+	struct packet p = {
+		.flow_saddr.w = { POD_PREFIX4 | bpf_htonl(skb->mark & RACE_SAME ? 1 : 1 + self) },
+		.daddr.w = { bpf_htonl(0xc6336407) },
+		.sport = bpf_htons(1),
+		.dport = bpf_htons(1 + round),
+		.protocol = IPPROTO_UDP,
+	};
+	int i, port;
+
+	if (!race)
+		return 0;
+	*(volatile __u32 *)&race->arrived[self] = 1 + round;
+	for (i = 0; i < RACE_PATIENCE; i++)
+		if (race_is_there(!self, 1 + round))
+			break;
+	if (skb->protocol == bpf_htons(ETH_P_IPV6))
+		port = race_for_port(skb, &p, true);
+	else
+		port = race_for_port(skb, &p, false);
+	if (round < RACE_ROUNDS)
+		race->port[self][round] = port;
+	return 0;
+}
+
+SEC("tc")
+int nat_race(struct __sk_buff *skb)
+{
+	__u32 i;
+
+	for (i = 0; i < RACE_ROUNDS; i++)
+		race_round(skb, i);
+	return TC_ACT_OK;
+}
+
 char LICENSE[] SEC("license") = "Dual BSD/GPL";

@@ -6,6 +6,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -17,7 +18,7 @@ from services.loader.bpf.nat import EXCLUDED, Kind, NatEntry, exclusion_key
 from services.loader.bpf.native import check, ffi, lib, sized
 from services.loader.bpf.objects import load_object
 from services.loader.bpf.testrun import TC_ACT_OK, TC_ACT_SHOT
-from tests.kernel.nat.frames import V4, V6, Family, Packet, take_apart
+from tests.kernel.nat.frames import UDP, V4, V6, Family, Packet, build, take_apart
 
 TRANSLATED = 1
 NO_MAPPING = 167
@@ -93,9 +94,29 @@ class Translator:
         """From the world."""
         return self._run("nat_in", packet, complete)
 
-    def _run(self, program: str, packet: Packet | bytes, complete: bool) -> Outcome:
+    def race(self, family: Family, *, same: bool) -> list[tuple[int, int]]:
+        """Two CPUs at once want ports, for flows of two pods or for the same one; a new peer port each round.
+
+        Returns what they got, by round; 0 is none.
+        """
+        table = self.maps["test_race"]
+        rounds = (table.definition.value_size - 8) // 8
+        table.put(bytes(4), bytes(table.definition.value_size))
+        frame = build(family, family.pod, family.peer, UDP, 1, 1).frame()
+        with ThreadPoolExecutor(2) as pool:
+            for each in [
+                pool.submit(self._run, "nat_race", frame, False, mark=second | same << 1) for second in (0, 1)
+            ]:
+                each.result()
+        data = table.get(bytes(4))
+        assert data is not None
+        ports = struct.unpack(f"=8x{2 * rounds}I", data)
+        return list(zip(ports[:rounds], ports[rounds:], strict=True))
+
+    def _run(self, program: str, packet: Packet | bytes, complete: bool, *, mark: int = 0) -> Outcome:
         data = packet if isinstance(packet, bytes) else packet.frame()
         context = bytearray(_SKB_BYTES)
+        struct.pack_into("=I", context, _SKB_MARK, mark)
         struct.pack_into("=I", context, _SKB_IFINDEX, _LOOPBACK)
         context_in, context_out = ffi.from_buffer(context), ffi.new("char[]", _SKB_BYTES)
         data_in, data_out = ffi.from_buffer(data), ffi.new("char[]", len(data))
@@ -106,8 +127,8 @@ class Translator:
             flags=_CHECKSUM_COMPLETE if complete else 0,
         )  # fmt: skip
         check(lib.bpf_prog_test_run_opts(self.programs[program].fd, options), f"run {program}")
-        (mark,) = struct.unpack_from("=I", ffi.buffer(context_out), _SKB_MARK)
-        return Outcome(int(options.retval), mark, bytes(ffi.buffer(data_out)))
+        (left,) = struct.unpack_from("=I", ffi.buffer(context_out), _SKB_MARK)
+        return Outcome(int(options.retval), left, bytes(ffi.buffer(data_out)))
 
     def table(self, family: Family) -> Map:
         return self.maps["nat6" if family.v6 else "nat4"]
