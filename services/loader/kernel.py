@@ -252,8 +252,20 @@ class Kernel:
         ]
         with _refusals():
             self._datapath.failsafe_put(ports)
-            self._datapath.host_policy(0, mac=node.host_mac, net_mac=node.net_mac)
+            # The policy that a former process put in force stays.
+            subject = self._datapath.host_subject()
+            self._datapath.host_policy(subject, mac=node.host_mac, net_mac=node.net_mac)
             self._datapath.masquerade_exclude(node.masquerade_exclude)
+
+    def host_subject(self) -> int:
+        """The subject that the node itself is under; 0: none."""
+        with _refusals():
+            return self._datapath.host_subject()
+
+    def set_host_subject(self, subject: int) -> None:
+        """Puts the node itself under a subject; 0: under none."""
+        with _refusals():
+            self._datapath.host_policy(subject)
 
     def rebuild(self) -> None:
         """Compiles and loads the programs anew and replaces those of the node's devices."""

@@ -33,6 +33,7 @@ from services.loader.endpoints.restore import restore
 from services.loader.flows.log import FlowLog
 from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
+from services.loader.host_policy import HostPolicy, failsafe_ports
 from services.loader.interfaces import DatapathError
 from services.loader.ipcache.identity_labels import IdentityLabels
 from services.loader.ipcache.nodes import Node, NodesSync
@@ -153,6 +154,7 @@ async def bring_up(
         devices = await links.ensure()
         kernel = _open_kernel(settings, record, devices)
         runtime = _assemble(settings, record, state, channels, kernel, links, devices)
+        _start_host_policy(settings, kernel, runtime.subjects)
         records = state.load_endpoints()
         restored = await restore(
             records,
@@ -218,7 +220,7 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
     rows = NodeRows(
         devices.host_mac,
         devices.net_mac,
-        settings.failsafe_ports,
+        failsafe_ports(settings),
         cidrs("FIMBRIA_MASQUERADE_EXCLUDE", settings.masquerade_exclude),
     )
     try:
@@ -227,6 +229,15 @@ def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevi
         kernel.close()
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
     return kernel
+
+
+def _start_host_policy(settings: LoaderSettings, kernel: Kernel, subjects: SubjectTable) -> None:
+    # Where policies are enforced nowhere the node need not be asked either.
+    enabled = settings.host_firewall and settings.policy_enforcement != "never"
+    try:
+        HostPolicy(kernel, subjects, settings.host_labels, enabled=enabled).start()
+    except DatapathError as problem:
+        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
 
 
 def _trace_load(report: LoadReport, started_ns: int) -> None:

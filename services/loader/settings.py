@@ -5,13 +5,24 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from services.chassis.errors import InvalidArgument
+from services.chassis.labels import SOURCE_K8S, Label, LabelSet, check_value
 from services.chassis.settings import CommonSettings, SettingsError, setting
-from services.loader.settings_types import FailsafePort, cidrs, devices, failsafe_ports, port_range
+from services.loader.settings_types import (
+    FailsafePort,
+    cidrs,
+    devices,
+    failsafe_ports,
+    node_labels,
+    port_range,
+)
+
+HOSTNAME_KEY = "kubernetes.io/hostname"
 
 _SOURCES = str(Path(__file__).resolve().parent.parent.parent / "bpf")
 
@@ -96,15 +107,31 @@ class LoaderSettings(CommonSettings):
         (
             "ingress:22/TCP",
             "ingress:68/UDP",
+            "ingress:546/UDP",
+            "ingress:4001/TCP",
+            "ingress:4002/TCP",
+            "ingress:4003/TCP",
             "egress:53/UDP",
             "egress:53/TCP",
             "egress:67/UDP",
+            "egress:547/UDP",
             "egress:4001/TCP",
             "egress:4002/TCP",
             "egress:4003/TCP",
         ),
         help="Ports of the node that no policy closes, each ingress:PORT/PROTOCOL or egress:PORT/PROTOCOL "
-        "with TCP, UDP or SCTP, so that nobody is locked out of it.",
+        "with TCP, UDP or SCTP, so that nobody is locked out of it. The ports of the services' targets come "
+        "along; an empty list is none at all.",
+    )
+    host_firewall: bool = setting(
+        True,
+        help="Let policies that select the node judge its own traffic. False switches off, at the loader's "
+        "start, whatever is in force.",
+    )
+    node_labels: tuple[str, ...] = setting(
+        (),
+        help="Labels of the node, KEY=VALUE comma separated, that policies select it by; "
+        "kubernetes.io/hostname is the node's name unless it is given here.",
     )
     conntrack_gc_seconds: float = setting(
         30.0, help="Seconds between two rounds of conntrack garbage collection.", minimum=0.1
@@ -125,6 +152,7 @@ class LoaderSettings(CommonSettings):
             ("masquerade_exclude", cidrs),
             ("masquerade_ports", port_range),
             ("host_failsafe_ports", failsafe_ports),
+            ("node_labels", node_labels),
         ):
             check(f"FIMBRIA_{name.upper()}", getattr(self, name))
         if self.node_ipv6:
@@ -139,6 +167,16 @@ class LoaderSettings(CommonSettings):
     def failsafe_ports(self) -> tuple[FailsafePort, ...]:
         """``host_failsafe_ports``, parsed."""
         return failsafe_ports("FIMBRIA_HOST_FAILSAFE_PORTS", self.host_failsafe_ports)
+
+    @property
+    def host_labels(self) -> tuple[str, ...]:
+        """``node_labels`` as the services write labels, and the node's name among them."""
+        found = {label.key: label for label in node_labels("FIMBRIA_NODE_LABELS", self.node_labels)}
+        with suppress(InvalidArgument):
+            # A name that cannot be a label's value is none.
+            check_value(self.node_name)
+            found.setdefault(HOSTNAME_KEY, Label(SOURCE_K8S, HOSTNAME_KEY, self.node_name))
+        return LabelSet(found.values())
 
     @property
     def pins(self) -> str:

@@ -10,6 +10,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from services.chassis.errors import InvalidArgument
+from services.chassis.labels import SOURCE_K8S, Label, check_key, check_value
 from services.chassis.settings import SettingsError
 
 _PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132}
@@ -63,6 +65,26 @@ def port_range(variable: str, text: str) -> tuple[int, int]:
     if not 1024 <= first <= last <= 65535:
         raise SettingsError(variable, text, "FIRST-LAST with 1024 <= FIRST <= LAST <= 65535")
     return first, last
+
+
+def node_labels(variable: str, texts: Sequence[str]) -> tuple[Label, ...]:
+    """Labels of ``KEY=VALUE`` each, as Kubernetes has them."""
+    found: dict[str, Label] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        try:
+            check_key(key)
+            check_value(value)
+        except InvalidArgument:
+            equals = ""
+        label = Label(SOURCE_K8S, key, value)
+        if not equals or found.setdefault(key, label) != label:
+            raise SettingsError(
+                variable,
+                text,
+                "KEY=VALUE, comma separated, as Kubernetes has labels, each key with one value",
+            )
+    return tuple(found.values())
 
 
 def failsafe_ports(variable: str, texts: Sequence[str]) -> tuple[FailsafePort, ...]:

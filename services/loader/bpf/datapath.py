@@ -289,6 +289,10 @@ class KernelDatapath:
         """Every endpoint that has a device's row."""
         return self._slots.rows()
 
+    def host_subject(self) -> int:
+        """The subject that the node itself is under; 0: none."""
+        return self._slots.host().subject
+
     def host_policy(self, subject: int, *, mac: str = "", net_mac: str = "") -> None:
         """Puts the node itself under a subject's policy; 0 under none, then nothing of its is judged.
 

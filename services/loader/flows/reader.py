@@ -12,7 +12,7 @@ from services.loader.flows.log import FlowLog, FlowNames
 from services.loader.interfaces import Datapath
 from services.loader.ipcache.sync import IpcacheSync
 from services.loader.policy.entries import INGRESS
-from services.loader.policy.subjects import SubjectTable
+from services.loader.policy.subjects import HOST_USER, SubjectTable
 from services.loader.policy.sync import PolicySync
 
 # Reports that come within this time are taken together.
@@ -92,6 +92,8 @@ class NodeNames(FlowNames):
         """The policies that make an endpoint default to deny."""
         endpoint = self._registry.find(endpoint_id)
         subject = self._subjects.get(endpoint.record.subject) if endpoint is not None else None
+        if endpoint_id == HOST_USER:
+            subject = self._subjects.of_host()
         if subject is None or subject.wanted is None:
             return ()
         default = subject.wanted.ingress if direction == INGRESS else subject.wanted.egress

@@ -84,6 +84,7 @@ def watch_message(subject: Subject, trace: TraceContext) -> pb.SubscribeRequest:
             identity_revision=subject.identity_revision,
             named_ports=ports_message(subject.key.named_ports),
             trace=trace_message(trace),
+            labels=subject.key.labels,
         )
     )
 

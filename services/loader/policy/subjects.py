@@ -2,8 +2,8 @@
 it.
 
 A subject is an identity together with the named ports of its pods; all endpoints of the node that agree in
-both share its policy entries. A subject without a row in the kernel passes nothing, so nothing here is in a
-hurry to be safe.
+both share its policy entries. The node itself is one more, with its labels. A subject without a row in the
+kernel passes nothing, so nothing here is in a hurry to be safe.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from services.loader.policy.entries import EntryKey, EntryValue
 from services.loader.policy.plan import Plan, Realized, SubjectState, plan
 from services.loader.policy.shape import shape_of
 
+# The node itself, among the users of a subject: the endpoint id that it has in the datapath.
+HOST_USER: Final = 0xFFFFFFFF
+
 # A packet that read the old row may still be among the old entries; it is not for this long.
 RETIRE_SECONDS: Final = 0.25
 
@@ -27,16 +30,18 @@ _log = get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class SubjectKey:
-    """What makes two endpoints share their policy."""
+    """What makes two endpoints share their policy. Only the node itself has ``labels``."""
 
     identity: int
     named_ports: tuple[NamedPort, ...] = ()
+    labels: tuple[str, ...] = ()
 
 
 @dataclass(slots=True, eq=False)
 class Subject:
     """A subject. ``wanted`` is what the service said last (see :meth:`want`); ``realized`` is what the kernel
-    holds; ``touched`` are the keys in which the two may differ, None when that is not known.
+    holds; ``touched`` are the keys in which the two may differ, None when that is not known. ``follow`` is
+    called when the kernel holds what is wanted, as part of realizing it; it may raise DatapathError.
     """
 
     number: int
@@ -47,6 +52,7 @@ class Subject:
     realized: Realized | None = None
     error: str = ""
     touched: set[EntryKey] | None = None
+    follow: Callable[[Subject], None] | None = None
 
     def want(self, state: SubjectState, touched: Collection[EntryKey] | None = None) -> None:
         """Takes what the service says now; it differs from before in ``touched`` only, if that is given."""
@@ -84,6 +90,7 @@ class SubjectTable:
         self._later = later
         self._by_number: dict[int, Subject] = {}
         self._by_key: dict[SubjectKey, Subject] = {}
+        self._host: Subject | None = None
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(list(self._by_number.values()))
@@ -91,6 +98,10 @@ class SubjectTable:
     def get(self, number: int) -> Subject | None:
         """The subject of a number, if there is one."""
         return self._by_number.get(number)
+
+    def of_host(self) -> Subject | None:
+        """The node's own subject, if it has one."""
+        return self._host
 
     def failed(self) -> list[Subject]:
         """Subjects whose last realization failed."""
@@ -103,7 +114,7 @@ class SubjectTable:
         if subject is None:
             subject = Subject(self._numbers.take(), key, identity_revision)
             self._add(subject)
-        subject.users.add(user)
+        self._use(subject, user)
         return subject, new
 
     def release(self, subject: Subject, user: int) -> bool:
@@ -137,7 +148,7 @@ class SubjectTable:
         if subject is None:
             subject = Subject(number, key, identity_revision, realized=realized)
             self._add(subject)
-        subject.users.add(user)
+        self._use(subject, user)
         return subject
 
     def realize(self, subject: Subject) -> Plan | None:
@@ -154,6 +165,8 @@ class SubjectTable:
             todo = self._plan(subject, subject.wanted)
             if todo is not None:
                 self._execute(subject, todo)
+            if subject.follow is not None:
+                subject.follow(subject)
         except (DatapathError, OSError) as problem:
             subject.error = str(problem)
             raise problem if isinstance(problem, DatapathError) else DatapathError(str(problem)) from problem
@@ -186,6 +199,11 @@ class SubjectTable:
     def _add(self, subject: Subject) -> None:
         self._by_number[subject.number] = subject
         self._by_key.setdefault(subject.key, subject)
+
+    def _use(self, subject: Subject, user: int) -> None:
+        subject.users.add(user)
+        if user == HOST_USER:
+            self._host = subject
 
     def _plan(self, subject: Subject, wanted: SubjectState) -> Plan | None:
         return plan(
