@@ -84,9 +84,7 @@ def test_an_impossible_policy_key_is_refused(fields: tuple[int, ...], message: s
     ],
 )
 def test_what_is_no_prefix_is_refused_with_its_text(prefix: str, family: str) -> None:
-    with pytest.raises(
-        ValueError, match=f"^{re.escape(repr(prefix))} is not an {family}|^'.*' is not an {family} address"
-    ):
+    with pytest.raises(ValueError, match=f"^{re.escape(repr(prefix))} is not an {family}"):
         split_prefix(prefix)
 
 
