@@ -38,12 +38,16 @@ class Saver:
         """Save now; False when it failed, and nothing is forgotten then."""
         self._wanted.clear()
         names, self._marked = list(self._marked), {}
+        saved = False
         try:
             if names:
                 await self._save(names)
+            saved = True
         except FimbriaError as error:
             log.warning("not saved", what=self._what, reason=error.reason, error=str(error))
-            self._marked = {**dict.fromkeys(names), **self._marked}
-            self._wanted.set()
-            return False
-        return True
+        finally:
+            # Also when it is cancelled, as it is before the last time.
+            if not saved:
+                self._marked = {**dict.fromkeys(names), **self._marked}
+                self._wanted.set()
+        return saved

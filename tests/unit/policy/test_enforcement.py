@@ -86,3 +86,25 @@ async def test_what_could_not_be_saved_is_saved_later(monkeypatch: pytest.Monkey
     await asyncio.wait_for(done.wait(), 10)
     task.cancel()
     assert saved == [["a", "b"], ["a", "b"]]
+
+
+async def test_what_was_being_saved_when_it_was_cancelled_is_saved_the_last_time() -> None:
+    saved: list[list[str]] = []
+    started, never = asyncio.Event(), asyncio.Event()
+
+    async def save(names: list[str]) -> None:
+        started.set()
+        if not saved:
+            saved.append([])
+            await never.wait()
+        saved.append(names)
+
+    saver = Saver("nodes", save)
+    running = asyncio.create_task(saver.run())
+    saver.mark("a")
+    await started.wait()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert await saver.flush()
+    assert saved == [[], ["a"]]
