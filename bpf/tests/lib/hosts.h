@@ -20,6 +20,7 @@ enum host {
 	LINK_LOCAL, /* POD_A's, IPv6 alone */
 	SOLICITED_ROUTER, /* the solicited-node group of ROUTER, IPv6 alone */
 	LOOPBACK,
+	MULTICAST, /* 224.0.0.251 and ff02::fb */
 };
 
 #define FRAME_SOURCE_MAC { 0x02, 0, 0, 0, 0, 0x0a }
@@ -42,6 +43,7 @@ static const __be32 addresses4[HOSTS] = {
 	[WORLD_CIDR] = ADDRESS4(203, 0, 113, 9),
 	[BROADCAST] = ADDRESS4(255, 255, 255, 255),
 	[LOOPBACK] = ADDRESS4(127, 0, 0, 1),
+	[MULTICAST] = ADDRESS4(224, 0, 0, 251),
 };
 
 #define ADDRESS6(a, b, c, d) { { bpf_htonl(a), bpf_htonl(b), bpf_htonl(c), bpf_htonl(d) } }
@@ -61,6 +63,7 @@ static const struct in6 addresses6[HOSTS] = {
 	[LINK_LOCAL] = ADDRESS6(0xfe800000, 0, 0x000000ff, 0xfe00000a),
 	[SOLICITED_ROUTER] = ADDRESS6(0xff020000, 0, 1, 0xff000001),
 	[LOOPBACK] = ADDRESS6(0, 0, 0, 1),
+	[MULTICAST] = ADDRESS6(0xff020000, 0, 0, 0xfb),
 };
 
 static __always_inline __be32 address4(enum host host)

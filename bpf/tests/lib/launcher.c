@@ -29,6 +29,8 @@ int launch(struct __sk_buff *skb)
 		return LAUNCH_FAILED;
 	if (context->flags & CONTEXT_TYPE && bpf_skb_change_type(skb, context->pkt_type))
 		return LAUNCH_FAILED;
+	if (context->flags & CONTEXT_QUEUE)
+		skb->queue_mapping = context->queue_mapping;
 	if (context->flags & CONTEXT_TUNNEL) {
 		key.tunnel_id = context->tunnel_id;
 		/* What is the near end to the setter is the far end to who gets it. */

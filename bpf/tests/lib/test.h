@@ -39,6 +39,7 @@ DECLARE_CONFIG(__u32, nic_ifindex, "the node's device on the underlay");
 #define CONTEXT_VLAN 2 /* vlan_tci is set on the packet, as a device does that takes tags off */
 #define CONTEXT_LENGTH 4 /* the frame is cut or zero-filled to length before the program sees it */
 #define CONTEXT_TYPE 8 /* pkt_type is set */
+#define CONTEXT_QUEUE 16 /* queue_mapping is set */
 
 /* Away from the defaults: overlay, host routing, masquerading, no endpoint routes. */
 #define VARIANT_NATIVE 1 /* no overlay */
@@ -67,7 +68,7 @@ struct test_context {
 	__u32 pkt_type;
 	__u32 repeat; /* runs of the program, 0: one; what a run leaves is the next one's packet */
 	__u32 variant; /* VARIANT_*, together: what the datapath is configured with */
-	__u32 pad;
+	__u32 queue_mapping;
 	__u64 tstamp;
 };
 ASSERT_SIZE(struct test_context, 112);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-CONTEXT_NEEDS_LAUNCHER = 0xF  # CONTEXT_TUNNEL | CONTEXT_VLAN | CONTEXT_LENGTH | CONTEXT_TYPE
+CONTEXT_NEEDS_LAUNCHER = 0x1F  # CONTEXT_*: what BPF_PROG_TEST_RUN itself cannot give a packet
 TEST_DONE = 100
 LAUNCH_FAILED = 101
 EVENTS, EVENT_BYTES = 8, 512
