@@ -146,26 +146,41 @@ __noinline int nat_arrive6(struct __sk_buff *skb, struct packet *p)
 }
 
 /*
+ * What a local pod sends, of a flow that has been translated before, as
+ * nat_egress() does it: needs no look at whether it is to be. Returns 1, 0 for
+ * another flow, or a DROP().
+ */
+static __always_inline int nat_egress_again(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	int port, ret;
+
+	if (unlikely(p->flags & PACKET_ECHO_REPLY))
+		return 0;
+	port = v6 ? nat_known_port6(p) : nat_known_port4(p);
+	if (unlikely(port < 0))
+		return 0;
+	ret = v6 ? nat_leave6(skb, p, port) : nat_leave4(skb, p, port);
+	return ret ? ret : 1;
+}
+
+/*
  * What a local pod sends to the world: rewrites the source address and port,
  * or the echo identifier; of an ICMP error also the destination in its quote.
  * p keeps saying what the pod sent. Returns 0 or a DROP().
  */
 static __always_inline int nat_egress(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
-	int port;
+	int ret = nat_egress_again(skb, p, v6);
 
-	/* What it answers came to the pod by itself, not through here. */
-	if (unlikely(p->flags & PACKET_ECHO_REPLY))
+	if (likely(ret))
+		return ret < 0 ? ret : 0;
+	/* What these are about came to the pod by itself, not through here. */
+	if (p->flags & (PACKET_ECHO_REPLY | PACKET_RELATED))
 		return DROP(DROP_NAT_NO_MAPPING);
-	port = v6 ? nat_known_port6(p) : nat_known_port4(p);
-	if (unlikely(port < 0)) {
-		if (p->flags & PACKET_RELATED)
-			return DROP(DROP_NAT_NO_MAPPING);
-		port = v6 ? nat_create6(skb, p) : nat_create4(skb, p);
-		if (port < 0)
-			return port;
-	}
-	return v6 ? nat_leave6(skb, p, port) : nat_leave4(skb, p, port);
+	ret = v6 ? nat_create6(skb, p) : nat_create4(skb, p);
+	if (ret < 0)
+		return ret;
+	return v6 ? nat_leave6(skb, p, ret) : nat_leave4(skb, p, ret);
 }
 
 /*

@@ -69,9 +69,12 @@ static __always_inline __u16 nat_checksum(__u16 check, __u32 difference, __u32 a
 static __always_inline int nat_rewrite_l4(struct __sk_buff *skb, const struct packet *p,
 					  const struct nat_change *c, const bool v6)
 {
-	__u32 port = p->l4_offset + (c->source ? 0 : sizeof(__be16));
+	/* Where it is without options or extension headers: there it is written to directly. */
+	const __u32 plain = ETH_HLEN + (v6 ? sizeof(struct ipv6_header) : sizeof(struct iphdr));
+	__u32 port = c->source ? 0 : sizeof(__be16);
 	__u32 check = p->l4_offset;
 	__u64 flags = BPF_F_PSEUDO_HDR;
+	void *frame;
 
 	if (p->protocol == IPPROTO_TCP) {
 		check += NAT_TCP_CHECKSUM;
@@ -81,7 +84,7 @@ static __always_inline int nat_rewrite_l4(struct __sk_buff *skb, const struct pa
 		flags |= BPF_F_MARK_MANGLED_0;
 	} else if (nat_is_icmp(p, v6)) {
 		check += NAT_ICMP_CHECKSUM;
-		port = p->l4_offset + NAT_ICMP_ECHO_ID;
+		port = NAT_ICMP_ECHO_ID;
 		/* Unlike ICMPv6, ICMP's does not cover a pseudo header. */
 		if (!v6)
 			flags = 0;
@@ -95,8 +98,15 @@ static __always_inline int nat_rewrite_l4(struct __sk_buff *skb, const struct pa
 	flags &= ~(__u64)BPF_F_PSEUDO_HDR;
 	if (bpf_l4_csum_replace(skb, check, c->port_from, c->port_to, flags | sizeof(c->port_to)))
 		return DROP(DROP_CSUM_L4);
-	if (bpf_skb_store_bytes(skb, port, &c->port_to, sizeof(c->port_to), 0))
+	if (unlikely(p->l4_offset != plain)) {
+		if (bpf_skb_store_bytes(skb, p->l4_offset + port, &c->port_to, sizeof(c->port_to), 0))
+			return DROP(DROP_WRITE_ERROR);
+		return 0;
+	}
+	frame = frame_start(skb, plain + L4_HEADER_MIN);
+	if (!frame)
 		return DROP(DROP_WRITE_ERROR);
+	*(__be16 *)(frame + plain + port) = c->port_to;
 	return 0;
 }
 

@@ -90,11 +90,13 @@ int nat_in(struct __sk_buff *skb)
 
 /*
  * Two runs of this at once, on two CPUs: in each round they wait for each other
- * and then want a port for a flow, in rounds of RACE_SAME for the same one.
+ * and then want a port for a flow, with RACE_SAME for the same one. A run with
+ * RACE_LATE takes the flow for new, as if its entry was made the moment before.
  */
 #define RACE_ROUNDS 64
 #define RACE_SECOND 1 /* in the mark: which of the two this run is */
 #define RACE_SAME 2
+#define RACE_LATE 4
 #define RACE_PATIENCE 300
 
 struct race {
@@ -131,8 +133,10 @@ __noinline int race_is_there(__u32 other, __u32 round)
 
 static __always_inline int race_for_port(struct __sk_buff *skb, const struct packet *p, const bool v6)
 {
-	int port = v6 ? nat_known_port6(p) : nat_known_port4(p);
+	int port = -1;
 
+	if (!(skb->mark & RACE_LATE))
+		port = v6 ? nat_known_port6(p) : nat_known_port4(p);
 	if (port < 0)
 		port = v6 ? nat_create6(skb, p) : nat_create4(skb, p);
 	return port < 0 ? 0 : bpf_ntohs(port);
@@ -155,7 +159,7 @@ __noinline int race_round(struct __sk_buff *skb, __u32 round)
 		return 0;
 	*(volatile __u32 *)&race->arrived[self] = 1 + round;
 	for (i = 0; i < RACE_PATIENCE; i++)
-		if (race_is_there(!self, 1 + round))
+		if (skb->mark & RACE_LATE || race_is_there(!self, 1 + round))
 			break;
 	if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		port = race_for_port(skb, &p, true);

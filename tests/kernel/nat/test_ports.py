@@ -183,6 +183,7 @@ def test_a_new_address_of_the_node_is_used_at_once(
     left = moved.leave(sent).packet
     assert left.source == ("2001:db8:1::9" if family.v6 else "192.0.2.9")
     assert left.transport_sum() == 0
+    assert original(moved, sent).to == left.source
     assert moved.arrive(left.answered()).packet == sent.answered()
 
 
@@ -254,3 +255,15 @@ def test_two_cpus_at_once_agree_on_the_port_of_a_flow(nat: Translator, family: F
         assert len(nat.entries()) == 2 * len(rounds)
         for entry in nat.entries():
             nat.forget(entry)
+
+
+def test_who_loses_the_race_for_a_flow_takes_the_winners_port(nat: Translator, family: Family) -> None:
+    """Such as when the search of the first found a port taken that was free for the second."""
+    nat.race(family, same=True)
+    for entry in nat.entries():
+        nat.forget(entry)
+        if entry.kind == Kind.ORIGINAL:
+            nat.table(family).put(*replace(entry, to_port=61500).pack())
+    assert set(nat.race_lost(family)) == {61500}
+    assert {entry.to_port for entry in nat.entries(Kind.ORIGINAL)} == {61500}
+    assert nat.entries(Kind.REVERSE) == []
