@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import aclosing, nullcontext
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -14,7 +15,8 @@ from fimbria.types.v1 import types_pb2
 from services.chassis.errors import Aborted, DeadlineExceeded, Internal
 from services.chassis.paging import page
 from services.loader.endpoints.endpoint import Endpoint, State
-from services.loader.flows.log import Lost
+from services.loader.flows.flow import Lost
+from services.loader.flows.messages import flow_message, query_of
 from services.loader.interfaces import DatapathError
 from services.loader.loader import Loader
 from services.loader.messages import (
@@ -23,8 +25,6 @@ from services.loader.messages import (
     connection_message,
     endpoint_message,
     entry_message,
-    filter_of,
-    flow_message,
     map_message,
     program_message,
     timestamp,
@@ -232,17 +232,18 @@ class ObserverApi(loader_pb2_grpc.ObserverServiceServicer):
         self, request: pb.GetFlowsRequest, context: Context
     ) -> AsyncIterator[pb.GetFlowsResponse]:
         node = self._loader.node()
-        async for item in node.flows.get(
-            allow=[filter_of(each) for each in request.allow],
-            deny=[filter_of(each) for each in request.deny],
-            last=request.last,
-            since_ns=request.since.ToNanoseconds() if request.HasField("since") else 0,
-            follow=request.follow,
-        ):
-            if isinstance(item, Lost):
-                yield pb.GetFlowsResponse(lost=item.count)
-            else:
-                yield pb.GetFlowsResponse(flow=flow_message(item, node.record.name, node.labels.get))
+        query = query_of(request)
+        async with aclosing(node.flows.get(query)) as items:
+            try:
+                with node.reader.tracing() if query.traces else nullcontext():
+                    async for item in items:
+                        if isinstance(item, Lost):
+                            yield pb.GetFlowsResponse(lost=item.count)
+                        else:
+                            flow = flow_message(item, node.record.name, node.labels.get)
+                            yield pb.GetFlowsResponse(flow=flow)
+            except DatapathError as problem:
+                raise _refused(problem) from problem
 
 
 def _endpoint(node: NodeRuntime, endpoint: Endpoint) -> pb.Endpoint:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Protocol
 
 from services.loader.endpoints.endpoint import EndpointRecord
@@ -62,19 +63,41 @@ class AttachedEndpoint:
         return tuple(address for address in (self.ipv4, self.ipv6) if address)
 
 
+class ReportKind(StrEnum):
+    """Why the datapath reported a packet: it dropped it, asked a policy about it, or traces flows."""
+
+    DROP = "drop"
+    VERDICT = "verdict"
+    TRACE = "trace"
+
+
+class Verdict(StrEnum):
+    """What became of a packet. AUDIT: it passed although a policy denies it."""
+
+    FORWARDED = "forwarded"
+    DROPPED = "dropped"
+    AUDIT = "audit"
+
+
 @dataclass(frozen=True, slots=True)
 class PacketReport:
     """What the datapath said of one packet.
 
-    ``verdict`` is "forwarded" or "dropped"; ``reason`` names a drop's reason, else it is empty;
-    ``direction`` is 0 for ingress and 1 for egress; ``time_ns`` is on CLOCK_MONOTONIC.
+    ``time_ns`` is on CLOCK_MONOTONIC; ``reason`` names why it was dropped, or would have been but for audit
+    mode, else it is empty; ``direction`` is 0 for ingress and 1 for egress; ``family`` is 4, 6, or 0 where
+    the packet was neither. Of a trace, ``point`` is where the packet goes ("to-endpoint", "to-overlay",
+    "to-stack", "to-host", "to-network") and ``state`` what it is to its flow ("new", "established", "reply",
+    "related", "closing"); else both are empty. ``length`` is in bytes with the Ethernet header, ``packet``
+    its beginning, at most 96 bytes.
     """
 
     time_ns: int
-    dropped: bool
+    kind: ReportKind
+    verdict: Verdict
     reason: str
     reason_code: int
     direction: int
+    family: int
     protocol: int
     source: str
     source_port: int
@@ -87,6 +110,10 @@ class PacketReport:
     tcp_flags: int
     endpoint_id: int
     location: str
+    point: str
+    state: str
+    length: int
+    packet: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,10 +267,15 @@ class EventSource(Protocol):
     """The ring buffer's reading end."""
 
     def fileno(self) -> int:
-        """Becomes readable when there are events."""
+        """Becomes readable when there are events; of those that come at once, only the first makes it so."""
 
-    def consume(self) -> int:
-        """Hands what there is to the callback; returns how many that were."""
+    def consume(self, limit: int) -> int:
+        """Hands what there is to the callback, at most so many; returns how many that were. Raises what the
+        callback raises.
+        """
+
+    def trace(self, wanted: bool) -> None:
+        """Lets the datapath report flows that begin and end too, or no more. Raises DatapathError."""
 
     def close(self) -> None:
         """Ends reading."""

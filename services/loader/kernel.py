@@ -15,7 +15,7 @@ from typing import Literal, Protocol, TypeAlias
 from services.loader.bpf.datapath import KernelDatapath
 from services.loader.bpf.drop_reasons import EVENT_LOST
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
-from services.loader.bpf.events import Event
+from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
     SHAPE_ANY_PROTOCOL,
     Direction,
@@ -36,9 +36,11 @@ from services.loader.interfaces import (
     MapInfo,
     PacketReport,
     ProgramInfo,
+    ReportKind,
     SubjectHead,
     TrackedConnection,
     TrafficCount,
+    Verdict,
 )
 from services.loader.ipcache.table import Changes, Meaning
 from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
@@ -325,7 +327,8 @@ class Kernel:
         return [
             TrafficCount(metric.reason_name, metric.reason, metric.direction, metric.packets, metric.bytes)
             for metric in self._datapath.metrics()
-            if metric.packets
+            # A lost event is no packet: its packet is counted under what became of it.
+            if metric.packets and metric.reason != EVENT_LOST
         ]
 
     def lost_events(self) -> int:
@@ -338,7 +341,8 @@ class Kernel:
         def take(event: Event) -> None:
             callback(_report(event))
 
-        return self._datapath.events(take)
+        with _refusals():
+            return _Events(self._datapath.events(take), lambda: self._datapath)
 
     def close(self) -> None:
         """Lets go of everything; what is pinned stays and forwards."""
@@ -397,14 +401,20 @@ def _value(value: EntryValue) -> PolicyValue:
     return PolicyValue(deny=value.deny, rule_cookie=value.cookie)
 
 
+_VERDICTS = {"allow": Verdict.FORWARDED, "deny": Verdict.DROPPED, "audit": Verdict.AUDIT}
+_ETHERTYPES = {b"\x08\x00": 4, b"\x86\xdd": 6}
+
+
 def _report(event: Event) -> PacketReport:
-    dropped = not event.allowed
     return PacketReport(
         time_ns=event.time_ns,
-        dropped=dropped,
+        kind=ReportKind(event.kind),
+        verdict=_VERDICTS[event.verdict],
         reason=event.reason_name,
         reason_code=event.reason,
         direction=event.direction,
+        # What was dropped before anybody read its addresses is of a family all the same.
+        family=_ETHERTYPES.get(event.packet[12:14], 0),
         protocol=event.protocol,
         source=event.source,
         source_port=event.source_port,
@@ -417,4 +427,31 @@ def _report(event: Event) -> PacketReport:
         tcp_flags=event.tcp_flags,
         endpoint_id=event.endpoint_id,
         location=f"{event.file}:{event.line}",
+        point=event.point,
+        state=event.state,
+        length=event.length,
+        packet=event.packet,
     )
+
+
+class _Events:
+    """The reader, and the switch that goes with it in whichever datapath has the maps by now."""
+
+    def __init__(self, reader: EventReader, datapath: Callable[[], KernelDatapath]) -> None:
+        self._reader = reader
+        self._datapath = datapath
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def consume(self, limit: int) -> int:
+        return self._reader.consume(limit)
+
+    def trace(self, wanted: bool) -> None:
+        with _refusals():
+            self._datapath().want_events(True, trace=wanted)
+
+    def close(self) -> None:
+        self._reader.close()
+        with _refusals():
+            self._datapath().want_events(False)

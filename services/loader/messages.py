@@ -10,9 +10,8 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.loader.endpoints.endpoint import Endpoint, State
-from services.loader.flows.log import Flow, FlowEnd, FlowFilter
 from services.loader.interfaces import EntryCount, MapInfo, ProgramInfo, TrackedConnection, TrafficCount
-from services.loader.policy.messages import PROTOCOL_NUMBERS, ports_message
+from services.loader.policy.messages import ports_message
 from services.loader.streams.watch import WatchState
 
 STATES: Final = {
@@ -144,44 +143,4 @@ def traffic_message(count: TrafficCount) -> pb.TrafficMetric:
         direction=direction_name(count.direction),
         packets=count.packets,
         bytes=count.bytes,
-    )
-
-
-def flow_message(flow: Flow, node: str, labels: Labels) -> pb.Flow:
-    """A flow."""
-    return pb.Flow(
-        time=timestamp(flow.time_ns),
-        node=node,
-        verdict=pb.FLOW_VERDICT_DROPPED if flow.dropped else pb.FLOW_VERDICT_FORWARDED,
-        reason=flow.reason,
-        reason_code=flow.reason_code,
-        direction=direction_name(flow.direction),
-        protocol=flow.protocol,
-        source=_end_message(flow.source, labels),
-        destination=_end_message(flow.destination, labels),
-        rule=flow.rule,
-        rule_cookie=flow.rule_cookie,
-        policy_revision=flow.policy_revision,
-        tcp_flags=flow.tcp_flags,
-        endpoint_id=flow.endpoint_id,
-        location=flow.location,
-    )
-
-
-def filter_of(message: pb.FlowFilter) -> FlowFilter:
-    """A filter."""
-    return FlowFilter(
-        source_pod=message.source_pod,
-        destination_pod=message.destination_pod,
-        source_ip=message.source_ip,
-        destination_ip=message.destination_ip,
-        dropped=None if not message.verdict else message.verdict == pb.FLOW_VERDICT_DROPPED,
-        destination_port=message.destination_port,
-        protocol=PROTOCOL_NUMBERS.get(message.protocol, 0),
-    )
-
-
-def _end_message(end: FlowEnd, labels: Labels) -> pb.FlowEnd:
-    return pb.FlowEnd(
-        ip=end.ip, port=end.port, identity=end.identity, pod=end.pod, labels=labels(end.identity)
     )

@@ -471,13 +471,17 @@ class KernelDatapath:
 
         With ``trace`` the beginnings and ends of flows are reported too.
         """
-        reader = EventReader(
-            self._maps["events"].fd,
-            callback,
-            lambda: self._set_flags(0, NODE_EVENTS | NODE_TRACE) if self._maps else None,
-        )
-        self._set_flags(NODE_EVENTS | (NODE_TRACE if trace else 0), NODE_EVENTS | NODE_TRACE)
+        reader = EventReader(self._maps["events"].fd, callback, lambda: self.want_events(False))
+        self.want_events(True, trace=trace)
         return reader
+
+    def want_events(self, wanted: bool, *, trace: bool = False) -> None:
+        """Lets programs make events, and with ``trace`` those of flows that begin and end, or none. After
+        closing it does nothing.
+        """
+        if self._maps:
+            flags = NODE_EVENTS | (NODE_TRACE if trace else 0) if wanted else 0
+            self._set_flags(flags, NODE_EVENTS | NODE_TRACE)
 
     def metrics(self) -> list[Metric]:
         """What was forwarded and dropped since the maps were made, by reason and direction;

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 
 from services.chassis.logs import get_logger
@@ -15,19 +17,23 @@ from services.loader.policy.entries import INGRESS
 from services.loader.policy.subjects import HOST_USER, SubjectTable
 from services.loader.policy.sync import PolicySync
 
+# A turn is over after so many reports, which takes about two milliseconds...
+_TURN_REPORTS: Final = 128
+# ...and is followed by a rest of so many times what it took: a flood has a fifth of the loop's time.
+_REST_FACTOR: Final = 4
 # Reports that come within this time are taken together.
 _PAUSE_SECONDS: Final = 0.005
+# The kernel wakes the reader for the first report in a while only: the others are there to be found.
+_LOOK_SECONDS: Final = 0.05
 _LOST_CHECK_SECONDS: Final = 1.0
 
 _log = get_logger(__name__)
 
 
 class FlowReader:
-    """Moves reports from the ring buffer to the flow log.
+    """Moves reports from the ring buffer to the flow log, in short turns with rests in between.
 
-    After each batch it rests for as long as the batch took: whatever the datapath has to say, half of the
-    loop's time is left for other things, and what does not fit into the ring buffer meanwhile is counted as
-    lost.
+    What does not fit into the ring buffer during a rest is counted as lost, and told about once a second.
     """
 
     def __init__(self, kernel: Datapath, log: FlowLog) -> None:
@@ -37,35 +43,57 @@ class FlowReader:
         self._loop = asyncio.get_running_loop()
         self._lost = kernel.lost_events()
         self._checked = time.monotonic()
-        self._pause: asyncio.TimerHandle | None = None
-        self._loop.add_reader(self._source.fileno(), self._readable)
+        self._tracing = 0
+        self._closed = False
+        self._listen()
 
     def close(self) -> None:
         """Stops reading."""
-        if self._pause is not None:
-            self._pause.cancel()
+        self._closed = True
+        self._timer.cancel()
         self._loop.remove_reader(self._source.fileno())
         self._source.close()
 
-    def _readable(self) -> None:
-        started = time.monotonic()
+    @contextmanager
+    def tracing(self) -> Iterator[None]:
+        """While somebody is inside, flows that begin and end are reported too. Raises DatapathError."""
+        if not self._tracing:
+            self._source.trace(True)
+        self._tracing += 1
         try:
-            self._source.consume()
+            yield
+        finally:
+            self._tracing -= 1
+            # After closing nothing is reported, and must not be again.
+            if not self._tracing and not self._closed:
+                self._source.trace(False)
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._source.fileno(), self._turn)
+        self._timer = self._loop.call_later(_LOOK_SECONDS, self._turn)
+
+    def _turn(self) -> None:
+        self._timer.cancel()
+        self._loop.remove_reader(self._source.fileno())
+        started = time.monotonic()
+        taken = 0
+        try:
+            taken = self._source.consume(_TURN_REPORTS)
         except Exception:
             # Reports tell of the datapath; they must not stop what drives it.
             _log.exception("flows.read_failed")
         ended = time.monotonic()
         if ended - self._checked >= _LOST_CHECK_SECONDS:
             self._checked = ended
-            lost = self._kernel.lost_events()
-            if lost > self._lost:
-                self._log.lose(lost - self._lost)
-            self._lost = lost
-        self._loop.remove_reader(self._source.fileno())
-        self._pause = self._loop.call_later(max(_PAUSE_SECONDS, ended - started), self._resume)
+            self._tell_lost()
+        rest = max(_PAUSE_SECONDS, (ended - started) * _REST_FACTOR)
+        self._timer = self._loop.call_later(rest, self._turn if taken == _TURN_REPORTS else self._listen)
 
-    def _resume(self) -> None:
-        self._loop.add_reader(self._source.fileno(), self._readable)
+    def _tell_lost(self) -> None:
+        lost = self._kernel.lost_events()
+        if lost > self._lost:
+            self._log.lose(lost - self._lost)
+        self._lost = lost
 
 
 class NodeNames(FlowNames):
@@ -81,7 +109,7 @@ class NodeNames(FlowNames):
 
     def pod(self, ip: str) -> str:
         """ "namespace/name" of the pod that has an address, or empty."""
-        endpoint = self._registry.by_ipv4(ip)
+        endpoint = self._registry.by_address(ip)
         return endpoint.record.spec.pod if endpoint is not None else self._ipcache.owner(ip)
 
     def rule(self, cookie: int) -> str:
