@@ -15,9 +15,10 @@ from pathlib import Path
 
 from tests.bench import fimbria
 from tests.bench.cni import Plugin, call, ptp
+from tests.bench.cost import costs, table
 from tests.bench.figures import Figure, median, percentile
 from tests.bench.namespaces import namespaces
-from tests.bench.report import render
+from tests.bench.report import Table, render
 from tests.bench.routed import routed_veth
 from tests.bench.traffic import alternately, build_pingpong, round_trip_us, throughput_gbit
 
@@ -133,14 +134,21 @@ def traffic(directory: Path) -> list[Figure]:
     return figures
 
 
+def cost(directory: Path) -> Table:
+    """What each program takes for a packet."""
+    _tell("cost per packet")
+    return table(costs(directory))
+
+
 def _tell(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Runs the sections asked for; returns the exit code."""
-    sections: dict[str, tuple[str, Callable[[Path], list[Figure]]]] = {
+    sections: dict[str, tuple[str, Callable[[Path], list[Figure] | Table]]] = {
         "control": ("Control plane", control_plane),
+        "cost": ("Cost per packet", cost),
         "traffic": ("Traffic", traffic),
     }
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
@@ -149,7 +157,7 @@ def main() -> int:
     if os.geteuid() != 0:
         print("bench: needs root: it makes network namespaces and loads BPF", file=sys.stderr)
         return 2
-    found = {}
+    found: dict[str, list[Figure] | Table] = {}
     with tempfile.TemporaryDirectory(prefix="fimbria-bench-") as directory:
         for key, (title, measure) in sections.items():
             if only in (None, key):

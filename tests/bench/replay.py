@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.bench.figures import median
 
 HEAD_BYTES = 80
 MAX_FLOWS = 131072
-_STATE = struct.Struct(f"={HEAD_BYTES}sIIIIIIII")
+_STATE = struct.Struct(f"={HEAD_BYTES}sIIIIIII4x")
 _CURSOR = struct.Struct("=I")
 _SOURCE = Path(__file__).with_name("bpf")
 
@@ -70,13 +70,31 @@ class Replay:
         self._prepare(stimulus)
         return self._measure("replay_to_program", stimulus, repeat)
 
-    def nanoseconds(self, program: int, stimulus: Stimulus, *, repeat: int, rounds: int) -> float:
-        """Nanoseconds that a program (by descriptor) takes for a packet, feeding not included."""
+    def nanoseconds(
+        self,
+        program: int,
+        stimulus: Stimulus,
+        *,
+        repeat: int,
+        rounds: int,
+        action: int,
+        before: Callable[[], None] | None = None,
+    ) -> float:
+        """Nanoseconds that a program (by descriptor) takes for a packet, feeding not included.
+
+        ``before`` is called before each of the rounds. Raises RuntimeError when the program does something
+        else than ``action`` to the last packet of one.
+        """
         self._target(0, program)
         self._prepare(stimulus)
         with_it, without = [], []
         for _ in range(rounds):
-            with_it.append(self._measure("replay_to_program", stimulus, repeat)[1])
+            if before:
+                before()
+            done, elapsed = self._measure("replay_to_program", stimulus, repeat)
+            if done != action:
+                raise RuntimeError(f"a program did {done} to a packet, expected {action}")
+            with_it.append(elapsed)
             without.append(self._measure("replay_to_nothing", stimulus, repeat)[1])
         return median(with_it) - median(without)
 
@@ -99,12 +117,12 @@ class Replay:
         (remote,) = _CURSOR.unpack(stimulus.tunnel_remote[::-1])
         state = _STATE.pack(
             stimulus.frame[:HEAD_BYTES], stimulus.address_offset, stimulus.ports_offset,
-            len(stimulus.flows), 0, stimulus.vni, 0, remote, stimulus.mark,
+            len(stimulus.flows), 0, stimulus.vni, remote, stimulus.mark,
         )  # fmt: skip
         self._maps["replay_state"].put(_CURSOR.pack(0), state)
 
     def _measure(self, feeder: str, stimulus: Stimulus, repeat: int) -> tuple[int, float]:
-        # Each call has a packet of its own, which has not come through a tunnel yet.
+        # From the first flow on.
         self._write_state(stimulus)
         done = run_program(self._programs[feeder], stimulus.frame, ifindex=stimulus.ifindex, repeat=repeat)
         if done.action == 0xFFFFFFFF:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from tests.bench.figures import Figure
 
@@ -25,28 +26,43 @@ def machine() -> str:
     )
 
 
-def render(sections: Mapping[str, Sequence[Figure]]) -> str:
+@dataclass(frozen=True)
+class Table:
+    """A section of another shape than figures beside peers have: cells as they are printed."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    introduction: str = ""
+
+
+def render(sections: Mapping[str, Sequence[Figure] | Table]) -> str:
     """The page. One table a section."""
     parts = [_HEAD.format(machine=machine())]
-    for title, figures in sections.items():
+    for title, section in sections.items():
         parts.append(f"## {title}\n")
-        parts.append("| figure | Fimbria | peer | ratio | goal | met |\n|---|---|---|---|---|---|")
-        parts.extend(_row(figure) for figure in figures)
-        notes = [f"- {figure.name}: {figure.note}" for figure in figures if figure.note]
-        parts.append("")
-        if notes:
-            parts.append("\n".join(notes) + "\n")
+        table = section if isinstance(section, Table) else _figures(section)
+        if table.introduction:
+            parts.append(table.introduction)
+        parts += [_line(table.header), "|---" * len(table.header) + "|", *map(_line, table.rows), ""]
+        if not isinstance(section, Table):
+            notes = [f"- {figure.name}: {figure.note}" for figure in section if figure.note]
+            parts += ["\n".join(notes) + "\n"] if notes else []
     return "\n".join(parts).rstrip() + "\n"
 
 
-def _row(figure: Figure) -> str:
+def _figures(figures: Sequence[Figure]) -> Table:
+    return Table(("figure", "Fimbria", "peer", "ratio", "goal", "met"), [_row(figure) for figure in figures])
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _row(figure: Figure) -> tuple[str, ...]:
     peer = f"{_number(figure.peer)} {figure.unit} ({figure.peer_name})" if figure.peer is not None else "–"
     ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else "–"
     met = "–" if figure.met is None else "yes" if figure.met else "**no**"
-    return (
-        f"| {figure.name} | {_number(figure.value)} {figure.unit} | {peer} | {ratio} "
-        f"| {figure.goal or '–'} | {met} |"
-    )
+    return figure.name, f"{_number(figure.value)} {figure.unit}", peer, ratio, figure.goal or "–", met
 
 
 def _number(value: float | None) -> str:

@@ -27,9 +27,9 @@ struct replay {
 	__u32 cursor;
 	/* Not 0: the packet has come through a tunnel, with this VNI. */
 	__u32 vni;
-	__u32 has_tunnel_key;
 	__u32 tunnel_remote;
 	__u32 mark;
+	__u32 pad;
 };
 
 struct {
@@ -75,11 +75,10 @@ static __always_inline int prepare(struct __sk_buff *skb)
 
 	if (!r)
 		return -1;
-	if (r->vni && !r->has_tunnel_key) {
+	if (r->vni) {
 		struct bpf_tunnel_key key = { .tunnel_id = r->vni, .remote_ipv4 = r->tunnel_remote };
 
-		/* It stays with the packet for all runs of this call. */
-		r->has_tunnel_key = 1;
+		/* Each time: it is kept in one place per CPU, and others may run between two packets. */
 		if (bpf_skb_set_tunnel_key(skb, &key, sizeof(key), 0))
 			return -1;
 	}
