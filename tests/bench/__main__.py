@@ -10,7 +10,6 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tests.bench import fimbria
@@ -19,8 +18,7 @@ from tests.bench.cost import costs, table
 from tests.bench.figures import Figure, median, percentile
 from tests.bench.namespaces import namespaces
 from tests.bench.report import Table, render
-from tests.bench.routed import routed_veth
-from tests.bench.traffic import alternately, build_pingpong, round_trip_us, throughput_gbit
+from tests.bench.traffic_figures import traffic
 
 _PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
@@ -95,42 +93,6 @@ def _cni(ours: Plugin, directory: Path, rounds: int = 60) -> list[Figure]:
                     value <= 2 * theirs if goal else None,
                 )
             )
-    return figures
-
-
-def traffic(directory: Path) -> list[Figure]:
-    """TCP between pods, beside a routed veth."""
-    binary = build_pingpong(directory)
-    figures = []
-    with fimbria.lab(directory / "lab") as lab, routed_veth() as routed:
-        near, far = fimbria.pods(lab)
-        paths = {"near": near, "routed": routed, "far": far}
-        for name, unit, rounds, measure in (
-            ("TCP round trip, both ends on one core", "µs", 9, partial(round_trip_us, binary)),
-            (
-                "TCP connect, request, close, both ends on one core",
-                "µs",
-                9,
-                partial(round_trip_us, binary, connect=True, count=5000),
-            ),
-            ("TCP throughput (iperf3)", "Gbit/s", 5, throughput_gbit),
-        ):
-            _tell(name)
-            found = alternately(paths, measure, rounds=rounds)
-            bigger_is_better = unit == "Gbit/s"
-            met = found["near"] >= found["routed"] if bigger_is_better else found["near"] <= found["routed"]
-            figures.append(
-                Figure(
-                    f"{name}, pod to pod on one node",
-                    found["near"],
-                    unit,
-                    found["routed"],
-                    "routed veth",
-                    "at least as good",
-                    met,
-                )
-            )
-            figures.append(Figure(f"{name}, pod to pod across nodes", found["far"], unit))
     return figures
 
 

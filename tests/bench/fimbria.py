@@ -16,7 +16,7 @@ from cli.commands.policy import apply_manifests
 from cli.lab.lab import Lab
 from cli.lab.preflight import CNI_PLUGIN
 from tests.bench.cni import Plugin
-from tests.bench.routed import Path as TrafficPath
+from tests.bench.peers import Path as TrafficPath
 
 # Both ends are selected, so that either node has entries to write.
 _POLICY = """

@@ -1,4 +1,4 @@
-"""TCP between two namespaces: round trips, connects and throughput, peers measured alternately."""
+"""TCP between two namespaces: round trips, connects and throughput, peers measured in turn."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import json
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path as FilePath
 
 from tests.bench.figures import median
-from tests.bench.namespaces import run, within
-from tests.bench.routed import Path
+from tests.bench.namespaces import run, sysctl, within
+from tests.bench.peers import Path
 
 _SOURCE = FilePath(__file__).with_name("pingpong.c")
 
@@ -62,6 +62,26 @@ def throughput_gbit(path: Path, *, seconds: int = 2) -> float:
             if time.monotonic() > deadline:
                 raise RuntimeError(f"iperf3 to {path.address}: {result['error']}")
             time.sleep(0.05)
+
+
+def use_reno(paths: Iterable[Path]) -> None:
+    """The ends' congestion control: the default may be one that misbehaves without a real network between."""
+    for path in paths:
+        for end in (path.server, path.client):
+            sysctl(os.path.basename(end), net__ipv4__tcp_congestion_control="reno")
+
+
+@contextlib.contextmanager
+def without_segmentation_offload(paths: Iterable[Path]) -> Iterator[None]:
+    """The ends' devices get segments of the MTU's size meanwhile, each with the cost of a packet."""
+    ends = [os.path.basename(end) for path in paths for end in (path.server, path.client)]
+    try:
+        for end in ends:
+            run("ethtool", "-K", "eth0", "tso", "off", "gso", "off", netns=end)
+        yield
+    finally:
+        for end in ends:
+            run("ethtool", "-K", "eth0", "tso", "on", "gso", "on", netns=end)
 
 
 def alternately(
