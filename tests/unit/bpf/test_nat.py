@@ -61,7 +61,7 @@ def entry(expires: int) -> bytes:
 def removed(entries: Iterable[NatEntry], flows: dict[bytes, int], now: int = 100) -> list[NatEntry]:
     """What is collected of ``entries`` with conntrack entries that expire at these times."""
     packed = dict(each.pack() for each in entries)
-    live = nat.live_flows(((key, entry(expires)) for key, expires in flows.items()), now)
+    live = nat.live_keys(((key, entry(expires)) for key, expires in flows.items()), now)
     expired = nat.expired_pairs(packed.items(), live)
     return [NatEntry.unpack(key, packed[key]) for keys in expired.values() for key in keys]
 
@@ -105,13 +105,16 @@ def test_a_ping_lives_by_who_asks(ends: tuple[str, str, str, int]) -> None:
     assert removed(entries, {conntrack(peer, 9, pod, 9, echo, 1): 100}) == entries
 
 
-def test_the_keys_that_a_flow_may_have_lead_back_to_it(ends: tuple[str, str, str, int]) -> None:
+def test_a_pair_has_one_conntrack_key_with_the_pod_first(ends: tuple[str, str, str, int]) -> None:
     pod, peer, node, echo = ends
-    for protocol in (TCP, echo):
-        flow = nat.nat_flow(*pair(pod, peer, node, protocol, 7)[1].pack())
-        keys = list(nat.conntrack_keys(flow))
-        assert len(set(keys)) == 2
-        assert {nat.conntrack_flow(key) for key in keys} == {flow}
+    for protocol, expected, turned in (
+        (TCP, conntrack(pod, 7, peer, 80, TCP), conntrack(peer, 80, pod, 7, TCP)),
+        (echo, conntrack(pod, 7, peer, 7, echo, 1), conntrack(peer, 7, pod, 7, echo, 2)),
+    ):
+        keys = {nat.conntrack_key(*each.pack()) for each in pair(pod, peer, node, protocol, 7)}
+        assert keys == {expected}
+        assert nat.turned(expected) == turned
+        assert nat.turned(turned) == expected
 
 
 class Table:
