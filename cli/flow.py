@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from fimbria.loader.v1 import loader_pb2
@@ -16,6 +17,7 @@ PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 VERDICTS = {
     loader_pb2.FLOW_VERDICT_FORWARDED: "forwarded",
     loader_pb2.FLOW_VERDICT_DROPPED: "dropped",
+    loader_pb2.FLOW_VERDICT_AUDIT: "audit",
 }
 
 
@@ -24,10 +26,12 @@ def flow_row(flow: loader_pb2.Flow) -> dict[str, Any]:
     return {
         "time": flow.time.ToJsonString(),
         "node": flow.node,
+        "type": _word(loader_pb2.FlowType.Name, "FLOW_TYPE", flow.type),
         "verdict": VERDICTS.get(flow.verdict, "unknown"),
         "reason": flow.reason,
         "reason_code": flow.reason_code,
         "direction": flow.direction,
+        "family": flow.family,
         "protocol": PROTOCOLS.get(flow.protocol, str(flow.protocol)),
         "source": _end(flow.source),
         "destination": _end(flow.destination),
@@ -37,7 +41,21 @@ def flow_row(flow: loader_pb2.Flow) -> dict[str, Any]:
         "tcp_flags": flow.tcp_flags,
         "endpoint_id": flow.endpoint_id,
         "location": flow.location,
+        "point": _word(loader_pb2.TracePoint.Name, "TRACE_POINT", flow.trace_point),
+        "state": _word(loader_pb2.FlowState.Name, "FLOW_STATE", flow.state),
+        "length": flow.length,
+        "packet": flow.packet.hex(),
     }
+
+
+def _word(name: Callable[[Any], str], prefix: str, number: int) -> str:
+    """`to-endpoint` for TRACE_POINT_TO_ENDPOINT; nothing for what is not given."""
+    try:
+        word = name(number).removeprefix(f"{prefix}_") if number else ""
+    except ValueError:
+        # A loader newer than this program.
+        word = f"{number}"
+    return word.lower().replace("_", "-")
 
 
 def _end(end: loader_pb2.FlowEnd) -> dict[str, Any]:
@@ -52,6 +70,8 @@ def _end(end: loader_pb2.FlowEnd) -> dict[str, Any]:
 
 def end_text(end: dict[str, Any]) -> str:
     """`shop/client (10.244.1.7:41004)`, or what is known of it."""
+    if not end["ip"]:
+        return f"unknown (identity {end['identity']})"
     ip = f"[{end['ip']}]" if end["port"] and ":" in end["ip"] else end["ip"]
     where = f"{ip}:{end['port']}" if end["port"] else ip
     return f"{end['pod']} ({where})" if end["pod"] else f"{where} (identity {end['identity']})"

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 import queue
-import re
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.commands import options
-from cli.errors import BadInput, CliError
+from cli.errors import CliError
+from cli.flow_request import TYPES, VERDICTS, Wanted, request_of
 from cli.output import output_option, print_json, table
 
 if TYPE_CHECKING:
@@ -25,16 +24,15 @@ if TYPE_CHECKING:
 COLUMNS = [
     ("clock", "TIME"),
     ("node", "NODE"),
+    ("type", "TYPE"),
     ("verdict", "VERDICT"),
     ("direction", "DIRECTION"),
     ("protocol", "PROTO"),
     ("from", "FROM"),
     ("to", "TO"),
-    ("reason", "REASON"),
+    ("why", "REASON"),
     ("rule", "RULE"),
 ]
-VERDICTS = {"denied": "DROPPED", "dropped": "DROPPED", "allowed": "FORWARDED", "forwarded": "FORWARDED"}
-_UNITS = {"s": 1, "m": 60, "h": 3600}
 
 
 @click.command()
@@ -43,104 +41,63 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
     "--last", type=click.IntRange(1, 100_000), help="The newest N (default 20; with --follow none)."
 )
 @click.option("--since", metavar="AGE", help="Only flows since then: 30s, 5m, 2h.")
-@click.option("--verdict", type=click.Choice(sorted(VERDICTS)), help="Only flows with this verdict.")
-@click.option("--from", "sources", multiple=True, metavar="END", help="Sender: NS/NAME, NS/ or an address.")
-@click.option("--to", "targets", multiple=True, metavar="END", help="Receiver: NS/NAME, NS/ or an address.")
+@click.option(
+    "--verdict",
+    type=click.Choice(sorted(VERDICTS)),
+    help="Only flows with this verdict; audit: those that passed although a policy denies them.",
+)
+@click.option(
+    "--type",
+    "types",
+    type=click.Choice(TYPES),
+    multiple=True,
+    help="Only drops, verdicts of policies, or (with --follow) traces: where flows go that begin and end. "
+    "May be given again. [default: drop and verdict]",
+)
+@click.option("--family", type=click.Choice(["4", "6"]), help="Only IPv4 or only IPv6.")
+@click.option(
+    "--from", "sources", multiple=True, metavar="END", help="Sender: NS/NAME, NS/, address, prefix."
+)
+@click.option(
+    "--to", "targets", multiple=True, metavar="END", help="Receiver: NS/NAME, NS/, address, prefix."
+)
 @click.option("--not-from", "not_sources", multiple=True, metavar="END", help="Not from this sender.")
 @click.option("--not-to", "not_targets", multiple=True, metavar="END", help="Not to this receiver.")
+@click.option("--ip", "ips", multiple=True, metavar="ADDRESS", help="Either end: address or prefix.")
 @click.option("--port", "port", metavar="PORT[/PROTO]", help="Only flows to this port.")
 @click.option("--node", "nodes", multiple=True, help="Only what this node reports; may be given again.")
+@click.option(
+    "--show-bytes",
+    is_flag=True,
+    help="Below each flow, where in the datapath it was reported and the packet's first bytes "
+    "(instead of a table; JSON has them anyway).",
+)
 @output_option("compact")
 @options.dir_option
-def flows(
-    follow: bool,
-    last: int | None,
-    since: str | None,
-    verdict: str | None,
-    sources: tuple[str, ...],
-    targets: tuple[str, ...],
-    not_sources: tuple[str, ...],
-    not_targets: tuple[str, ...],
-    port: str | None,
-    nodes: tuple[str, ...],
-    output: str,
-) -> None:
+def flows(nodes: tuple[str, ...], show_bytes: bool, output: str, **wanted: Any) -> None:
     """What the datapath let pass and dropped, with the reason and the rule that decided.
 
     Filters of different kinds have all to match, of filters of one kind one has to.
     """
-    request = _request(follow, last, since, verdict, sources, targets, port)
-    request.deny.extend(_filters(not_sources, (), None, None) + _filters((), not_targets, None, None))
+    request = request_of(Wanted(**wanted))
     with options.cluster() as cluster:
         chosen = list(nodes) or list(cluster.targets.loaders)
         for node in chosen:
             cluster.targets.loader(node)
-        if follow:
+        if request.follow:
             for item in _stream(cluster, chosen, request):
-                _print_one(item, output)
+                _print_one(item, output, show_bytes)
             return
         items = [item for item in _stream(cluster, chosen, request) if "lost" not in item]
-    items = sorted(items, key=lambda item: str(item["time"]))[-(last or 20) :]
+    items = sorted(items, key=lambda item: str(item["time"]))[-request.last :]
     if output == "json":
         print_json(items)
-    elif output == "compact":
+    elif output == "compact" or show_bytes:
         for item in items:
-            click.echo(_compact(item))
+            _print_one(item, "compact", show_bytes)
     else:
         for line in table([_shown(item) for item in items], COLUMNS):
             click.echo(line)
-
-
-def _request(
-    follow: bool,
-    last: int | None,
-    since: str | None,
-    verdict: str | None,
-    sources: tuple[str, ...],
-    targets: tuple[str, ...],
-    port: str | None,
-) -> loader_pb2.GetFlowsRequest:
-    from fimbria.loader.v1 import loader_pb2
-
-    request = loader_pb2.GetFlowsRequest(
-        allow=_filters(sources, targets, verdict, port), last=last or (0 if follow else 20), follow=follow
-    )
-    if since is not None:
-        match = re.fullmatch(r"(\d+)([smh])", since)
-        if match is None:
-            raise BadInput(f"--since {since!r} is not valid: expected a number and s, m or h, for example 5m")
-        request.since.FromNanoseconds(time.time_ns() - int(match[1]) * _UNITS[match[2]] * 1_000_000_000)
-    return request
-
-
-def _filters(
-    sources: tuple[str, ...], targets: tuple[str, ...], verdict: str | None, port: str | None
-) -> list[loader_pb2.FlowFilter]:
-    """Every pair of a source and a target, since a flow has to match one filter as a whole."""
-    from fimbria.loader.v1 import loader_pb2
-
-    from cli.explain import protocol_number
-    from cli.lab.syntax import parse_port
-
-    if not (sources or targets or verdict or port):
-        return []
-    found = []
-    for source in sources or ("",):
-        for target in targets or ("",):
-            item = loader_pb2.FlowFilter()
-            if source:
-                setattr(item, "source_pod" if "/" in source else "source_ip", source)
-            if target:
-                setattr(item, "destination_pod" if "/" in target else "destination_ip", target)
-            if verdict:
-                item.verdict = loader_pb2.FlowVerdict.Value(f"FLOW_VERDICT_{VERDICTS[verdict]}")
-            if port:
-                number, protocol = parse_port(port)
-                item.destination_port = number
-                if "/" in port:
-                    item.protocol = protocol_number(protocol)
-            found.append(item)
-    return found
 
 
 def _stream(
@@ -191,21 +148,37 @@ def _shown(item: dict[str, Any]) -> dict[str, Any]:
         "clock": item["time"].partition("T")[2].rstrip("Z")[:12],
         "from": end_text(item["source"]),
         "to": end_text(item["destination"]),
+        "why": item["reason"] or " ".join(part for part in (item["point"], item["state"]) if part),
     }
 
 
 def _compact(item: dict[str, Any]) -> str:
     shown = _shown(item)
-    why = "; ".join(part for part in (shown["reason"], shown["rule"]) if part)
+    why = "; ".join(part for part in (shown["why"], shown["rule"]) if part)
     return (
         f"{shown['clock']} {shown['node']}: {shown['from']} -> {shown['to']} {shown['protocol']} "
         f"{shown['direction']} {shown['verdict'].upper()}{f' ({why})' if why else ''}"
     )
 
 
-def _print_one(item: dict[str, Any], output: str) -> None:
+def _details(item: dict[str, Any]) -> list[str]:
+    """Lines about where a packet was reported, and its first bytes."""
+    packet = bytes.fromhex(item["packet"])
+    cut = f", the first {len(packet)}" if len(packet) < item["length"] else ""
+    lines = [
+        f"    {item['location']}, policy revision {item['policy_revision']}, {item['length']} bytes{cut}"
+    ]
+    for offset in range(0, len(packet), 16):
+        row = packet[offset : offset + 16]
+        text = "".join(chr(byte) if 32 <= byte < 127 else "." for byte in row)
+        lines.append(f"    {offset:04x}  {row.hex(' ', -2):<39}  {text}")
+    return lines
+
+
+def _print_one(item: dict[str, Any], output: str, show_bytes: bool) -> None:
     if output == "json":
         click.echo(json.dumps(item, ensure_ascii=False))
     elif "lost" not in item:
-        click.echo(_compact(item))
+        lines = [_compact(item), *(_details(item) if show_bytes else ())]
+        click.echo("\n".join(lines))
     sys.stdout.flush()
