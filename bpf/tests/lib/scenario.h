@@ -16,7 +16,7 @@
 #include "lib/metrics.h"
 #include "lib/policy.h"
 #include "tests/lib/hosts.h"
-#include "tests/lib/packet_builder.h"
+#include "tests/lib/packets.h"
 #include "tests/lib/test.h"
 
 #define ID_A 1001

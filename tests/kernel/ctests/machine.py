@@ -105,6 +105,10 @@ class Machine:
                     self._part(programs[checker], checker)
         return Report.unpack(self._get("test_report"))
 
+    def value(self, name: str, index: int = 0) -> bytes:
+        """An element of one of the tests' arrays, as the last test left it."""
+        return self._get(name, index)
+
     def _packet(self, pktgen: int, name: str, label: str) -> None:
         for each in ("test_context", "test_result"):
             self._put(each, bytes(VALUE_SIZES[each]))

@@ -64,8 +64,9 @@ def sources() -> list[str]:
 
 
 def compile_source(name: str) -> Path:
-    """Compiles a source under bpf/ with the datapath's flags and FIMBRIA_TEST, or finds it in build/.
+    """Compiles a source with the datapath's flags and FIMBRIA_TEST, or finds the object in build/.
 
+    ``name`` is relative to bpf/, or a path of its own.
     Any number of processes may do so at once. Raises CompilationFailed or CompilerMissing.
     """
     compiler = find_compiler()
@@ -86,13 +87,10 @@ def compile_source(name: str) -> Path:
 
 
 def _digest(command: Sequence[str], name: str) -> str:
-    """Of all that the object depends on; other tests it does not."""
+    """Of all that the object depends on: itself, and what it may include. Other tests it does not."""
     digest = hashlib.sha256("\0".join(command).encode())
-    for path in sorted(SOURCES.rglob("*.[ch]")):
-        relative = str(path.relative_to(SOURCES))
-        if relative.endswith(".c") and relative != name and relative.startswith("tests/"):
-            continue
-        digest.update(f"\0{relative}\0".encode())
+    for path in [SOURCES / name, *sorted(SOURCES.rglob("*.h"))]:
+        digest.update(f"\0{path}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:32]
 
