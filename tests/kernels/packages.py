@@ -37,9 +37,8 @@ class Kernel:
     suite: str
 
 
-# No suite of a mirror has 5.15: the one before and the one after stand for it.
+# No suite has 5.15, the first that the datapath is for; 5.10 is too old.
 KERNELS = (
-    Kernel("5.10", "bullseye"),
     Kernel("6.1", "bookworm"),
     Kernel("6.12", "bookworm-backports"),
 )

@@ -1,4 +1,4 @@
-"""Runs the guest program under a kernel, with objects that the host compiles."""
+"""What is run under a kernel, with objects that the host compiles: clang takes its time in a machine."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from typing import Any
 
 from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.datapath import SOURCES
+from tests.kernel.ctests.objects import LAUNCHER, compile_source, sources
 from tests.kernels.machine import REPORT, Outcome, run
-from tests.kernels.packages import Kernel, image
+from tests.kernels.packages import CACHE, Kernel, image
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+_OBJECTS = str(CACHE / "objects")
 _RESULT = "result.json"
 
 
@@ -29,11 +31,12 @@ class Result:
     packets: int = 0
 
 
-def run_python(kernel: Kernel, *arguments: str, seconds: float = 600) -> Outcome:
+def run_python(kernel: Kernel, *arguments: str, seconds: float = 1200) -> Outcome:
     """Runs this interpreter with arguments, in the repository, in a machine with the kernel."""
-    # The interpreter of a virtual environment may be a symlink; it must be called by its own name.
-    command = ["env", f"PYTHONPATH={REPOSITORY}:{REPOSITORY}/gen", sys.executable, *arguments]
-    return run(image(kernel), command, directory=str(REPOSITORY), seconds=seconds)
+    path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY}/gen"
+    return run(
+        image(kernel), ["env", path, sys.executable, *arguments], directory=str(REPOSITORY), seconds=seconds
+    )
 
 
 def datapath_under(kernel: Kernel) -> Result:
@@ -41,9 +44,30 @@ def datapath_under(kernel: Kernel) -> Result:
 
     Raises RuntimeError with the machine's console where that did not get to its end.
     """
-    directory = str(image(kernel).vmlinuz.parent.parent / "objects")
-    compile_sources(str(REPOSITORY / "bpf"), SOURCES, directory)
-    outcome = run_python(kernel, "-m", "tests.kernels.guest", directory, f"{REPORT}/{_RESULT}")
+    return Result(**_found(kernel, "tests.kernels.guest"))
+
+
+def bandwidth_under(kernel: Kernel) -> dict[str, float]:
+    """Bytes a second: ``rate`` is what an endpoint is limited to, ``limited`` and ``unlimited`` what TCP got.
+
+    Raises RuntimeError with the machine's console where that did not get to its end.
+    """
+    return _found(kernel, "tests.kernels.bandwidth")
+
+
+def tests_in_c_under(kernel: Kernel) -> Outcome:
+    """Runs bpf/tests under the kernel, compiled here."""
+    for source in (*SOURCES, LAUNCHER, *sources()):
+        compile_source(source)
+    arguments = ("-q", "--color=no", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist")
+    return run_python(kernel, "-m", "pytest", *arguments, "tests/kernel/ctests")
+
+
+def _found(kernel: Kernel, module: str) -> dict[str, Any]:
+    """The result of a module that a machine runs with the datapath's compiled programs."""
+    compile_sources(str(REPOSITORY / "bpf"), SOURCES, _OBJECTS)
+    outcome = run_python(kernel, "-m", module, _OBJECTS, f"{REPORT}/{_RESULT}")
     if _RESULT not in outcome.files:
-        raise RuntimeError(f"under {kernel.name} the guest program did not end:\n{outcome.console}")
-    return Result(**json.loads(outcome.files[_RESULT]))
+        raise RuntimeError(f"under {kernel.name} {module} did not get to its end:\n{outcome.console}")
+    found: dict[str, Any] = json.loads(outcome.files[_RESULT])
+    return found
