@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import struct as packer
-import subprocess
 from collections.abc import Iterable
-from pathlib import Path
 
 import pytest
 
 from services.loader.bpf import nat
-from services.loader.bpf.compiler import compile_sources
-from services.loader.bpf.layout import Struct
 from services.loader.bpf.nat import Kind, NatEntry
-from tests.unit.bpf.test_mirrors import size_of
 
-BPF = Path(__file__).resolve().parents[3] / "bpf"
 TCP, UDP, ICMP, ICMP6 = 6, 17, 1, 58
 
 PAIRS = {
@@ -168,34 +161,3 @@ def test_what_is_no_prefix_is_named(prefix: str) -> None:
 def test_an_entry_without_an_address_is_refused() -> None:
     with pytest.raises(ValueError, match="not an address of a NAT entry"):
         NatEntry(Kind.ORIGINAL, TCP, "pod", 1, "192.0.2.1", 2, "192.0.2.2", 3, 0).pack()
-
-
-@pytest.fixture(scope="module")
-def members(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, list[tuple[str, int, int]]]]:
-    """Size and (name, offset, size) of the members of nat's structs, from the BTF of its tests' program."""
-    cache = str(tmp_path_factory.mktemp("objects"))
-    (compiled,) = compile_sources(str(BPF), ["../tests/kernel/nat/nat_test.c"], cache)
-    dump = subprocess.run(
-        ["bpftool", "-j", "btf", "dump", "file", compiled.path], capture_output=True, check=True
-    )
-    types = {each["id"]: each for each in json.loads(dump.stdout)["types"]}
-    return {
-        each["name"]: (
-            each["size"],
-            [(m["name"], m["bits_offset"] // 8, size_of(types, m["type_id"])) for m in each["members"]],
-        )
-        for each in types.values()
-        if each["kind"] == "STRUCT" and each["name"].startswith("nat")
-    }
-
-
-@pytest.mark.parametrize("struct", nat.STRUCTS, ids=lambda struct: struct.name)
-def test_a_layout_is_the_structs(
-    struct: Struct, members: dict[str, tuple[int, list[tuple[str, int, int]]]]
-) -> None:
-    offset, ours = 0, []
-    for name, code in struct.members:
-        size = packer.calcsize(f"={code}")
-        ours.append((name, offset, size))
-        offset += size
-    assert members[struct.name] == (offset, ours)
