@@ -81,9 +81,7 @@ static __always_inline int from_host_ip(struct __sk_buff *skb, struct packet *p,
 	}
 	if (unlikely(!skb->ingress_ifindex && host_endpoint())) {
 		ret = parse(skb, p, NULL, v6);
-		if (ret)
-			return ret;
-		ret = v6 ? host_sends6(skb, p) : host_sends4(skb, p);
+		ret = host_judge(skb, p, ret, true, v6);
 		if (ret)
 			return ret;
 		p->direction = DIR_EGRESS;
@@ -126,10 +124,11 @@ int from_host(struct __sk_buff *skb)
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
 }
 
-/* A packet for the node itself from p->src_identity. */
-static __always_inline int receive_for_host(struct __sk_buff *skb, struct packet *p, const bool v6)
+/* A packet for the node itself from p->src_identity. parsed: what parse() said of it. */
+static __always_inline int receive_for_host(struct __sk_buff *skb, struct packet *p, int parsed,
+					    const bool v6)
 {
-	int ret = v6 ? host_receives6(skb, p) : host_receives4(skb, p);
+	int ret = host_judge(skb, p, parsed, false, v6);
 
 	if (ret)
 		return ret;
@@ -139,11 +138,9 @@ static __always_inline int receive_for_host(struct __sk_buff *skb, struct packet
 
 static __always_inline int to_host_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
+	const int parsed = parse(skb, p, NULL, v6);
 	int ret;
 
-	ret = parse(skb, p, NULL, v6);
-	if (ret)
-		return ret;
 	p->dst_identity = ID_HOST;
 	/* What from_container and from_overlay send here is marked. */
 	if (mark_has_identity(skb->mark)) {
@@ -153,7 +150,7 @@ static __always_inline int to_host_ip(struct __sk_buff *skb, struct packet *p, c
 		if (ret)
 			return ret;
 	}
-	return receive_for_host(skb, p, v6);
+	return receive_for_host(skb, p, parsed, v6);
 }
 
 /* fimbria_host, tc ingress: what pods send to the node, while a policy selects it. */
@@ -186,8 +183,16 @@ static __always_inline bool is_overlay(struct __sk_buff *skb, const struct packe
 		return false;
 	ip = (void *)ip + ETH_HLEN;
 	ports = (void *)(ip + 1);
-	return ip->ihl == 5 && !(ip->frag_off & bpf_htons(IP_OFFSET)) &&
+	/* Of a fragmented one every fragment is parsed. */
+	return ip->ihl == 5 && !(ip->frag_off & bpf_htons(IP_MF | IP_OFFSET)) &&
 	       ports[1] == bpf_htons(CONFIG(vxlan_port));
+}
+
+/* The same of what is parsed. */
+static __always_inline bool is_overlay_port(const struct packet *p)
+{
+	return CONFIG(vxlan_ifindex) && p->protocol == IPPROTO_UDP &&
+	       p->dport == bpf_htons(CONFIG(vxlan_port)) && !(p->flags & PACKET_RELATED);
 }
 
 /* For a local endpoint, from outside of the pod network. p is parsed. */
@@ -209,32 +214,51 @@ static __always_inline int network_to_container(struct __sk_buff *skb, struct pa
 	return receive(skb, p, !f.ct, v6);
 }
 
+/* For the node itself, which is under a policy. */
+static __always_inline int network_to_policy(struct __sk_buff *skb, struct packet *p, int parsed,
+					     const bool v6)
+{
+	int ret;
+
+	p->dst_identity = ID_HOST;
+	ret = find_outside_sender(p, v6);
+	return ret ? ret : receive_for_host(skb, p, parsed, v6);
+}
+
 /* To one of the node's addresses: an answer to a masqueraded flow, or for the node itself. */
 static __always_inline int network_to_host(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
 	const struct endpoint *host = host_endpoint();
-	int ret;
+	int parsed, ret;
 
 	if (!v6 && is_overlay(skb, p))
 		return TC_ACT_OK;
 	if ((!CONFIG(masquerade) && !host) || is_discovery(skb, v6))
 		return TC_ACT_OK;
-	ret = parse(skb, p, NULL, v6);
-	/* What is nobody's but the node's is the stack's to refuse, as long as no policy says otherwise. */
-	if (ret)
-		return host ? ret : TC_ACT_OK;
-	if (CONFIG(masquerade)) {
+	parsed = parse(skb, p, NULL, v6);
+	if (!v6 && !parsed && is_overlay_port(p))
+		return TC_ACT_OK;
+	if (CONFIG(masquerade) && !parsed) {
 		ret = nat_ingress(skb, p, v6);
 		if (ret < 0)
 			return ret;
 		if (ret)
 			return network_to_container(skb, p, v6);
 	}
-	if (!host)
+	return host ? network_to_policy(skb, p, parsed, v6) : TC_ACT_OK;
+}
+
+/*
+ * To nobody that is known here: the node may have addresses that it was not
+ * told of, and hears what is for many.
+ */
+static __always_inline int network_to_unknown(struct __sk_buff *skb, struct packet *p, const bool v6)
+{
+	if (likely(!host_endpoint()) || is_discovery(skb, v6))
 		return TC_ACT_OK;
-	p->dst_identity = ID_HOST;
-	ret = find_outside_sender(p, v6);
-	return ret ? ret : receive_for_host(skb, p, v6);
+	if (!(v6 ? is_for_node6(skb, p) : is_for_node4(skb, p)))
+		return TC_ACT_OK;
+	return network_to_policy(skb, p, parse(skb, p, NULL, v6), v6);
 }
 
 static __always_inline int from_netdev_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
@@ -247,7 +271,7 @@ static __always_inline int from_netdev_ip(struct __sk_buff *skb, struct packet *
 	if (is_host_address(&p->daddr, v6))
 		return network_to_host(skb, p, v6);
 	if (!endpoint_slot_of_address(&p->daddr, v6))
-		return TC_ACT_OK;
+		return network_to_unknown(skb, p, v6);
 	ret = parse(skb, p, NULL, v6);
 	return ret ? ret : network_to_container(skb, p, v6);
 }
@@ -266,13 +290,6 @@ int from_netdev(struct __sk_buff *skb)
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
 		ret = from_netdev_ip(skb, &p, true);
 	return unlikely(ret < 0) ? drop_packet(skb, &p, ret) : ret;
-}
-
-static __always_inline bool is_multicast(const struct in6 *addr, const bool v6)
-{
-	if (v6)
-		return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
-	return (addr->w[0] & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
 }
 
 /* Whether what a pod sends there is to have the node's address. */
@@ -311,21 +328,27 @@ static __always_inline int container_to_network(struct __sk_buff *skb, struct pa
 	return ret ? ret : TC_ACT_OK;
 }
 
-/* From the node itself; what it forwards for others is none of its policy. */
+/*
+ * From the node itself. What it forwards for others is none of its policy,
+ * unless its stack has given it the node's address: then the answer comes to that.
+ */
 static __always_inline int host_to_network(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
 	struct remote remote;
 	int ret;
 
-	if (skb->ingress_ifindex || !host_endpoint() || is_discovery(skb, v6))
+	if (likely(!host_endpoint()) || is_discovery(skb, v6))
 		return TC_ACT_OK;
+	if (skb->ingress_ifindex) {
+		remote_find(&remote, &p->saddr, v6);
+		if (remote.identity != ID_HOST)
+			return TC_ACT_OK;
+	}
 	ret = parse(skb, p, NULL, v6);
-	if (ret)
-		return ret;
 	p->src_identity = ID_HOST;
 	remote_find(&remote, &p->daddr, v6);
 	p->dst_identity = remote.identity;
-	ret = v6 ? host_sends6(skb, p) : host_sends4(skb, p);
+	ret = host_judge(skb, p, ret, true, v6);
 	if (ret)
 		return ret;
 	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);

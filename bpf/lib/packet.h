@@ -19,6 +19,8 @@
 
 /* Its source stands second in the flow's key. */
 #define PACKET_SECOND 64
+/* Of the node: it is of no flow, and judged by itself. */
+#define PACKET_ALONE 128
 
 #define FAMILY_NONE 0
 #define FAMILY_IPV4 4
