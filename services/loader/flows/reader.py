@@ -48,7 +48,9 @@ class FlowReader:
         self._listen()
 
     def close(self) -> None:
-        """Stops reading."""
+        """Stops reading; again is fine."""
+        if self._closed:
+            return
         self._closed = True
         self._timer.cancel()
         self._loop.remove_reader(self._source.fileno())

@@ -62,7 +62,7 @@ class Node:
     def __post_init__(self) -> None:
         # Programs report only while somebody reads.
         self._reported: list[Event] = []
-        self._reader = self.datapath.events(self._reported.append)
+        self.reader = self.datapath.events(self._reported.append)
 
     def policy(
         self,
@@ -71,6 +71,7 @@ class Node:
         ingress: Iterable[Rule] | None = None,
         egress: Iterable[Rule] | None = None,
         revision: int = 1,
+        audit: bool = False,
     ) -> None:
         """Puts a subject under these rules, as a new instance; None leaves a direction unenforced."""
         epoch = self.epochs[subject] = self.epochs.get(subject, 0) + 1
@@ -83,8 +84,8 @@ class Node:
         self.datapath.policy_put(entries)
         row = SubjectRow(
             instance, epoch, revision,
-            direction_shape(entries, Direction.INGRESS, enforced=ingress is not None),
-            direction_shape(entries, Direction.EGRESS, enforced=egress is not None),
+            direction_shape(entries, Direction.INGRESS, enforced=ingress is not None, audit=audit),
+            direction_shape(entries, Direction.EGRESS, enforced=egress is not None, audit=audit),
         )  # fmt: skip
         self.datapath.subject_put(subject, row)
 
@@ -114,7 +115,7 @@ class Node:
 
     def events(self) -> list[Event]:
         """Every event since this was last asked."""
-        while self._reader.consume():
+        while self.reader.consume():
             pass
         found, self._reported[:] = list(self._reported), []
         return found
