@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -122,13 +123,14 @@ def _act_one(lab: Lab, action: Mapping[str, Any]) -> None:
             raise AssertionError(f"the case asks for an action that this runner does not know: {other}")
 
 
-def _probe(lab: Lab, probes: list[Probe]) -> list[str]:
+def _probe(lab: Lab, probes: list[Probe], family: int) -> list[str]:
     """The probes that did not come out as expected."""
     asked = [(probe.source, probe.target, probe.port, probe.protocol) for probe in probes]
-    results = lab.probe_many(asked, timeout=0.8)
+    results = lab.probe_many(asked, family=family, timeout=0.8)
     assert len(results) == len(probes)
     return [
-        f"{probe}: expected {'allowed' if probe.allowed else 'denied'}, was {result.verdict} ({result.how})"
+        f"{probe} over IPv{family}: expected {'allowed' if probe.allowed else 'denied'}, "
+        f"was {result.verdict} ({result.how})"
         for probe, result in zip(probes, results, strict=True)
         if result.allowed != probe.allowed
     ]
@@ -138,7 +140,10 @@ def _probe(lab: Lab, probes: list[Probe]) -> list[str]:
 def test_every_probe_comes_out_as_published(clean: Lab, case: Case) -> None:
     for number, stage in enumerate(case.stages):
         _act(clean, stage)
-        wrong = _probe(clean, list(stage.probes))
+        # What a policy says of pods it says of all their addresses.
+        with ThreadPoolExecutor() as pool:
+            told = pool.map(lambda family: _probe(clean, list(stage.probes), family), (4, 6))  # noqa: B023
+        wrong = [each for probes in told for each in probes]
         assert not wrong, f"{case.id} ({case.description}), stage {number}:\n" + "\n".join(wrong)
 
 
