@@ -67,6 +67,20 @@ CHECKSUM(fffe)
 /* A zero is written as such: it stands for the same as all ones. */
 CHECKSUM(0000)
 
+SETUP4(checksum_all_ones) { add_cluster(); }
+PKTGEN4(checksum_all_ones, from_container, lxc_a)
+{
+	make_udp(frame, v6, POD_A, POD_B, 5000, 53);
+	force_checksum(frame, 0);
+	ipv4_of(frame)->check = 0xffff;
+}
+CHECK4(checksum_all_ones)
+{
+	test_assert(checksums_hold(sent));
+	assert_to_pod(lxc_b);
+	assert_one_hop_less();
+}
+
 /* Every number of hops that can still be lost. */
 #define HOPS(n)                                                                         \
 	SETUP(hops_##n) { add_cluster(); }                                              \

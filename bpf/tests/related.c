@@ -34,6 +34,19 @@ static __always_inline void quote_udp(struct frame *f, const bool v6, enum host 
 	}
 #define FROM_NETWORK context->ingress_ifindex = CONFIG(nic_ifindex)
 
+/* The flow that A began to a host is as it was: an error is no packet of it. */
+#define assert_flow_untouched(destination)                                      \
+	do {                                                                    \
+		struct ct_entry *ct_ = flow_of(v6, IPPROTO_UDP, POD_A, 5000, destination, 53); \
+                                                                                \
+		test_require(ct_);                                              \
+		assert_eq(ct_->packets[CT_ORIGINAL], 1);                        \
+		assert_eq(ct_->packets[CT_REPLY], 0);                           \
+		assert_eq(ct_->bytes[CT_REPLY], 0);                             \
+		assert_eq(ct_->seen[CT_REPLY], 0);                              \
+		assert_eq(ct_->expires - ct_->created, CONFIG(ct_any));         \
+	} while (0)
+
 /* ---- who may complain ---- */
 
 /* The other end, on this node. It may though its policy forbids it to send. */
@@ -45,16 +58,29 @@ PKTGEN_N(from_peer, 2, from_container, lxc_b)
 }
 CHECK_N(from_peer, 2)
 {
+	assert_to_pod(lxc_a);
+	assert_one_hop_less();
+	assert_flow_untouched(POD_B);
+}
+
+/* After an answer of its own, too. */
+A_ASKS(from_peer_later, POD_B)
+PKTGEN_N(from_peer_later, 2, from_container, lxc_b)
+{
+	make_udp(frame, v6, POD_B, POD_A, 53, 5000);
+}
+PKTGEN_N(from_peer_later, 3, from_container, lxc_b)
+{
+	put_unreachable(frame, v6, POD_B, POD_A);
+	quote_udp(frame, v6, POD_B);
+}
+CHECK_N(from_peer_later, 3)
+{
 	struct ct_entry *ct = flow_of(v6, IPPROTO_UDP, POD_A, 5000, POD_B, 53);
 
 	assert_to_pod(lxc_a);
-	assert_one_hop_less();
-	/* It is no packet of the flow: nothing in that changes. */
 	test_require(ct);
-	assert_eq(ct->packets[CT_ORIGINAL], 1);
-	assert_eq(ct->packets[CT_REPLY], 0);
-	assert_eq(ct->seen[CT_REPLY], 0);
-	assert_eq(ct->expires - ct->created, CONFIG(ct_any));
+	assert_eq(ct->packets[CT_REPLY], 1);
 }
 
 /* A router in between, by way of the stack. */
@@ -69,6 +95,7 @@ CHECK_N(from_router, 2)
 {
 	assert_eq(result->action, TC_ACT_OK);
 	assert_unchanged();
+	assert_flow_untouched(WORLD);
 }
 
 /* The node itself, for a pod on another node. */
@@ -78,7 +105,11 @@ PKTGEN_N(from_node, 2, to_container, lxc_a)
 	put_unreachable(frame, v6, ROUTER, POD_A);
 	quote_udp(frame, v6, POD_REMOTE);
 }
-CHECK_N(from_node, 2) { assert_eq(result->action, TC_ACT_OK); }
+CHECK_N(from_node, 2)
+{
+	assert_eq(result->action, TC_ACT_OK);
+	assert_flow_untouched(POD_REMOTE);
+}
 
 /* A node on the way, through the overlay. */
 A_ASKS(from_other_node, POD_REMOTE)
@@ -90,7 +121,11 @@ PKTGEN_N(from_other_node, 2, from_overlay, vxlan)
 	put_unreachable(frame, v6, ROUTER_OTHER, POD_A);
 	quote_udp(frame, v6, POD_REMOTE);
 }
-CHECK_N(from_other_node, 2) { assert_to_pod(lxc_a); }
+CHECK_N(from_other_node, 2)
+{
+	assert_to_pod(lxc_a);
+	assert_flow_untouched(POD_REMOTE);
+}
 
 /* No pod but the flow's own end: none of them is a router. */
 A_ASKS(from_third, WORLD)
