@@ -22,7 +22,6 @@ from tests.kernel.bpf.namespaces import Namespaces
 
 RATE = 1_000_000
 _LIMITED_BYTES, _UNLIMITED_BYTES = 4_000_000, 20_000_000
-_PORT = 5001
 _CHUNK = bytes(64 * 1024)
 
 
@@ -36,16 +35,16 @@ def main() -> int:
             for node, name, identity in zip(cluster.nodes, ("sender", "receiver"), (1001, 1002), strict=True)
         )
         sender.node.namespace.command("tc", "qdisc", "replace", "dev", "eth0", "root", "fq")
-        unlimited = _throughput(sender, receiver, _UNLIMITED_BYTES)
+        unlimited = _throughput(sender, receiver, _UNLIMITED_BYTES, port=5001)
         sender.node.datapath.update_endpoint(replace(sender.row, rate=RATE))
-        limited = _throughput(sender, receiver, _LIMITED_BYTES)
+        limited = _throughput(sender, receiver, _LIMITED_BYTES, port=5002)
     result.write_text(json.dumps({"rate": RATE, "limited": limited, "unlimited": unlimited}))
     return 0
 
 
-def _throughput(sender: Pod, receiver: Pod, size: int) -> float:
+def _throughput(sender: Pod, receiver: Pod, size: int, *, port: int) -> float:
     """Bytes a second that arrive, from the first to the last of ``size``."""
-    with listening(receiver, _PORT) as server, sender.socket(socket.SOCK_STREAM) as client:
+    with listening(receiver, port) as server, sender.socket(socket.SOCK_STREAM) as client:
         client.connect(server.getsockname())
         accepted, _ = server.accept()
         writer = threading.Thread(target=_send, args=(client, size))
