@@ -43,6 +43,8 @@ class FlowReader:
         self._loop = asyncio.get_running_loop()
         self._lost = kernel.lost_events()
         self._checked = time.monotonic()
+        self._outdated = True
+        self._resting = False
         self._tracing = 0
         self._closed = False
         self._listen()
@@ -76,20 +78,27 @@ class FlowReader:
 
     def _turn(self) -> None:
         self._timer.cancel()
-        self._loop.remove_reader(self._source.fileno())
         started = time.monotonic()
-        taken = 0
         try:
             taken = self._source.consume(_TURN_REPORTS)
         except Exception:
             # Reports tell of the datapath; they must not stop what drives it.
             _log.exception("flows.read_failed")
+            # The one that it failed on.
+            taken = 1
+        # What is lost found no room, so that there was something to read as well.
+        self._outdated = self._outdated or taken > 0
         ended = time.monotonic()
-        if ended - self._checked >= _LOST_CHECK_SECONDS:
-            self._checked = ended
+        if self._outdated and ended - self._checked >= _LOST_CHECK_SECONDS:
+            self._checked, self._outdated = ended, False
             self._tell_lost()
+        if not taken and not self._resting:
+            self._timer = self._loop.call_later(_LOOK_SECONDS, self._turn)
+            return
+        self._loop.remove_reader(self._source.fileno())
         rest = max(_PAUSE_SECONDS, (ended - started) * _REST_FACTOR)
-        self._timer = self._loop.call_later(rest, self._turn if taken == _TURN_REPORTS else self._listen)
+        self._resting = taken == _TURN_REPORTS
+        self._timer = self._loop.call_later(rest, self._turn if self._resting else self._listen)
 
     def _tell_lost(self) -> None:
         lost = self._kernel.lost_events()

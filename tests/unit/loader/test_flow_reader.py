@@ -6,7 +6,6 @@ import asyncio
 import os
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 
@@ -132,13 +131,26 @@ async def test_lost_ones_are_told_with_their_count(
     ring.put(DROP)
     await until(lambda: len(log.recent()) == 1)
     kernel.lost = 12
-    await until(lambda: len(log.recent()) == 2)
-    ring.put(replace(DROP, time_ns=9))
+    ring.put(DROP)
     await until(lambda: len(log.recent()) == 3)
-    first, lost, last = log.recent()
-    assert isinstance(first, Flow) and isinstance(last, Flow)
     # What was lost before is not told.
-    assert lost == Lost(7)
+    assert [item for item in log.recent() if isinstance(item, Lost)] == [Lost(7)]
+    ring.put(DROP)
+    await until(lambda: len(log.recent()) == 4)
+    assert isinstance(log.recent()[-1], Flow)
+    reader.close()
+
+
+async def test_lost_ones_are_told_when_a_flood_is_over(
+    ring: Ring, log: FlowLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("services.loader.flows.reader._LOST_CHECK_SECONDS", 0.2)
+    kernel = Kernel(ring)
+    reader = FlowReader(kernel, log)
+    ring.put(DROP)
+    kernel.lost = 7
+    await until(lambda: len(log.recent()) == 2)
+    assert log.recent()[-1] == Lost(7)
     reader.close()
 
 
