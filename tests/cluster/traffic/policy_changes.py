@@ -92,8 +92,8 @@ class PolicyChanges:
     @pytest.fixture
     def changed(self, places: Places) -> Iterator[Callable[[str], None]]:
         """Applies a manifest, returns when it is in force, and removes all policies afterwards."""
-        yield lambda manifest: _apply(places.lab, manifest)
-        _remove_all(places.lab)
+        yield lambda manifest: apply(places.lab, manifest)
+        remove_all(places.lab)
 
     @pytest.fixture
     def echo(self, places: Places) -> Iterator[Echo]:
@@ -133,7 +133,7 @@ class PolicyChanges:
         for each in connections:
             if each not in denied:
                 each.works()
-        _remove_all(places.lab)
+        remove_all(places.lab)
         for each, data in waiting:
             if each.protocol == "TCP":
                 # TCP sends again what it got no answer to: nothing is lost, nothing comes twice.
@@ -201,11 +201,11 @@ spec: {podSelector: {matchExpressions: [{key: app, operator: NotIn, values: [web
             assert flow["source"]["ip"] == places[asker].addresses[family]
 
 
-def _apply(lab: Lab, manifest: str) -> None:
+def apply(lab: Lab, manifest: str) -> None:
     apply_manifests(lab.cluster, manifest)
 
 
-def _remove_all(lab: Lab) -> None:
+def remove_all(lab: Lab) -> None:
     from fimbria.policy.v1 import policy_pb2
 
     policies = lab.cluster.policies
