@@ -43,12 +43,14 @@ def routed_veth() -> Iterator[Path]:
 
 @contextlib.contextmanager
 def routed_vxlan() -> Iterator[Path]:
-    """client ── veth ── node ── VXLAN over veth ── node ── veth ── server: pods of two nodes, routed."""
-    suffixes = ("vxlan-server", "vxlan-client", "node-1", "node-2")
-    with namespaces(*suffixes) as (server, client, *nodes):
-        _pair(nodes[0], "under", nodes[1], "under")
+    """client ── veth ── node ── VXLAN ── node ── veth ── server; a bridge joins the nodes, as in the lab."""
+    suffixes = ("vxlan-server", "vxlan-client", "switch", "node-1", "node-2")
+    with namespaces(*suffixes) as (server, client, switch, *nodes):
+        run("ip", "-n", switch, "link", "add", "bridge", "up", "type", "bridge")
         for number, (node, end) in enumerate(zip(nodes, (server, client), strict=True), start=1):
             other = 3 - number
+            _pair(node, "under", switch, f"port-{number}")
+            run("ip", "-n", switch, "link", "set", f"port-{number}", "master", "bridge", "up")
             sysctl(node, net__ipv4__ip_forward=1)
             _configure(node, "under", f"172.30.0.{number}/24")
             run(
