@@ -80,7 +80,8 @@ fuzz: build ## the same without end, until programs and model differ; FUZZ="--se
 	$(PY) -m tests.fuzz --endless $(FUZZ)
 
 test-kernels: build ## load and run the datapath under older Debian kernels, in virtual machines
-	$(PY) -m tests.kernels
+	@scripts/setup --kernels
+	$(PY) -m pytest -q tests/kernels
 
 complexity: build ## instructions that the verifier processes, per program, into docs/complexity.md
 	@$(PY) -m services.loader.bpf.complexity > docs/complexity.md.tmp

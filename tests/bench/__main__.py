@@ -1,6 +1,6 @@
 """Measures every figure and writes docs/benchmarks.md: `python -m tests.bench`.
 
-Takes some two minutes on two cores and wants the machine for itself.
+Takes some five minutes on two cores and wants the machine for itself.
 """
 
 from __future__ import annotations
