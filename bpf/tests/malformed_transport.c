@@ -173,3 +173,9 @@ QUOTES(, quotes_padding, finish(frame); QUOTED_UDP;
        if (v6) ipv6_of(frame)->payload_len = bpf_htons(8);
        else ipv4_of(frame)->tot_len = bpf_htons(28);
        finish_checksums(frame), DROP_CT_INVALID_HDR)
+
+/* Half of what is quoted is behind the end. */
+QUOTES(, quotes_half_in_padding, QUOTED_UDP;
+       if (v6) ipv6_of(frame)->payload_len = bpf_htons(8 + 40 + 4);
+       else ipv4_of(frame)->tot_len = bpf_htons(20 + 8 + 20 + 4);
+       finish_checksums(frame), DROP_CT_INVALID_HDR)

@@ -69,6 +69,7 @@ class Machine:
         self._namespace = namespace
         self._map_dir = map_dir
         self._maps: dict[str, Map] = {}
+        self._zeros: dict[str, list[tuple[bytes, bytes]]] = {}
         self._fds: list[int] = []
         self._datapaths: dict[int, dict[str, int]] = {}
         self._datapath(0)
@@ -160,8 +161,12 @@ class Machine:
 
     def _empty(self, bpf_map: Map) -> None:
         """Writes zeros into every element of an array."""
-        empty = bytes(_value_bytes(bpf_map.definition))
-        bpf_map.put_many([(_u32(key), empty) for key in range(bpf_map.definition.max_entries)])
+        zeros = self._zeros.get(bpf_map.name)
+        if zeros is None:
+            empty = bytes(_value_bytes(bpf_map.definition))
+            zeros = [(_u32(key), empty) for key in range(bpf_map.definition.max_entries)]
+            self._zeros[bpf_map.name] = zeros
+        bpf_map.put_many(zeros)
 
     def _programs_of(self, source: str) -> dict[str, int]:
         """The programs of one test object; another's are let go, their number of descriptors is large."""
