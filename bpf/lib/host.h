@@ -14,36 +14,13 @@
 
 #include "common.h"
 #include "endpoint.h"
+#include "failsafe.h"
 #include "flow.h"
 #include "forward.h"
 #include "identity.h"
 #include "nd.h"
 #include "packet.h"
 #include "parse6.h"
-
-#define FAILSAFE_MAX 256
-
-struct failsafe_key {
-	__u8 direction; /* DIR_*, of the node's policy */
-	__u8 protocol;
-	__be16 port; /* the responder's */
-};
-ASSERT_SIZE(struct failsafe_key, 4);
-
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, FAILSAFE_MAX);
-	__type(key, struct failsafe_key);
-	__type(value, __u32);
-	__uint(pinning, LIBBPF_PIN_BY_NAME);
-} failsafe SEC(".maps");
-
-static __always_inline bool is_failsafe(__u8 direction, __u8 protocol, __be16 port)
-{
-	struct failsafe_key key = { direction, protocol, port };
-
-	return bpf_map_lookup_elem(&failsafe, &key);
-}
 
 /* Address resolution is no traffic: without it no policy could allow any. */
 static __always_inline bool is_discovery(struct __sk_buff *skb, const bool v6)
