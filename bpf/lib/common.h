@@ -62,6 +62,11 @@ static __always_inline bool address_equal(const struct in6 *a, const struct in6 
 	return v6 ? in6_equal(a, b) : a->w[0] == b->w[0];
 }
 
+static __always_inline bool is_link_local(const struct in6 *addr)
+{
+	return (addr->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
+}
+
 /* linux/ipv6.h has bit fields and more than is needed here. */
 struct ipv6_header {
 	__be32 version_class_label;

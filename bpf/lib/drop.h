@@ -22,13 +22,19 @@
 
 #define LOCATION_HERE ((__u32)__LINE__ | source_file_id(__FILE_NAME__) << 16)
 
+/* What stacks say on their link without being asked, and nobody has to hear: it is counted only. */
+static __always_inline bool is_chatter(__u32 reason)
+{
+	return reason == DROP_ARP_IGNORED || reason == DROP_ND_IGNORED;
+}
+
 /* The one way for a packet to be dropped: counted, reported, gone. */
 __noinline int drop_packet(struct __sk_buff *skb, const struct packet *p, int verdict)
 {
 	if (!p)
 		return TC_ACT_SHOT;
 	metrics_count(DROP_REASON(verdict), p->direction, skb->len);
-	if (node_flags() & NODE_EVENTS) {
+	if (node_flags() & NODE_EVENTS && !is_chatter(DROP_REASON(verdict))) {
 		struct event_about about = {
 			.location = DROP_LOCATION(verdict),
 			.kind = EVENT_DROP,

@@ -164,6 +164,7 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 		port = bpf_htons(ICMPV6_ECHO_REQUEST);
 	else
 		port = f->reply ? p->sport : p->dport;
+	p->first_verdict = !(side && side->owner) && !(p->flags & PACKET_RELATED);
 	ret = policy_verdict(skb, p, row, identity, port);
 	if (ret)
 		return ret;

@@ -123,6 +123,7 @@ static __always_inline int forward_by_fib(struct __sk_buff *skb, struct packet *
 {
 	struct bpf_fib_lookup fib = {};
 	struct bpf_redir_neigh nh;
+	__u32 mtu = 0;
 	void *ip;
 	int ret;
 
@@ -153,6 +154,9 @@ static __always_inline int forward_by_fib(struct __sk_buff *skb, struct packet *
 	}
 	ret = bpf_fib_lookup(skb, &fib, sizeof(fib), 0);
 	if (ret != BPF_FIB_LKUP_RET_SUCCESS && ret != BPF_FIB_LKUP_RET_NO_NEIGH)
+		return deliver_to_stack(skb, p);
+	/* The lookup has no eye for segments. */
+	if (skb->gso_size && bpf_check_mtu(skb, fib.ifindex, &mtu, 0, BPF_MTU_CHK_SEGS))
 		return deliver_to_stack(skb, p);
 	ip = ip_header(skb, v6);
 	if (!ip)

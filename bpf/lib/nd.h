@@ -55,11 +55,6 @@ static __always_inline bool is_neighbour_discovery(struct __sk_buff *skb)
 	       type <= ICMPV6_REDIRECT;
 }
 
-static __always_inline bool is_link_local(const struct in6 *addr)
-{
-	return (addr->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
-}
-
 /*
  * Turns a solicitation from the endpoint into the advertisement that names its
  * device. Returns 0 with the answer in skb, or a DROP().

@@ -64,7 +64,7 @@ struct packet {
 	__u8 flags; /* PACKET_* */
 	__u8 direction; /* DIR_*, of the verdict in progress */
 	__u8 family; /* FAMILY_* */
-	__u8 pad;
+	__u8 first_verdict; /* the side in progress has not judged the flow before */
 	__u16 l4_offset; /* of the layer 4 header in the frame, 0: not known */
 	__u32 generation; /* of the node, when the packet came */
 	__u32 now; /* in ticks, see conntrack.h */

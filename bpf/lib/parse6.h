@@ -98,6 +98,13 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct extens
 	return DROP(DROP_INVALID_EXTHDR);
 }
 
+/* Not from an address that leads anywhere, to whoever listens on the link. */
+static __always_inline bool is_link_chatter(const struct packet *p)
+{
+	return (is_link_local(&p->saddr) || in6_is_zero(&p->saddr)) &&
+	       (p->daddr.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+}
+
 /* As parse_ipv4(). */
 __noinline int parse_ipv6(struct __sk_buff *skb, struct packet *p, const struct endpoint *source)
 {
@@ -119,7 +126,7 @@ __noinline int parse_ipv6(struct __sk_buff *skb, struct packet *p, const struct 
 		     end > skb->len))
 		return DROP(DROP_INVALID);
 	if (source && unlikely(!in6_equal(&p->saddr, &source->ipv6) || in6_is_zero(&p->saddr)))
-		return DROP(DROP_INVALID_SIP);
+		return is_link_chatter(p) ? DROP(DROP_ND_IGNORED) : DROP(DROP_INVALID_SIP);
 
 	x.protocol = p->protocol;
 	x.offset = ETH_HLEN + sizeof(*ip);

@@ -197,8 +197,8 @@ static __always_inline void policy_report(struct __sk_buff *skb, struct packet *
 
 /*
  * The verdict on p's flow for the subject of row, in p->direction. port is the
- * responder's. Returns 0 or a DROP(). Reports allowed new flows, and what only
- * audit mode lets pass.
+ * responder's. Returns 0 or a DROP(). Reports flows when a side admits them for
+ * the first time, and what only audit mode lets pass.
  */
 __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const struct subject *row,
 			      __u32 identity, __u32 port)
@@ -238,7 +238,7 @@ __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const str
 		policy_report(skb, p, DROP_REASON(ret), VERDICT_AUDIT, DROP_LOCATION(ret));
 		return 0;
 	}
-	if (!ret && shape->enforced && p->flags & PACKET_NEW)
+	if (!ret && shape->enforced && (p->flags & PACKET_NEW || p->first_verdict))
 		policy_report(skb, p, 0, VERDICT_ALLOW, LOCATION_HERE);
 	return ret;
 }

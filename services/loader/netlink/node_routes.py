@@ -20,6 +20,7 @@ ROUTE_PROTOCOL = 211
 MAIN_TABLE = 254
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
+_RTAX_MTU = 2
 # What the kernel says of a gateway that no directly connected network has.
 _NOT_ON_LINK = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)
 
@@ -112,6 +113,9 @@ def _put(ip: Any, route: Route) -> None:
         request["gateway"] = str(route.gateway)
     if route.mtu:
         request["metrics"] = {"mtu": route.mtu}
+        if route.dst.version == 6:
+            # What is forwarded is held to the MTU of an IPv6 route only if that is locked.
+            request["metrics"]["lock"] = 1 << _RTAX_MTU
     try:
         ip.route("replace", **request)
     except NetlinkError as exc:
