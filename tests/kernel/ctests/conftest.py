@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import pytest
 
@@ -24,7 +26,10 @@ CHECKS = "checks"
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "ctest" in metafunc.fixturenames:
-        metafunc.parametrize("ctest", [test for source in sources() for test in tests_of(source)], ids=str)
+        # clang is most of it.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            tests = list(pool.map(tests_of, sources()))
+        metafunc.parametrize("ctest", list(chain.from_iterable(tests)), ids=str)
 
 
 def tests_of(source: str) -> list[CTest] | list[Broken]:
