@@ -211,12 +211,6 @@ CHECK_N(network_fits, 2)
 	assert_to_stack(ID_A);
 	assert_eq(hops_of(frame, v6), DEFAULT_HOPS);
 }
-PKTGEN_N(network_fits, 3, from_container, lxc_a)
-{
-	segments(frame, context, v6, WORLD, 1400);
-}
-CHECK_N(network_fits, 3) { assert_to_network(); }
-
 /* From the tunnel, whole as well. */
 SETUP(from_tunnel) { add_cluster(); }
 PKTGEN(from_tunnel, from_overlay, vxlan)
