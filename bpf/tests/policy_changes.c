@@ -143,6 +143,21 @@ PKTGEN_N(identity_changes, 2, from_container, lxc_a)
 }
 CHECK_N(identity_changes, 2) { assert_dropped(DROP_POLICY); }
 
+/* Even when nobody has said that anything changed. */
+SETUP(identity_changes_unsaid) { allow_a_to_b(); }
+A_SENDS(identity_changes_unsaid, 1, TCP_SYN)
+A_SENDS(identity_changes_unsaid, 2, TCP_ACK)
+CHECK_N(identity_changes_unsaid, 2) { assert_to_pod(lxc_b); }
+PKTGEN_N(identity_changes_unsaid, 3, from_container, lxc_a)
+{
+	struct endpoint *row = endpoint_row(SLOT_A);
+
+	if (row)
+		row->identity = ID_A + 100;
+	make_tcp(frame, v6, POD_A, POD_B, 1000, 80, TCP_ACK);
+}
+CHECK_N(identity_changes_unsaid, 3) { assert_dropped(DROP_POLICY); }
+
 /* So does the destination. */
 SETUP(peer_identity_changes)
 {

@@ -211,6 +211,7 @@ CHECK_N(network_fits, 2)
 	assert_to_stack(ID_A);
 	assert_eq(hops_of(frame, v6), DEFAULT_HOPS);
 }
+
 /* From the tunnel, whole as well. */
 SETUP(from_tunnel) { add_cluster(); }
 PKTGEN(from_tunnel, from_overlay, vxlan)
