@@ -1,0 +1,157 @@
+"""A policy that selects a node, as traffic of that node: from outside, from nodes, from pods, and its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.kernel.host.conftest import CLOSED, OPEN, SSH, UDP_CLOSED, UDP_OPEN, Cluster
+from tests.kernel.host.policies import BY_ZONE, DENY_FAR, EGRESS, FROM_NEAR, INGRESS, OTHER_ZONE
+from tests.kernel.host.traffic import asks, pings, reaches
+
+pytestmark = pytest.mark.kernel
+
+Apply = Callable[[str], None]
+both = pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
+
+
+def ports(cluster: Cluster, source: str, destination: str, *, ipv6: bool) -> dict[int, bool]:
+    """Which ports of a place another one reaches."""
+    here, there = cluster.place(source), cluster.place(destination)
+    return {port: reaches(here, there, port, ipv6=ipv6) for port in (OPEN, CLOSED, SSH)}
+
+
+ALL = {OPEN: True, CLOSED: True, SSH: True}
+ONLY_OPEN = {OPEN: True, CLOSED: False, SSH: True}
+
+
+@both
+def test_without_a_policy_everything_passes(cluster: Cluster, ipv6: bool) -> None:
+    for source in ("world", "other", "pod", "far"):
+        assert ports(cluster, source, "node", ipv6=ipv6) == ALL, source
+    assert ports(cluster, "far", "router", ipv6=ipv6) == ALL
+    assert ports(cluster, "node", "world", ipv6=ipv6) == ALL
+    assert pings(cluster.world, cluster.node, ipv6=ipv6)
+
+
+@both
+def test_ingress_is_judged_by_who_sends(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(INGRESS)
+    assert ports(cluster, "world", "node", ipv6=ipv6) == ONLY_OPEN
+    assert ports(cluster, "other", "node", ipv6=ipv6) == ALL
+    # Pods of this node, and of the other one through the overlay.
+    assert ports(cluster, "pod", "node", ipv6=ipv6) == ONLY_OPEN
+    assert ports(cluster, "pod", "router", ipv6=ipv6) == ONLY_OPEN
+    assert ports(cluster, "far", "router", ipv6=ipv6) == ONLY_OPEN
+    # The node that is not selected is as open as before.
+    assert ports(cluster, "world", "other", ipv6=ipv6) == ALL
+    assert ports(cluster, "pod", "other", ipv6=ipv6) == ALL
+
+
+@both
+def test_what_the_node_begins_gets_its_answers(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(INGRESS)
+    for destination in ("world", "other", "pod", "far"):
+        assert ports(cluster, "node", destination, ipv6=ipv6) == ALL, destination
+        assert asks(cluster.node, cluster.place(destination), UDP_CLOSED, ipv6=ipv6), destination
+        assert pings(cluster.node, cluster.place(destination), ipv6=ipv6), destination
+
+
+@both
+def test_other_protocols_and_fragments(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(INGRESS)
+    for size in (16, 4000):
+        assert asks(cluster.world, cluster.node, UDP_OPEN, size=size, ipv6=ipv6)
+        assert not asks(cluster.world, cluster.node, UDP_CLOSED, size=size, ipv6=ipv6)
+        assert asks(cluster.node, cluster.world, UDP_CLOSED, size=size, ipv6=ipv6)
+    assert not pings(cluster.world, cluster.node, ipv6=ipv6)
+    assert not pings(cluster.pod, cluster.node, ipv6=ipv6)
+    assert pings(cluster.other, cluster.node, ipv6=ipv6)
+
+
+@both
+def test_pods_among_themselves_and_to_the_world_are_as_before(
+    cluster: Cluster, policy: Apply, ipv6: bool
+) -> None:
+    policy(INGRESS)
+    policy(EGRESS)
+    assert ports(cluster, "pod", "far", ipv6=ipv6) == ALL
+    assert ports(cluster, "far", "pod", ipv6=ipv6) == ALL
+    # With the node's address, which is none of the node's doing.
+    assert ports(cluster, "pod", "world", ipv6=ipv6) == ALL
+    assert asks(cluster.pod, cluster.world, UDP_CLOSED, size=4000, ipv6=ipv6)
+    assert pings(cluster.pod, cluster.world, ipv6=ipv6)
+
+
+@both
+def test_egress(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(EGRESS)
+    assert ports(cluster, "node", "world", ipv6=ipv6) == {OPEN: True, CLOSED: False, SSH: False}
+    assert asks(cluster.node, cluster.world, UDP_OPEN, ipv6=ipv6)
+    assert not asks(cluster.node, cluster.world, UDP_CLOSED, ipv6=ipv6)
+    for destination in ("other", "pod", "far"):
+        assert ports(cluster, "node", destination, ipv6=ipv6) == ALL, destination
+    # Ingress is not restricted, and answers are no egress.
+    for source in ("world", "other", "pod"):
+        assert ports(cluster, source, "node", ipv6=ipv6) == ALL, source
+    assert pings(cluster.world, cluster.node, ipv6=ipv6)
+
+
+@both
+def test_peers_may_be_pods_and_may_be_denied(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(INGRESS)
+    policy(FROM_NEAR)
+    assert ports(cluster, "pod", "node", ipv6=ipv6) == ALL
+    assert ports(cluster, "far", "router", ipv6=ipv6) == ONLY_OPEN
+    policy(DENY_FAR)
+    assert ports(cluster, "pod", "node", ipv6=ipv6) == ALL
+    # But for what no policy closes.
+    assert ports(cluster, "far", "router", ipv6=ipv6) == {OPEN: False, CLOSED: False, SSH: True}
+
+
+def test_nodes_are_selected_by_the_labels_that_their_loaders_were_given(
+    cluster: Cluster, policy: Apply
+) -> None:
+    policy(OTHER_ZONE)
+    assert ports(cluster, "world", "node", ipv6=False) == ALL
+    policy(BY_ZONE)
+    assert ports(cluster, "world", "node", ipv6=False) == ONLY_OPEN
+    assert ports(cluster, "world", "other", ipv6=False) == ONLY_OPEN
+
+
+@both
+def test_every_address_of_the_node_is_behind_it(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    extra = "2001:db8::99" if ipv6 else "172.31.1.99"
+    length = 64 if ipv6 else 16
+    namespace = cluster.node.namespace
+    namespace.command(
+        "ip", "address", "add", f"{extra}/{length}", "dev", "eth0", *(["nodad"] if ipv6 else [])
+    )
+    try:
+        there = type(cluster.node)(namespace, extra, extra)
+        assert reaches(cluster.world, there, CLOSED, ipv6=ipv6)
+        policy(INGRESS)
+        assert reaches(cluster.world, there, OPEN, ipv6=ipv6)
+        assert not reaches(cluster.world, there, CLOSED, ipv6=ipv6)
+    finally:
+        namespace.command("ip", "address", "del", f"{extra}/{length}", "dev", "eth0")
+
+
+def test_a_drop_is_told_of_with_its_policy(
+    cluster: Cluster, policy: Apply, eventually: Callable[[Callable[[], bool]], None]
+) -> None:
+    policy(INGRESS)
+    assert not reaches(cluster.world, cluster.node, CLOSED)
+
+    def told() -> bool:
+        return any(
+            flow.reason == "Policy denied"
+            and flow.destination.port == CLOSED
+            and flow.destination.identity == 1
+            and flow.source.identity == 2
+            and "node-ingress" in flow.rule
+            for flow in cluster.rig.nodes[0].flows()
+        )
+
+    eventually(told)

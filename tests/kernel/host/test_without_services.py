@@ -1,0 +1,55 @@
+"""The node stays under its policy whatever dies, and there is a way out with everything else down."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from tests.kernel.host.conftest import CLOSED, OPEN, SSH, Cluster
+from tests.kernel.host.policies import INGRESS
+from tests.kernel.host.traffic import connect, reaches, talks
+
+pytestmark = pytest.mark.kernel
+
+Apply = Callable[[str], None]
+
+
+def test_a_policy_outlives_processes_and_the_loader_can_switch_it_off_alone(
+    cluster: Cluster, policy: Apply
+) -> None:
+    rig, loader = cluster.rig, cluster.rig.nodes[0].loader
+
+    def reached() -> dict[int, bool]:
+        return {port: reaches(cluster.world, cluster.node, port) for port in (OPEN, CLOSED, SSH)}
+
+    in_force = {OPEN: True, CLOSED: False, SSH: True}
+    policy(INGRESS)
+    with connect(cluster.world, cluster.node, OPEN) as admitted:
+        loader.kill()
+        assert reached() == in_force
+        for service in rig.services.values():
+            service.kill()
+        # It knows the node, and of its policy what the kernel has.
+        loader.start()
+        assert reached() == in_force
+        assert talks(admitted)
+
+        loader.kill()
+        loader.arguments.append("--host-firewall=false")
+        loader.start()
+        assert reached() == {OPEN: True, CLOSED: True, SSH: True}
+        for service in rig.services.values():
+            service.start(wait=False)
+        for service in rig.services.values():
+            service.wait_ready()
+        # What the services say makes no difference to this node; a change is acknowledged all the same.
+        policy(INGRESS.replace("8443", "8444"))
+        assert reached() == {OPEN: True, CLOSED: True, SSH: True}
+
+        loader.kill()
+        loader.arguments.remove("--host-firewall=false")
+        loader.start()
+        policy(INGRESS)
+        assert reached() == in_force
+        assert talks(admitted)

@@ -1,0 +1,171 @@
+"""Whoever has a namespace and addresses talks to others: TCP, UDP, ping."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from tests.kernel.netlink.namespaces import Namespace
+
+# Long enough for what passes, short enough to wait for what does not.
+SILENCE = 0.7
+PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """A namespace with an address of each family."""
+
+    namespace: Namespace
+    ipv4: str
+    ipv6: str
+
+    def address(self, *, ipv6: bool) -> str:
+        return self.ipv6 if ipv6 else self.ipv4
+
+
+@contextmanager
+def serve(place: Place, port: int, *, udp: bool = False) -> Iterator[None]:
+    """Sends back whatever comes, over either family, until the block ends."""
+
+    def listen() -> socket.socket:
+        made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        made.bind(("::", port))
+        return made
+
+    listener = place.namespace.run(listen)
+    peers: list[socket.socket] = []
+
+    def echo(connection: socket.socket) -> None:
+        with connection:
+            try:
+                while data := connection.recv(65536):
+                    connection.sendall(data)
+            except OSError:
+                return
+
+    def accept() -> None:
+        listener.listen(16)
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            peers.append(connection)
+            threading.Thread(target=echo, args=(connection,), daemon=True).start()
+
+    def answer() -> None:
+        while True:
+            try:
+                data, sender = listener.recvfrom(65536)
+                if not data:
+                    return
+                listener.sendto(data, sender)
+            except OSError:
+                continue
+
+    thread = threading.Thread(target=answer if udp else accept, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        if udp:
+            place.namespace.run(lambda: _stop(port))
+        else:
+            # Closing alone does not wake a thread that waits in accept().
+            listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+        for peer in peers:
+            peer.close()
+
+
+def _stop(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+        last.sendto(b"", ("127.0.0.1", port))
+
+
+def connect(source: Place, destination: Place, port: int, *, ipv6: bool = False) -> socket.socket:
+    """An open connection. Raises TimeoutError or another OSError."""
+    address = destination.address(ipv6=ipv6)
+    return source.namespace.run(lambda: socket.create_connection((address, port), timeout=SILENCE))
+
+
+def talks(connection: socket.socket, what: bytes = b"ping") -> bool:
+    """Whether something that is sent comes back over a connection in time."""
+    connection.settimeout(SILENCE)
+    try:
+        connection.sendall(what)
+        return connection.recv(65536).endswith(what)
+    except OSError:
+        return False
+
+
+def reaches(source: Place, destination: Place, port: int, *, ipv6: bool = False) -> bool:
+    """Whether a TCP connection is made and something comes back over it."""
+    try:
+        with connect(source, destination, port, ipv6=ipv6) as connection:
+            return talks(connection)
+    except OSError:
+        return False
+
+
+def asks(source: Place, destination: Place, port: int, *, size: int = 16, ipv6: bool = False) -> bool:
+    """Whether a UDP datagram of so many bytes comes back."""
+
+    def ask() -> bool:
+        with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as asking:
+            asking.settimeout(SILENCE)
+            asking.connect((destination.address(ipv6=ipv6), port))
+            asking.send(bytes(size))
+            try:
+                return len(asking.recv(65536)) == size
+            except OSError:
+                return False
+
+    return source.namespace.run(ask)
+
+
+def pings(source: Place, destination: Place, *, ipv6: bool = False) -> bool:
+    """Whether one ping is answered."""
+    command = ["ping", "-n", "-c", "1", "-W", "1", destination.address(ipv6=ipv6)]
+    inside = ["nsenter", f"--net={source.namespace.path}", *command]
+    return subprocess.run(inside, capture_output=True, check=False).returncode == 0
+
+
+@contextmanager
+def accepted(
+    server: Place, client: Place, *, port: int = 7000, ipv6: bool = False
+) -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A connection with both its ends, the server's first, on a port where nothing else is served. The
+    server goes on listening.
+    """
+
+    def listen() -> socket.socket:
+        made = socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_STREAM)
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.settimeout(PATIENCE)
+        made.bind((server.address(ipv6=ipv6), port))
+        made.listen()
+        return made
+
+    with server.namespace.run(listen) as listener, connect(client, server, port, ipv6=ipv6) as end:
+        connection, _ = listener.accept()
+        with connection:
+            yield connection, end
+
+
+def carries(sender: socket.socket, receiver: socket.socket, what: bytes = b"hello") -> bool:
+    """Whether what one end sends arrives at the other in time."""
+    receiver.settimeout(SILENCE)
+    try:
+        sender.sendall(what)
+        return receiver.recv(65536).endswith(what)
+    except OSError:
+        return False
