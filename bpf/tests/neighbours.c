@@ -45,6 +45,8 @@ ARP_ANSWERED(arp_probe_of_other, HOST_NONE, POD_B)
 	{                                                                               \
 		assert_dropped(reason);                                                 \
 		assert_unchanged();                                                     \
+		/* What only needs no answer is counted, and not worth a report. */     \
+		assert_eq(result->events, reason == DROP_ARP_IGNORED ? 0 : 1);          \
 	}
 
 ARP_DROPPED(arp_for_itself, DROP_ARP_IGNORED, make_arp(frame, 1, POD_A, POD_A))
@@ -159,7 +161,11 @@ ND_ANSWERED(nd_nonce, POD_A, SOLICITED_ROUTER, ROUTER, false, {
 #define ND_DROPPED(name, reason, build)                                                 \
 	SETUP6(name) { add_cluster(); }                                                 \
 	PKTGEN6(name, from_container, lxc_a) { build; }                                 \
-	CHECK6(name) { assert_dropped(reason); }
+	CHECK6(name)                                                                    \
+	{                                                                               \
+		assert_dropped(reason);                                                 \
+		assert_eq(result->events, reason == DROP_ND_IGNORED ? 0 : 1);           \
+	}
 
 ND_DROPPED(nd_dad, DROP_ND_IGNORED,
 	   make_solicitation(frame, HOST_NONE, SOLICITED_ROUTER, POD_A, true))
@@ -195,6 +201,26 @@ ND_DROPPED(nd_advertisement, DROP_ND_IGNORED,
 	   make_solicitation(frame, POD_A, ROUTER, ROUTER, false)->icmp.type =
 		   TYPE6_NEIGHBOUR_ADVERTISEMENT;
 	   finish_checksums(frame))
+
+/* What every IPv6 stack says to its link unasked, from an address that it has by itself. */
+static __always_inline void put_listener_report(struct frame *f, enum host source)
+{
+	put_ip(f, true, source, MULTICAST, EXT_HOP_BY_HOP);
+	put_extension(f, IPPROTO_ICMPV6, 1);
+	put_icmp(f, true, 143, 0, 1);
+	put_payload(f, 20);
+	finish(f);
+}
+
+ND_DROPPED(chatter_mld_report, DROP_ND_IGNORED, put_listener_report(frame, LINK_LOCAL))
+ND_DROPPED(chatter_first_mld_report, DROP_ND_IGNORED, put_listener_report(frame, HOST_NONE))
+ND_DROPPED(chatter_router_solicitation, DROP_ND_IGNORED,
+	   make_icmp(frame, v6, LINK_LOCAL, BROADCAST, TYPE6_ROUTER_SOLICITATION, 0, 0))
+ND_DROPPED(chatter_mdns, DROP_ND_IGNORED, make_udp(frame, v6, LINK_LOCAL, MULTICAST, 5353, 5353))
+/* To one host from such an address is another matter. */
+ND_DROPPED(link_local_to_pod, DROP_INVALID_SIP, make_udp(frame, v6, LINK_LOCAL, POD_B, 5000, 53))
+ND_DROPPED(unspecified_to_pod, DROP_INVALID_SIP, make_udp(frame, v6, HOST_NONE, POD_B, 5000, 53))
+ND_DROPPED(forged_to_multicast, DROP_INVALID_SIP, make_udp(frame, v6, POD_B, MULTICAST, 5353, 5353))
 
 /* Of the node's own, nothing is judged; what is forwarded is. */
 SETUP6(nd_of_node) { add_cluster(); enforce(SUBJECT_A, DIR_INGRESS); }
