@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,10 +35,12 @@ MARGIN = 5.0
 
 @click.group()
 def policy() -> None:
-    """Network policies: Kubernetes NetworkPolicy and CiliumNetworkPolicy manifests.
+    """Network policies: Kubernetes NetworkPolicy, CiliumNetworkPolicy and CiliumClusterwideNetworkPolicy
+    manifests.
 
     A policy is named [KIND/]NAMESPACE/NAME, with networkpolicy (netpol) or ciliumnetworkpolicy (cnp) as
-    KIND; it may be left out where the name is unique.
+    KIND; it may be left out where the name is unique. A ciliumclusterwidenetworkpolicy (ccnp) has no
+    namespace: [KIND/]NAME. One with a nodeSelector is about nodes themselves.
     """
 
 
@@ -84,8 +87,13 @@ def apply(file: str, dry_run: bool, wait: bool, timeout: float, output: str) -> 
         return
     for item in answer["policies"]:
         note = " (dry run)" if dry_run else ""
-        click.echo(f"{item['kind']} {item['namespace']}/{item['name']} {item['outcome']}{note}")
+        click.echo(f"{_title(item)} {item['outcome']}{note}")
     _print_wait(answer)
+
+
+def _title(policy: Mapping[str, Any]) -> str:
+    name = f"{policy['namespace']}/{policy['name']}" if policy["namespace"] else policy["name"]
+    return f"{policy['kind']} {name}"
 
 
 def apply_manifests(
@@ -188,7 +196,7 @@ def delete(refs: tuple[str, ...], file: str | None, wait: bool, timeout: float, 
         print_json(answer)
         return
     for item in answer["deleted"]:
-        click.echo(f"{item['kind']} {item['namespace']}/{item['name']} deleted")
+        click.echo(f"{_title(item)} deleted")
     if not answer["deleted"]:
         click.echo("no policy of that name is there: nothing to delete")
     _print_wait(answer)
@@ -268,7 +276,7 @@ def get(ref: str, output: str) -> None:
     if output == "json":
         print_json(found)
         return
-    click.echo(f"{found['kind']} {found['namespace']}/{found['name']}, revision {found['revision']}")
+    click.echo(f"{_title(found)}, revision {found['revision']}")
     click.echo(f"selects {found['subject']}")
     columns = [("cookie", "RULE"), ("direction", "DIRECTION"), ("verdict", "DOES"), ("path", "PATH")]
     print_rows(found["rules"], [*columns, ("description", "MATCHES")], output)
@@ -307,7 +315,8 @@ def explain(source: str, target: str, port: str, output: str) -> None:
     """Would a connection be allowed (exit code 0) or denied (4), and which rules decide it?
 
     FROM and TO are NS/NAME of a pod, labels (app=web,k8s:io.kubernetes.pod.namespace=shop), a reserved
-    identity (@host, @world) or the number of an identity. No packet is sent.
+    identity (@host, @world) or the number of an identity. A node that policies select by its labels is
+    reserved:host with these (reserved:host,kubernetes.io/hostname=node-1). No packet is sent.
     """
     from cli.explain import explain as ask
     from cli.lab.syntax import parse_port

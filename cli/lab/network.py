@@ -49,6 +49,12 @@ class Network:
             **self.settings,
         }
 
+    def node_labels(self, node: str) -> list[str]:
+        """The labels by which policies select a node, as its loader makes them of its settings."""
+        given = [label.strip() for label in self.settings.get("FIMBRIA_NODE_LABELS", "").split(",")]
+        labels = dict(label.split("=", 1) for label in given if "=" in label)
+        return [f"k8s:{key}={value}" for key, value in ({"kubernetes.io/hostname": node} | labels).items()]
+
     def stored(self) -> dict[str, Any]:
         """As JSON."""
         return dataclasses.asdict(self) | {"settings": dict(self.settings)}

@@ -305,4 +305,4 @@ def _explain(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[s
 def _labels(lab: Lab, end: End) -> Sequence[str]:
     if end.pod is not None:
         return lab.runtime.label_strings(end.pod)
-    return ("reserved:host",) if end.node else ("reserved:world",)
+    return ("reserved:host", *lab.network.node_labels(end.node)) if end.node else ("reserved:world",)
