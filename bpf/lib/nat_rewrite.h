@@ -75,6 +75,7 @@ static __always_inline int nat_rewrite_l4(struct __sk_buff *skb, const struct pa
 	__u32 check = p->l4_offset;
 	__u64 flags = BPF_F_PSEUDO_HDR;
 	void *frame;
+	__u16 sum;
 
 	if (p->protocol == IPPROTO_TCP) {
 		check += NAT_TCP_CHECKSUM;
@@ -99,14 +100,19 @@ static __always_inline int nat_rewrite_l4(struct __sk_buff *skb, const struct pa
 	if (bpf_l4_csum_replace(skb, check, c->port_from, c->port_to, flags | sizeof(c->port_to)))
 		return DROP(DROP_CSUM_L4);
 	if (unlikely(p->l4_offset != plain)) {
-		if (bpf_skb_store_bytes(skb, p->l4_offset + port, &c->port_to, sizeof(c->port_to), 0))
+		if (bpf_skb_load_bytes(skb, check, &sum, sizeof(sum)) ||
+		    bpf_skb_store_bytes(skb, p->l4_offset + port, &c->port_to, sizeof(c->port_to), 0))
 			return DROP(DROP_WRITE_ERROR);
-		return 0;
+	} else {
+		frame = frame_start(skb, plain + L4_HEADER_MIN);
+		if (!frame)
+			return DROP(DROP_WRITE_ERROR);
+		*(__be16 *)(frame + plain + port) = c->port_to;
+		sum = *(__u16 *)(frame + plain + NAT_UDP_CHECKSUM);
 	}
-	frame = frame_start(skb, plain + L4_HEADER_MIN);
-	if (!frame)
-		return DROP(DROP_WRITE_ERROR);
-	*(__be16 *)(frame + plain + port) = c->port_to;
+	/* Then nothing makes up for the port in a sum over the whole packet (CHECKSUM_COMPLETE). */
+	if (p->protocol == IPPROTO_UDP && unlikely(!sum))
+		bpf_csum_update(skb, nat_word_difference(c->port_from, c->port_to));
 	return 0;
 }
 
