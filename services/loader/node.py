@@ -33,6 +33,7 @@ from services.loader.endpoints.restore import restore
 from services.loader.flows.log import FlowLog
 from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
+from services.loader.host_addresses import HostAddresses
 from services.loader.host_policy import HostPolicy, failsafe_ports
 from services.loader.interfaces import DatapathError
 from services.loader.ipcache.identity_labels import IdentityLabels
@@ -90,6 +91,7 @@ class NodeRuntime:
             ("policy", self.policy.run()),
             ("ipcache", self.ipcache.run()),
             ("nodes", self.nodes.run()),
+            ("addresses", HostAddresses(self.ipcache, self.record.pod_cidrs).run()),
             ("releases", self.releases.run()),
             ("publication", self.publish_all()),
             (

@@ -13,6 +13,7 @@ from tests.kernel.host.traffic import asks, pings, reaches
 pytestmark = pytest.mark.kernel
 
 Apply = Callable[[str], None]
+Eventually = Callable[[Callable[[], bool]], None]
 both = pytest.mark.parametrize("ipv6", [False, True], ids=["v4", "v6"])
 
 
@@ -121,7 +122,9 @@ def test_nodes_are_selected_by_the_labels_that_their_loaders_were_given(
 
 
 @both
-def test_every_address_of_the_node_is_behind_it(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+def test_every_address_of_the_node_is_behind_it(
+    cluster: Cluster, policy: Apply, eventually: Eventually, ipv6: bool
+) -> None:
     extra = "2001:db8::99" if ipv6 else "172.31.1.99"
     length = 64 if ipv6 else 16
     namespace = cluster.node.namespace
@@ -130,17 +133,18 @@ def test_every_address_of_the_node_is_behind_it(cluster: Cluster, policy: Apply,
     )
     try:
         there = type(cluster.node)(namespace, extra, extra)
-        assert reaches(cluster.world, there, CLOSED, ipv6=ipv6)
+        for source in (cluster.world, cluster.pod):
+            assert reaches(source, there, CLOSED, ipv6=ipv6)
         policy(INGRESS)
         assert reaches(cluster.world, there, OPEN, ipv6=ipv6)
         assert not reaches(cluster.world, there, CLOSED, ipv6=ipv6)
+        eventually(lambda: not reaches(cluster.pod, there, CLOSED, ipv6=ipv6))
+        assert reaches(cluster.pod, there, OPEN, ipv6=ipv6)
     finally:
         namespace.command("ip", "address", "del", f"{extra}/{length}", "dev", "eth0")
 
 
-def test_a_drop_is_told_of_with_its_policy(
-    cluster: Cluster, policy: Apply, eventually: Callable[[Callable[[], bool]], None]
-) -> None:
+def test_a_drop_is_told_of_with_its_policy(cluster: Cluster, policy: Apply, eventually: Eventually) -> None:
     policy(INGRESS)
     assert not reaches(cluster.world, cluster.node, CLOSED)
 
