@@ -221,6 +221,32 @@ CHECK_N(address_changes_hands, 3)
 	assert_eq(ct->side[DIR_INGRESS].owner, ENDPOINT_B + 50);
 }
 
+/* The same where the stack hands over, before the generation tells of it. */
+SETUP(device_changes_hands) { allow_a_to_b(); }
+PKTGEN(device_changes_hands, to_container, lxc_b)
+{
+	context->ingress_ifindex = CONFIG(lxc_a_ifindex);
+	context->mark = mark_of_identity(ID_A);
+	make_tcp(frame, v6, POD_A, POD_B, 1000, 80, TCP_SYN);
+}
+CHECK(device_changes_hands) { assert_eq(result->action, TC_ACT_OK); }
+PKTGEN_N(device_changes_hands, 2, to_container, lxc_b)
+{
+	const struct endpoint *old = endpoint_row(SLOT_B);
+	struct endpoint row;
+
+	if (old) {
+		row = *old;
+		row.endpoint_id = ENDPOINT_B + 50;
+		row.subject = SUBJECT_B + 50;
+		put_slot(SLOT_B + 10, &row);
+	}
+	context->ingress_ifindex = CONFIG(lxc_a_ifindex);
+	context->mark = mark_of_identity(ID_A);
+	make_tcp(frame, v6, POD_A, POD_B, 1000, 80, TCP_ACK);
+}
+CHECK_N(device_changes_hands, 2) { assert_dropped(DROP_POLICY_NOT_READY); }
+
 /* An answer under a policy that forbids all egress passes; the flow was the other's idea. */
 SETUP(answers_are_free) { allow_a_to_b(); }
 A_SENDS(answers_are_free, 1, TCP_SYN)

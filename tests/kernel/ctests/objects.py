@@ -21,6 +21,10 @@ TESTS = SOURCES / "tests"
 CACHE = REPOSITORY / "build" / "bpf-tests"
 LAUNCHER = "tests/lib/launcher.c"
 
+# Asked for once: the first call is not for several threads.
+_MULTIARCH = sysconfig.get_config_var("MULTIARCH")
+_SYSTEM = (f"-I/usr/include/{_MULTIARCH}",) if _MULTIARCH else ()
+
 # What SETUP, PKTGEN and CHECK of bpf/tests/lib/test.h name their programs.
 _PART = re.compile(r"(?P<test>\w+)__(?P<family>v[46])__(?P<part>setup|pktgen|check)(?:_(?P<step>\d+))?")
 
@@ -70,8 +74,7 @@ def compile_source(name: str) -> Path:
     Any number of processes may do so at once. Raises CompilationFailed or CompilerMissing.
     """
     compiler = find_compiler()
-    multiarch = sysconfig.get_config_var("MULTIARCH")
-    flags = [*FLAGS, *([f"-I/usr/include/{multiarch}"] if multiarch else []), "-I.", "-DFIMBRIA_TEST"]
+    flags = [*FLAGS, *_SYSTEM, "-I.", "-DFIMBRIA_TEST"]
     target = CACHE / f"{Path(name).stem}-{_digest([compiler, *flags], name)}.o"
     if target.exists():
         return target
