@@ -89,7 +89,7 @@ def test_the_first_bytes_are_the_packets(node: Node, size: int) -> None:
 
 def test_what_nobody_could_read_is_reported_with_its_bytes(node: Node) -> None:
     packets = {
-        arp(1, CLIENT, CLIENT): reason.ARP_IGNORED,
+        arp(1, WEB, ROUTER): reason.INVALID_SIP,
         ethernet(b"\0" * 46, 0x88CC): reason.UNKNOWN_L3,
         tcp(CLIENT, WEB, 1, 80, version=5): reason.INVALID,
         icmp6(CLIENT6, WEB6, 200, rest=bytes(30)): reason.UNKNOWN_ICMP6_TYPE,
@@ -99,6 +99,13 @@ def test_what_nobody_could_read_is_reported_with_its_bytes(node: Node) -> None:
         (event,) = node.events()
         assert (event.reason, event.packet) == (expected, packet[:96])
         assert (event.endpoint_id, event.source_identity) == (node.client.endpoint_id, CLIENT_ID)
+
+
+def test_what_a_stack_says_unasked_is_counted_and_not_reported(node: Node) -> None:
+    for packet in (arp(1, CLIENT, CLIENT), icmp6(CLIENT6, "ff02::2", 133, rest=bytes(12), hops=255)):
+        assert not forwarded(node.leave(node.client, packet))
+    assert node.drops() == {reason.ARP_IGNORED: 1, reason.ND_IGNORED: 1}
+    assert node.events() == []
 
 
 def test_what_only_audit_mode_lets_pass_is_reported_so(node: Node) -> None:

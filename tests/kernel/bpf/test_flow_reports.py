@@ -20,7 +20,7 @@ from services.loader.interfaces import ReportKind, Verdict
 from services.loader.kernel import Kernel
 from tests.kernel.bpf.conftest import SOURCES
 from tests.kernel.bpf.node import CLIENT, CLIENT6, CLIENT_ID, WEB, WEB6, WEB_SUBJECT, Node, Rule, forwarded
-from tests.kernel.bpf.packets import TCP, arp, tcp
+from tests.kernel.bpf.packets import TCP, ethernet, tcp
 from tests.kernel.bpf.packets6 import tcp6
 from tests.unit.loader.waiting import until
 
@@ -81,11 +81,11 @@ async def test_drops_verdicts_and_audits_of_both_families_become_flows(observed:
     observed.node.policy(WEB_SUBJECT, ingress=rules, revision=3)
     assert observed.send(tcp(CLIENT, WEB, 1000, 80))
     assert not observed.send(tcp6(CLIENT6, WEB6, 1001, 81))
-    assert not observed.send(arp(1, CLIENT, CLIENT))
+    assert not observed.send(ethernet(b"\0" * 46, 0x88CC))
     observed.node.policy(WEB_SUBJECT, ingress=rules, revision=4, audit=True)
     assert observed.send(tcp6(CLIENT6, WEB6, 1002, 81))
     await until(lambda: len(observed.flows()) == 4)
-    verdict, drop, ignored, audit = observed.flows()
+    verdict, drop, unknown, audit = observed.flows()
     assert (verdict.report.kind, verdict.report.verdict) == (ReportKind.VERDICT, Verdict.FORWARDED)
     assert (verdict.rule, verdict.report.family, verdict.report.policy_revision) == ("rule 5", 4, 3)
     assert (drop.report.kind, drop.report.verdict) == (ReportKind.DROP, Verdict.DROPPED)
@@ -94,7 +94,7 @@ async def test_drops_verdicts_and_audits_of_both_families_become_flows(observed:
     assert drop.rule == "default deny: NetworkPolicy shop/web"
     assert drop.report.packet == tcp6(CLIENT6, WEB6, 1001, 81)
     assert drop.report.location.startswith("policy.h:")
-    assert (ignored.report.family, ignored.report.reason_code) == (0, reason.ARP_IGNORED)
+    assert (unknown.report.family, unknown.report.reason_code) == (0, reason.UNKNOWN_L3)
     assert (audit.report.kind, audit.report.verdict) == (ReportKind.VERDICT, Verdict.AUDIT)
     assert (audit.report.reason, audit.rule) == ("Policy denied", "default deny: NetworkPolicy shop/web")
     asked = FlowQuery(allow=[FlowFilter(source_ip=Addresses.parse("fd00:244:1::/48"))])
