@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
+from pathlib import Path
 
 import pytest
 
+from services.loader.bpf.pins import remove_pins
 from tests.kernel.ctests import machine as machines
 from tests.kernel.ctests.objects import (
     Broken,
@@ -19,6 +21,8 @@ from tests.kernel.ctests.objects import (
     program_names,
     sources,
 )
+
+PINS = Path("/sys/fs/bpf/fimbria")
 
 # A test's property: how many of its assertions ran.
 CHECKS = "checks"
@@ -49,5 +53,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def machine(bpffs: None) -> Iterator[machines.Machine]:
-    with machines.machine(f"/sys/fs/bpf/fimbria/ctests-{os.getpid()}") as made:
+    # What a killed run has left behind.
+    for path in PINS.glob("ctests-*"):
+        if not Path("/proc", path.name.removeprefix("ctests-")).exists():
+            remove_pins(str(path))
+    with machines.machine(str(PINS / f"ctests-{os.getpid()}")) as made:
         yield made
