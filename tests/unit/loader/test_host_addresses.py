@@ -28,7 +28,7 @@ class Ipcache:
 
 
 def follow(ipcache: Ipcache) -> HostAddresses:
-    return HostAddresses(ipcache, ["10.244.1.0/24", "fd00:10:244:1::/112"], lambda: [])
+    return HostAddresses(ipcache, ["10.244.1.0/24", "fd00:10:244:1::/112"], list)
 
 
 def test_addresses_of_both_families_and_what_is_for_all_on_their_links() -> None:
