@@ -10,11 +10,11 @@ import time
 from collections import Counter
 from contextlib import ExitStack
 
-from tests.fuzz.kernel import open_node
+from tests.fuzz.opening import open_node
 from tests.fuzz.report import report
 from tests.fuzz.session import Mismatch, Totals, fuzz
 from tests.fuzz.shrink import shrink
-from tests.fuzz.topology import VARIANTS
+from tests.fuzz.variants import VARIANTS
 
 
 def main() -> int:
@@ -29,6 +29,7 @@ def main() -> int:
     )
     parser.add_argument("--no-shrink", action="store_true", help="show a difference with all its steps")
     parser.add_argument("--stats", action="store_true", help="how often which outcome was seen")
+    parser.add_argument("--bpf", help="directory of the programs' source, another than this tree's")
     parser.add_argument("--cache", help="directory that keeps compiled programs; none is kept if not given")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else random.randrange(1 << 32)
@@ -54,7 +55,7 @@ def _variant(
     name: str, seed: int, arguments: argparse.Namespace, cache: str, kinds: Counter[str], packets: int
 ) -> Totals:
     started = time.monotonic()
-    with open_node(VARIANTS[name], cache) as node:
+    with open_node(VARIANTS[name], cache, arguments.bpf) as node:
 
         def on_mismatch(mismatch: Mismatch) -> bool:
             kinds[mismatch.kind] += 1

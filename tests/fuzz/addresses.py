@@ -1,4 +1,4 @@
-"""The addresses that a fuzzed cluster knows, by family; everything else is made from these by mutation."""
+"""The addresses, ports and subjects that a fuzzed cluster knows; everything else is made by mutation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ NODE4, NODE6 = "172.31.0.1", "fd00:31::1"
 ROUTER4, ROUTER6 = "10.244.1.1", "fd00:10:244:1::1"
 GATEWAY4, GATEWAY6 = "172.31.0.254", "fd00:31::fe"
 ENDPOINTS = 7
+SUBJECTS = (1, 2, 3)
+PORTS = (80, 81, 443, 1024, 8080, 65535, 0)
 
 
 def packed(text: str) -> bytes:
@@ -60,7 +62,9 @@ V4 = Family(
     remote_node=packed("172.31.0.2"),
     remote_router=packed("10.244.2.1"),
     other=_many("198.51.100.7", "198.51.100.130", "203.0.113.9", "192.0.2.1"),
-    strange=_many("0.0.0.0", "255.255.255.255", "224.0.0.1", "127.0.0.1", "169.254.1.1", GATEWAY4),
+    strange=_many(
+        "0.0.0.0", "255.255.255.255", "224.0.0.1", "127.0.0.1", "169.254.1.1", "240.0.0.1", GATEWAY4,
+    ),
     prefixes=_prefixes(
         "0.0.0.0/0", "10.0.0.0/8", "10.244.2.0/24", "10.244.3.0/24", "10.244.2.8/29", "198.51.100.0/24",
         "198.51.100.128/25", "198.51.100.130/31", "203.0.113.0/24", "192.0.0.0/13", "10.244.1.0/24",

@@ -19,6 +19,7 @@ from tests.fuzz.model.parsing import (
     UDP,
 )
 
+_CHECKSUMS = {TCP: 16, UDP: 6, ICMP: 2, ICMPV6: 2}
 _MACS = bytes.fromhex("020000000b01020000000a01")
 _IPV4 = struct.Struct("!BBHHHBBH4s4s")
 _TCP, _PORTS = struct.Struct("!HHIIBBHHH"), struct.Struct("!HH")
@@ -83,7 +84,7 @@ def authentication_header(words: int = 4) -> tuple[int, bytes]:
 
 
 def layer4(protocol: int, sport: int, dport: int, flags: int, payload: bytes) -> bytes:
-    """A segment or datagram. Its checksum is 0: these programs do not look at it."""
+    """A segment or datagram. Its checksum is 0."""
     if protocol == TCP:
         return _TCP.pack(sport, dport, 1, 1, 0x50, flags, 65535, 0, 0) + payload
     if protocol == UDP:
@@ -97,6 +98,21 @@ def icmp(kind: int, code: int, rest: bytes, payload: bytes) -> bytes:
     """An ICMP or ICMPv6 message. Its checksum is that of ICMP."""
     message = bytes((kind, code, 0, 0)) + rest + payload
     return message[:2] + checksum(message).to_bytes(2, "big") + message[4:]
+
+
+def with_checksum(protocol: int, data: bytes, value: int) -> bytes:
+    """Layer 4 with this checksum; as it is if it is too short for one, or of SCTP."""
+    place = _CHECKSUMS.get(protocol)
+    if place is None or len(data) < place + 2:
+        return data
+    return data[:place] + value.to_bytes(2, "big") + data[place + 2 :]
+
+
+def summed(source: bytes, destination: bytes, protocol: int, data: bytes) -> bytes:
+    """Layer 4 with its checksum right, in a packet between these addresses."""
+    pseudo = b"" if protocol == ICMP else source + destination + struct.pack("!II", len(data), protocol)
+    value = checksum(pseudo + with_checksum(protocol, data, 0))
+    return with_checksum(protocol, data, value or 0xFFFF if protocol == UDP else value)
 
 
 def arp(operation: int, sender_mac: bytes, sender: bytes, target: bytes) -> bytes:

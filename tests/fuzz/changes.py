@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tests.fuzz.model.conntrack import Flow
 from tests.fuzz.model.parsing import Tuple5
 from tests.fuzz.model.programs import Model
-from tests.fuzz.model.world import Endpoint, Peer, Policy
+from tests.fuzz.model.world import Endpoint, Failsafe, Peer, Policy
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,75 @@ class RemovePeer:
 
 
 @dataclass(frozen=True, slots=True)
+class PutHostPolicy:
+    """The node itself comes under a subject's policy, 0: under none."""
+
+    subject: int
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.host_subject = self.subject
+
+
+@dataclass(frozen=True, slots=True)
+class PutFailsafe:
+    """The ports that no host policy closes."""
+
+    ports: frozenset[Failsafe]
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.failsafe = self.ports
+
+
+@dataclass(frozen=True, slots=True)
+class Exclude:
+    """The destinations that pods reach with their own addresses."""
+
+    prefixes: tuple[tuple[bytes, int], ...]
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.excluded = self.prefixes
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Somebody reads events, or no more; with ``trace`` those of flows that begin and end, too."""
+
+    events: bool
+    trace: bool = False
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.wants_events, model.world.wants_trace = self.events, self.trace
+
+
+@dataclass(frozen=True, slots=True)
+class Backlog:
+    """An endpoint with a rate has sent so much that its next packet would have to wait ``seconds``."""
+
+    ifindex: int
+    seconds: float
+
+    def apply(self, model: Model) -> None:
+        """The model asks the kernel, whose clock it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """The table of translations, which is an LRU, forgets one of a flow's two entries."""
+
+    flow: Tuple5
+    port: int
+    is_original: bool
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.masquerade.forget(self.flow, self.port, is_original=self.is_original)
+
+
+@dataclass(frozen=True, slots=True)
 class Expire:
     """A flow's time is up. The kernel's clock cannot be turned: its entry is given a time in the past."""
 
@@ -105,6 +174,7 @@ class Collect:
         flows = model.conntrack.flows
         for key in [key for key, flow in flows.items() if flow.expired]:
             del flows[key]
+        model.masquerade.collect()
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,5 +191,19 @@ class Purge:
 
 
 Change = (
-    PutEndpoint | RemoveEndpoint | PutPolicy | RemovePolicy | PutPeer | RemovePeer | Expire | Collect | Purge
+    PutEndpoint
+    | RemoveEndpoint
+    | PutPolicy
+    | RemovePolicy
+    | PutPeer
+    | RemovePeer
+    | PutHostPolicy
+    | PutFailsafe
+    | Exclude
+    | Watch
+    | Backlog
+    | Forget
+    | Expire
+    | Collect
+    | Purge
 )

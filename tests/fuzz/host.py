@@ -7,32 +7,34 @@ import os
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 
 from tests.fuzz.addresses import GATEWAY4, GATEWAY6, NODE4, NODE6, ROUTER4, ROUTER6
-from tests.fuzz.packets import Devices
-from tests.fuzz.topology import Variant
+from tests.fuzz.model.parsing import TCP
+from tests.fuzz.model.world import Socket
+from tests.fuzz.places import Devices
+from tests.fuzz.variants import Variant
+
+MTU = 1500
 
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 _ENDPOINT_DEVICES = 7
+_TCP_REPAIR = 19
 HOST, NET, VXLAN, NIC = "fimbria_host", "fimbria_net", "fimbria_vxlan", "nic"
 
 # In the node's main table beside what the addresses bring: prefix, device, gateway.
-_ROUTES = (
-    ("0.0.0.0/0", NIC, GATEWAY4),
-    ("10.244.1.0/24", HOST, ""),
-    ("10.244.2.0/24", HOST, ""),
-    ("::/0", NIC, GATEWAY6),
-    ("fd00:10:244:1::/64", HOST, ""),
-    ("fd00:10:244:2::/64", HOST, ""),
-)
-# What is not routed on: the node's own, loopback, broadcast, IPv6 multicast.
+_ROUTES = {
+    4: (("0.0.0.0/0", NIC, GATEWAY4), ("10.244.1.0/24", HOST, ""), ("10.244.2.0/24", HOST, "")),
+    6: (("::/0", NIC, GATEWAY6), ("fd00:10:244:1::/64", HOST, ""), ("fd00:10:244:2::/64", HOST, "")),
+}
+_NIC_ROUTES = {4: "172.31.0.0/24", 6: "fd00:31::/64"}
+# What is not routed on: the node's own, loopback, broadcast, IPv6 multicast, the anycast address of routers.
 _NOT_ROUTED = (
     f"{NODE4}/32", f"{ROUTER4}/32", "127.0.0.0/8", "172.31.0.255/32", f"{NODE6}/128", f"{ROUTER6}/128",
-    "::1/128", "ff00::/8", "fe80::/10",
+    "::1/128", "ff00::/8", "fe80::/10", "fd00:31::/128",
 )  # fmt: skip
 
 
@@ -67,12 +69,13 @@ def make_devices(variant: Variant) -> Devices:
         *(f"link set {device} up" for device in ("lo", HOST, NET, NIC, "wire")),
         f"address add {NODE4}/24 dev {NIC}",
         f"address add {ROUTER4}/32 dev {HOST}",
-        f"address add {NODE6}/64 dev {NIC} nodad",
-        f"address add {ROUTER6}/128 dev {HOST} nodad",
-        *(
-            f"route add {prefix} dev {device}" + (f" via {gateway}" if gateway else "")
-            for prefix, device, gateway in _ROUTES
-        ),
+    ]
+    if 6 in variant.node_families:
+        commands += [f"address add {NODE6}/64 dev {NIC} nodad", f"address add {ROUTER6}/128 dev {HOST} nodad"]
+    commands += [
+        f"route add {prefix} dev {device}" + (f" via {gateway}" if gateway else "")
+        for family in variant.node_families
+        for prefix, device, gateway in _ROUTES[family]
     ]
     batch = subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), capture_output=True, text=True)
     if batch.returncode:
@@ -81,7 +84,34 @@ def make_devices(variant: Variant) -> Devices:
     return Devices(
         host=index(HOST), net=index(NET), vxlan=index(VXLAN) if variant.tunnel else 0, nic=index(NIC),
         endpoints=tuple(index(f"lxc{number}") for number in range(_ENDPOINT_DEVICES)),
+        macs={"host": _mac(HOST), "net": _mac(NET)},
     )  # fmt: skip
+
+
+def _mac(device: str) -> bytes:
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as raw:
+        raw.bind((device, 0))
+        return bytes(raw.getsockname()[4])
+
+
+@contextmanager
+def open_sockets(wanted: tuple[Socket, ...]) -> Iterator[None]:
+    """The node's own sockets, until the end of the block."""
+    with ExitStack() as stack:
+        for one in wanted:
+            family = socket.AF_INET if len(one.address) == 4 else socket.AF_INET6
+            kind = socket.SOCK_STREAM if one.protocol == TCP else socket.SOCK_DGRAM
+            opened = stack.enter_context(socket.socket(family, kind))
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if one.protocol == TCP and one.peer is not None:
+                # In repair it is connected without a packet, and closed without one.
+                opened.setsockopt(socket.IPPROTO_TCP, _TCP_REPAIR, 1)
+            opened.bind((str(ip_address(one.address)), one.port))
+            if one.peer is not None:
+                opened.connect((str(ip_address(one.peer[0])), one.peer[1]))
+            elif one.protocol == TCP:
+                opened.listen()
+        yield
 
 
 def _sysctl(path: str, value: int) -> None:
@@ -100,11 +130,12 @@ class _Route:
 class Routes:
     """The node's routing table, for the model: which device leads to an address."""
 
-    def __init__(self, devices: Devices) -> None:
+    def __init__(self, devices: Devices, families: tuple[int, ...]) -> None:
         places = {HOST: devices.host, NIC: devices.nic}
-        table = [(prefix, places[device]) for prefix, device, _ in _ROUTES]
-        table += [(prefix, 0) for prefix in _NOT_ROUTED]
-        table += [("172.31.0.0/24", devices.nic), ("fd00:31::/64", devices.nic)]
+        table = [(prefix, 0) for prefix in _NOT_ROUTED]
+        for family in families:
+            table += [(prefix, places[device]) for prefix, device, _ in _ROUTES[family]]
+            table.append((_NIC_ROUTES[family], devices.nic))
         self._routes: list[_Route] = []
         for prefix, ifindex in table:
             network = ip_network(prefix)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from tests.fuzz import build
-from tests.fuzz.addresses import FAMILIES, Family
+from tests.fuzz.addresses import FAMILIES, PORTS, Family
 from tests.fuzz.build import Part
 from tests.fuzz.model.parsing import (
     ACK,
@@ -26,14 +26,15 @@ from tests.fuzz.model.parsing import (
     SYN,
     TCP,
     UDP,
+    Tuple5,
 )
-from tests.fuzz.model.programs import Input, mark_of
-from tests.fuzz.model.world import Endpoint, World
+from tests.fuzz.model.programs import Model
+from tests.fuzz.model.steps import Decision, Input
 from tests.fuzz.mutate import mutate
-from tests.fuzz.topology import IDENTITIES, Variant
+from tests.fuzz.places import Devices, Places
+from tests.fuzz.variants import Variant
 
-_PORTS = (80, 81, 443, 1024, 8080, 65535, 0)
-_CLIENT_PORTS = (40000, 40001, 80)
+_CLIENT_PORTS = (40000, 40001, 80, 1025, 61005)
 _FLAGS = (
     SYN,
     SYN,
@@ -57,10 +58,12 @@ _ODD_ICMP = {
     4: (4, 5, 9, 10, 13, 15, 17, 255),
     6: (0, 5, 100, 127, 130, 131, 132, 133, 134, 136, 137, 138, 143, 255),
 }
-_VNIS = (*IDENTITIES, *IDENTITIES, 0, 1, 2, 6, 0xFFFFFF)
 _PENDING, _RECENT, _CONVERSATIONS = 40, 60, 24
 # The largest that BPF_PROG_TEST_RUN takes is a bit less than a page.
-_BIG = (1400, 1430, 1436, 1437, 1450, 1472, 1480, 1600)
+_BIG = (1400, 1430, 1436, 1437, 1450, 1472, 1480, 1600, 2900, 3400)
+_OVERLAY = 8472
+_NEIGHBOURS = ("to_container", "from_host", "to_host", "from_netdev", "to_netdev")
+_LARGE = ("from_container", "to_container", "to_netdev", "from_netdev")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +75,25 @@ class Conversation:
     ends: tuple[bytes, bytes]
     ports: tuple[int, int]
 
-
-@dataclass(frozen=True, slots=True)
-class Devices:
-    """The node's interfaces by ifindex; ``endpoints`` are for pods, whether they have one or not."""
-
-    host: int
-    net: int
-    vxlan: int
-    nic: int
-    endpoints: tuple[int, ...]
+    @property
+    def is_echo(self) -> bool:
+        """ICMP or ICMPv6; the first port is its identifier."""
+        return self.protocol in (ICMP, ICMPV6)
 
 
 class PacketSource:
-    """Makes packets up for a node in the state of ``world``, which may change in between."""
+    """Makes packets up for a node in the state of ``model``, which may change in between."""
 
-    def __init__(self, pick: random.Random, world: World, variant: Variant, devices: Devices) -> None:
+    def __init__(self, pick: random.Random, model: Model, variant: Variant, devices: Devices) -> None:
         self._pick = pick
-        self._world = world
+        self._world = model.world
+        self._masquerade = model.masquerade
         self._variant = variant
-        self._devices = devices
+        self._places = Places(pick, model, variant, devices)
         self._conversations: deque[Conversation] = deque(maxlen=_CONVERSATIONS)
         self._recent: deque[bytes] = deque(maxlen=_RECENT)
         self._pending: list[Input] = []
-        self._ports = (pick.sample(_PORTS, 3), pick.sample(_CLIENT_PORTS, 2))
+        self._ports = (pick.sample(PORTS, 3), pick.sample(_CLIENT_PORTS, 3))
 
     def next(self) -> Input:
         """A packet and where it shows up."""
@@ -116,72 +114,21 @@ class PacketSource:
         if pick.random() < 0.22:
             frame = mutate(pick, frame)
         self._recent.append(frame)
-        return self._placed(frame, source, destination)
+        return self._large(self._places.placed(frame, source, destination))
 
-    def follow(self, given: Input, mark: int, frame: bytes) -> None:
-        """What the stack makes of a packet that it was given: it may come to a pod, by that pod's device."""
-        destination = frame[30:34] if frame[12:14] == b"\x08\x00" else frame[38:54]
-        local = self._world.by_address.get(bytes(destination))
-        if local is not None and len(self._pending) < _PENDING:
-            self._pending.append(Input("to_container", frame, local.ifindex, given.ifindex, mark))
+    def follow(self, given: Input, decision: Decision, frame: bytes) -> None:
+        """What becomes of a packet that left its program: it may come by another, and be complained of."""
+        if frame != given.frame:
+            self._recent.append(frame)
+        following = self._places.next(given, decision, frame)
+        if following is not None and len(self._pending) < _PENDING:
+            self._pending.append(following)
 
-    # Where a packet shows up
-
-    def _placed(self, frame: bytes, source: bytes, destination: bytes) -> Input:
-        pick, world = self._pick, self._world
-        sender, receiver = world.by_address.get(source), world.by_address.get(destination)
-        roll = pick.random()
-        if sender is not None and roll < 0.8:
-            return self._input("from_container", frame, sender)
-        if receiver is not None and roll < 0.95:
-            program = pick.choice(
-                ("to_container", "to_container", "from_overlay", "from_overlay", "from_host")
-            )
-            return self._input(program, frame, receiver)
-        if roll < 0.95:
-            return self._input(pick.choice(("from_overlay", "from_host")), frame, None)
-        anybody = pick.choice((*world.devices.values(), None))
-        program = pick.choice(("from_container", "to_container", "from_overlay", "from_host"))
-        return self._input(program, frame, anybody)
-
-    def _input(self, program: str, frame: bytes, endpoint: Endpoint | None) -> Input:
-        pick, devices = self._pick, self._devices
-        if program == "from_overlay":
-            if not devices.vxlan:
-                program = "from_host"
-            else:
-                vni = pick.choice(_VNIS) if pick.random() < 0.98 else None
-                return Input(program, frame, devices.vxlan, mark=self._mark(0.1), vni=vni, vlan=self._vlan())
-        if program == "from_host":
-            return Input(program, frame, devices.host, self._ingress(), self._mark(0.5))
-        device = endpoint.ifindex if endpoint is not None else pick.choice(devices.endpoints)
-        if program == "from_container":
-            return Input(program, frame, device, device, self._mark(0.1), vlan=self._vlan())
-        return Input(program, frame, device, self._ingress(), self._mark(0.5))
-
-    def _vlan(self) -> bool:
-        return self._pick.random() < 0.003
-
-    def _ingress(self) -> int:
-        """Where the packet came into the stack, for what the stack sends."""
-        devices = self._devices
-        return self._pick.choice((0, 0, devices.nic, devices.nic, devices.vxlan, devices.endpoints[0]))
-
-    def _mark(self, how_often: float) -> int:
-        pick = self._pick
-        if pick.random() >= how_often:
-            return 0
-        return pick.choice(
-            (
-                *(mark_of(identity) for identity in IDENTITIES),
-                mark_of(1),
-                mark_of(2),
-                0x0E00,
-                0x0400,
-                1,
-                0xFFFFFFFF,
-            )
-        )
+    def _large(self, given: Input) -> Input:
+        """The packet as several segments that travel as one, if it is one that may be."""
+        if len(given.frame) < 1514 or given.program not in _LARGE or self._pick.random() < 0.4:
+            return given
+        return replace(given, gso=self._pick.choice((500, 1380, 1448)))
 
     # What is in it
 
@@ -195,10 +142,24 @@ class PacketSource:
             talk = pick.choice(self._conversations)
         way = pick.random() < 0.4
         source, destination = talk.ends[way], talk.ends[not way]
+        sport, dport = talk.ports[way], talk.ports[not way]
+        # Either end of an echo may ask.
+        is_reply = way != (pick.random() < 0.15)
+        if talk.is_echo:
+            sport = dport = talk.ports[0]
+        flow = Tuple5(destination, source, talk.protocol, dport, sport)
+        if flow in self._masquerade.originals and pick.random() < 0.8:
+            # The other end knows the pod by the node's address.
+            destination, dport = talk.family.node, self._masquerade.originals[flow]
+            is_reply = is_reply or pick.random() < 0.8
         payload = bytes(pick.choice((0, 0, 1, 8, 24, 40)) if pick.random() < 0.97 else pick.choice(_BIG))
-        data = self._layer4(talk, way=way, payload=payload)
+        if talk.is_echo:
+            data = self._echo(talk.family, dport, payload, is_reply=is_reply)
+        else:
+            data = build.layer4(talk.protocol, sport, dport, pick.choice(_FLAGS), payload)
         if pick.random() < 0.08:
             return self._in_pieces(talk, source, destination, data), source, destination
+        data = self._summed(source, destination, talk.protocol, data)
         return self._packet(talk.family, source, destination, talk.protocol, data, None), source, destination
 
     def _conversation(self) -> Conversation:
@@ -206,26 +167,32 @@ class PacketSource:
         family = FAMILIES[pick.choice(self._variant.families)]
         local = [address for address in self._world.by_address if len(address) * 8 == family.bits]
         first = pick.choice(local) if local and pick.random() < 0.8 else pick.choice(family.everybody())
-        if local and pick.random() < 0.45:
+        if local and pick.random() < 0.35:
             second = pick.choice(local)
+        elif pick.random() < 0.4:
+            second = pick.choice(family.other[:1] * 4 + family.other)
         else:
-            second = pick.choice(family.everybody() if pick.random() < 0.97 else family.strange)
+            second = pick.choice(family.everybody() if pick.random() < 0.95 else family.strange)
         ends = (first, second) if pick.random() < 0.7 else (second, first)
         echo = ICMP if family.number == 4 else ICMPV6
         protocol = pick.choice((TCP, TCP, TCP, TCP, UDP, UDP, UDP, SCTP, echo, echo))
-        return Conversation(
-            family, protocol, ends, (pick.choice(self._ports[1]), pick.choice(self._ports[0]))
-        )
+        # Many of one peer's: the more ports they share, the fewer are left of those to leave by.
+        ports = pick.choice(self._ports[1]), pick.choice(self._ports[0][:1] * 2 + self._ports[0])
+        if pick.random() < 0.04:
+            # Another node's overlay to this one, or nearly.
+            ends, protocol, ports = (pick.choice(family.everybody()), family.node), UDP, (ports[0], _OVERLAY)
+        return Conversation(family, protocol, ends, ports)
 
-    def _layer4(self, talk: Conversation, *, way: bool, payload: bytes) -> bytes:
-        pick = self._pick
-        if talk.protocol in (ICMP, ICMPV6):
-            request, reply = (8, 0) if talk.protocol == ICMP else (128, 129)
-            # Either end may ask.
-            kind = reply if way != (pick.random() < 0.15) else request
-            return build.icmp(kind, 0, talk.ports[0].to_bytes(2, "big") + b"\0\1", payload)
-        sport, dport = talk.ports[way], talk.ports[not way]
-        return build.layer4(talk.protocol, sport, dport, pick.choice(_FLAGS), payload)
+    def _echo(self, family: Family, identifier: int, payload: bytes, *, is_reply: bool) -> bytes:
+        request, reply = (8, 0) if family.number == 4 else (128, 129)
+        return build.icmp(reply if is_reply else request, 0, identifier.to_bytes(2, "big") + b"\0\1", payload)
+
+    def _summed(self, source: bytes, destination: bytes, protocol: int, data: bytes) -> bytes:
+        """Layer 4 with its checksum right, as a rule; or without, or with a wrong one."""
+        roll = self._pick.random()
+        if roll < 0.8:
+            return build.summed(source, destination, protocol, data)
+        return data if roll < 0.9 else build.with_checksum(protocol, data, self._pick.randrange(1 << 16))
 
     def _packet(
         self, family: Family, source: bytes, destination: bytes, protocol: int, data: bytes, part: Part | None
@@ -263,6 +230,7 @@ class PacketSource:
         """One fragment of the datagram; the others wait for their turn, which comes in any order."""
         pick = self._pick
         data += bytes(pick.choice((8, 16, 40)))
+        data = self._summed(source, destination, talk.protocol, data)
         first = 8 * pick.randrange(1, max(2, len(data) // 8))
         places = [0, first] if len(data) - first <= 8 or pick.random() < 0.5 else [0, first, first + 8]
         if pick.random() < 0.15:
@@ -278,7 +246,7 @@ class PacketSource:
         if pick.random() < 0.3:
             pick.shuffle(frames)
         if len(self._pending) < _PENDING:
-            self._pending += [self._placed(frame, source, destination) for frame in frames[1:]]
+            self._pending += [self._places.placed(frame, source, destination) for frame in frames[1:]]
         return frames[0]
 
     def _error(self) -> tuple[bytes, bytes, bytes]:
@@ -297,9 +265,9 @@ class PacketSource:
         if pick.random() < 0.05:
             source = pick.choice(family.everybody())
         message = build.icmp(pick.choice(_ERRORS[family.number]), pick.randrange(5), bytes(4), inner)
-        frame = self._packet(
-            family, reporter, source, ICMP if family.number == 4 else ICMPV6, message, self._rarely_a_part()
-        )
+        protocol = ICMP if family.number == 4 else ICMPV6
+        message = self._summed(reporter, source, protocol, message)
+        frame = self._packet(family, reporter, source, protocol, message, self._rarely_a_part())
         return frame, reporter, source
 
     def _rarely_a_part(self) -> Part | None:
@@ -327,7 +295,7 @@ class PacketSource:
         data = build.layer4(UDP, self._ports[1][0], self._ports[0][0], 0, b"")
         frame = self._packet(family, source, destination, UDP, data, None)
         endpoint = pick.choice([*self._world.devices.values(), None])
-        return self._input("from_container" if from_pod else "to_container", frame, endpoint)
+        return self._places.input("from_container" if from_pod else "to_container", frame, endpoint)
 
     def _neighbour_request(self) -> Input:
         """ARP or a solicitation, from a pod or to it."""
@@ -348,8 +316,5 @@ class PacketSource:
             frame = build.solicitation(source, target, mac, with_option=pick.random() < 0.8)
         if pick.random() < 0.15:
             frame = mutate(pick, frame)
-        return self._input("from_container" if pick.random() < 0.8 else "to_container", frame, endpoint)
-
-    def large(self, given: Input) -> Input:
-        """The packet as one of several segments that travel as one."""
-        return replace(given, gso=self._pick.choice((500, 1380, 1448)))
+        program = "from_container" if pick.random() < 0.6 else pick.choice(_NEIGHBOURS)
+        return self._places.input(program, frame, endpoint)

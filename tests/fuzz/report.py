@@ -7,7 +7,7 @@ from ast import literal_eval
 from ipaddress import ip_address
 
 from tests.fuzz import build
-from tests.fuzz.model.programs import Input
+from tests.fuzz.model.steps import Input
 from tests.fuzz.session import Mismatch, Step
 
 

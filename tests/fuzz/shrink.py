@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tests.fuzz.kernel import KernelNode
-from tests.fuzz.model.programs import Input
+from tests.fuzz.model.steps import Input
 from tests.fuzz.session import Mismatch, Step, Twin
 
 _MOST_REPLAYS = 400
@@ -41,8 +41,5 @@ def shrink(node: KernelNode, mismatch: Mismatch) -> None:
         size //= 2
     while steps and not isinstance(steps[-1], Input):
         steps.pop()
-    mismatch.steps, mismatch.differences = steps, differences
-    for step in steps[-1:]:
-        if isinstance(step, Input):
-            twin.replay(steps[:-1], with_flows=False)
-            mismatch.decision = twin.model.run(step)
+    mismatch.differences = twin.replay(steps, with_flows=with_flows) or differences
+    mismatch.steps, mismatch.decision = steps, twin.decision

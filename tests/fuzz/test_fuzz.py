@@ -6,11 +6,11 @@ import random
 
 import pytest
 
-from tests.fuzz.kernel import open_node
+from tests.fuzz.opening import open_node
 from tests.fuzz.report import report
 from tests.fuzz.session import Mismatch, fuzz
 from tests.fuzz.shrink import shrink
-from tests.fuzz.topology import VARIANTS
+from tests.fuzz.variants import VARIANTS
 
 pytestmark = pytest.mark.kernel
 

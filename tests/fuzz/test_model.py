@@ -24,8 +24,9 @@ from tests.fuzz.model.parsing import (
     TCP,
     UDP,
 )
-from tests.fuzz.model.programs import Action, Decision, Forward, Input, Model, Way, mark_of
+from tests.fuzz.model.programs import Model
 from tests.fuzz.model.reasons import Reason
+from tests.fuzz.model.steps import Action, Decision, Forward, Input, Way, mark_of
 from tests.fuzz.model.world import DirectionPolicy, Endpoint, Entry, Node, Peer, Policy, World
 
 WEB, CLIENT, PEER = packed("10.244.1.10"), packed("10.244.1.11"), packed("10.244.2.10")
@@ -113,7 +114,7 @@ def test_a_packet_to_a_local_endpoint_loses_a_hop_and_gets_its_macs() -> None:
 )
 def test_where_packets_go(destination: bytes, expected: Decision) -> None:
     decision = from_client(make_model(), tcp(CLIENT, destination, 1000, 80))
-    assert replace(decision, frame=None) == expected
+    assert replace(decision, frame=None, queue=None) == expected
 
 
 @pytest.mark.parametrize("limit", [0, 1])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from tests.fuzz.addresses import ENDPOINTS, FAMILIES, TUNNELS
+from tests.fuzz.addresses import ENDPOINTS, FAMILIES, PORTS, SUBJECTS, TUNNELS
 from tests.fuzz.changes import (
     Change,
     Collect,
@@ -22,34 +22,21 @@ from tests.fuzz.changes import (
 )
 from tests.fuzz.model.parsing import ICMP, ICMPV6, SCTP, TCP, UDP
 from tests.fuzz.model.programs import Model
-from tests.fuzz.model.world import HOST, REMOTE_NODE, WORLD, DirectionPolicy, Endpoint, Entry, Peer, Policy
+from tests.fuzz.model.world import (
+    HOST,
+    REMOTE_NODE,
+    WORLD,
+    DirectionPolicy,
+    Endpoint,
+    Entry,
+    Peer,
+    Policy,
+)
+from tests.fuzz.node_changes import NodeChanges
+from tests.fuzz.variants import Variant
 
 IDENTITIES = (300, 301, 302, 4096, 65535)
-SUBJECTS = (1, 2, 3)
-PORTS = (80, 81, 443, 1024, 8080, 65535, 0)
-
-
-@dataclass(frozen=True, slots=True)
-class Variant:
-    """How the node is set up, which programs are built for: constant over a session."""
-
-    name: str
-    tunnel: bool = True
-    endpoint_routes: bool = False
-    host_routing: bool = True
-    families: tuple[int, ...] = (4, 6)
-
-
-VARIANTS = {
-    variant.name: variant
-    for variant in (
-        Variant("tunnel"),
-        Variant("tunnel-stack", host_routing=False),
-        Variant("tunnel-endpoint-routes", endpoint_routes=True),
-        Variant("native", tunnel=False),
-        Variant("native-endpoint-routes", tunnel=False, endpoint_routes=True, host_routing=False),
-    )
-}
+RATES = (0, 0, 0, 1_000_000, 125)
 
 
 class Topology:
@@ -59,6 +46,7 @@ class Topology:
         self._random = source
         self._variant = variant
         self._devices = devices
+        self._node = NodeChanges(source, variant)
         # Of endpoints, policy instances and epochs: never the same twice while flows may remember them.
         self._numbers = itertools.count(1)
         self._identities = source.sample(IDENTITIES, source.randrange(1, len(IDENTITIES) + 1))
@@ -78,6 +66,7 @@ class Topology:
         for subject in SUBJECTS:
             if pick.random() < 0.93:
                 changes.append(self._policy(subject))
+        changes += self._node.start()
         return changes
 
     def change(self, model: Model) -> list[Change]:
@@ -95,6 +84,11 @@ class Topology:
             (6, self._expired_flows),
             (1, self._collected),
             (1, self._purged),
+            (3, self._node.host_policy),
+            (1, self._node.excluded),
+            (2, self._node.watched),
+            (4, self._node.backlog),
+            (3, self._node.forgotten),
         )
         (maker,) = self._random.choices([made for _, made in makers], [weight for weight, _ in makers])
         return list(maker(model))
@@ -108,7 +102,7 @@ class Topology:
         number = next(self._numbers)
         return Endpoint(
             ifindex=device, endpoint_id=number, identity=pick.choice(self._identities),
-            subject=pick.choice(SUBJECTS),
+            subject=pick.choice(SUBJECTS), rate=pick.choice(RATES),
             pod_mac=bytes((2, 0xAA, 0, 0, number >> 8 & 0xFF, number & 0xFF)),
             host_mac=bytes((2, 0xBB, 0, 0, number >> 8 & 0xFF, number & 0xFF)),
             ipv4=FAMILIES[4].local[slot] if 4 in families else None,
@@ -207,7 +201,8 @@ class Topology:
         for _ in range(pick.randrange(0, 12)):
             entry = self._entry(deny=denies and pick.random() < 0.25)
             entries[entry.identity, entry.protocol, entry.port, entry.prefix] = entry
-        return DirectionPolicy(pick.random() < 0.85, pick.random() < 0.08, tuple(entries.values()))
+        named = tuple(replace(entry, cookie=number) for number, entry in enumerate(entries.values(), 1))
+        return DirectionPolicy(pick.random() < 0.85, pick.random() < 0.08, named)
 
     def _entry(self, *, deny: bool) -> Entry:
         pick = self._random

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from tests.fuzz.model import policy
 from tests.fuzz.model.parsing import ACK, FIN, ICMP, ICMPV6, RST, SYN, TCP, Packet, Tuple5
 from tests.fuzz.model.reasons import Drop, Reason
+from tests.fuzz.model.reports import Reporter
 from tests.fuzz.model.world import HOST, Endpoint, World
 
 INITIATOR, RESPONDER = 0, 1
@@ -56,12 +57,26 @@ class Conntrack:
         self._world = world
         self.flows: dict[Tuple5, Flow] = {}
 
+    def entry(self, tuple5: Tuple5) -> tuple[Flow, int] | None:
+        """What is there of a flow, expired or not, and the direction of the tuple in it."""
+        flow = self.flows.get(tuple5)
+        if flow is not None:
+            return flow, INITIATOR
+        turned = None if tuple5.is_of_one_asker else self.flows.get(tuple5.turned())
+        return (turned, RESPONDER) if turned is not None else None
+
+    def is_live(self, tuple5: Tuple5) -> bool:
+        """Whether there is such a flow, whoever began it."""
+        found = self.entry(tuple5)
+        return found is not None and not found[0].expired
+
     def find(self, packet: Packet, judged: list[Judged]) -> tuple[Flow, int] | None:
         """The flow that a packet continues and the packet's direction in it, or None for one that starts."""
-        flow, direction = self.flows.get(packet.flow), INITIATOR
-        if flow is None and not packet.flow.is_of_one_asker:
-            flow, direction = self.flows.get(packet.flow.turned()), RESPONDER
-        if flow is None or flow.expired or any(self._has_moved(flow, direction, one) for one in judged):
+        found = self.entry(packet.flow)
+        if found is None:
+            return None
+        flow, direction = found
+        if flow.expired or any(self._has_moved(flow, direction, one) for one in judged):
             return None
         is_syn = packet.flow.protocol == TCP and packet.flags & (SYN | ACK) == SYN
         if is_syn and not packet.is_error and (direction == RESPONDER or flow.closed):
@@ -73,8 +88,10 @@ class Conntrack:
         side = flow.sides[direction if one.is_sender else 1 - direction]
         return side is not None and side.owner != one.endpoint.endpoint_id
 
-    def judge(self, packet: Packet, judged: list[Judged], length: int) -> None:
-        """Raises Drop, or notes the packet of ``length`` bytes."""
+    def judge(self, packet: Packet, judged: list[Judged], reporter: Reporter, point: str) -> None:
+        """Raises Drop, or notes the packet. ``point``: where it goes from here."""
+        about = reporter.about
+        is_ingress = about.is_ingress
         found = self.find(packet, judged)
         if found is None and not packet.may_start:
             raise Drop(Reason.UNKNOWN_CT)
@@ -82,37 +99,53 @@ class Conntrack:
         for one in judged:
             # The initiator's end is judged as egress whichever way the packet goes.
             side = direction if one.is_sender else 1 - direction
-            after = self._side(flow, packet, direction, side, one)
+            about.endpoint_id, about.is_ingress = one.endpoint.endpoint_id, side == RESPONDER
+            after = self._side(flow, packet, direction, side, one, reporter)
             if not packet.is_error:
                 # So it stays, even if the other end denies the packet.
                 flow.sides[side] = after
+        about.is_ingress = is_ingress
+        reporter.admitted(packet, point, is_new=found is None)
+        self.note(packet, flow, direction, len(about.frame))
+
+    def note(self, packet: Packet, flow: Flow, direction: int, length: int) -> None:
+        """A packet of ``length`` bytes that is admitted, of a flow that may be new; an error changes none."""
         if packet.is_error:
             return
-        if found is None:
-            if not packet.flow.is_of_one_asker:
-                self.flows.pop(packet.flow.turned(), None)
-            self.flows[packet.flow] = flow
+        if not flow.tuple.is_of_one_asker:
+            self.flows.pop(flow.tuple.turned(), None)
+        self.flows[flow.tuple] = flow
         flow.flags[direction] |= packet.flags & (FIN | RST) if packet.flow.protocol == TCP else 0
         flow.packets[direction] += 1
         flow.octets[direction] += length
 
-    def _side(self, flow: Flow, packet: Packet, direction: int, side: int, one: Judged) -> Side | None:
-        before = flow.sides[side]
+    def _side(
+        self, flow: Flow, packet: Packet, direction: int, side: int, one: Judged, reporter: Reporter
+    ) -> Side | None:
+        before, endpoint = flow.sides[side], one.endpoint
         identity = one.other
         if before is not None and (direction == RESPONDER or packet.is_error):
             identity = before.identity
-        protocol = flow.tuple.protocol
-        port = {ICMP: 8, ICMPV6: 128}.get(protocol, flow.tuple.dport)
-        row = self._world.policies.get(one.endpoint.subject)
-        reason = policy.verdict(
-            row, ingress=side == RESPONDER, identity=identity, protocol=protocol, port=port
-        )
-        if reason is not None:
-            raise Drop(reason)
         if side == RESPONDER and identity == HOST:
             # By no policy of anybody's.
-            return Side(one.endpoint.endpoint_id, 0, 0, identity)
+            return Side(endpoint.endpoint_id, endpoint.subject, 0, identity)
+        row = self._world.policies.get(endpoint.subject)
         if row is None:
+            if identity != HOST:
+                raise Drop(Reason.POLICY_NOT_READY)
             # Passed, but not by any policy: there is nothing to remember.
             return before
-        return Side(one.endpoint.endpoint_id, one.endpoint.subject, row.epoch, identity)
+        after = Side(endpoint.endpoint_id, endpoint.subject, row.epoch, identity)
+        if after == before:
+            return before
+        rules = row.ingress if side == RESPONDER else row.egress
+        verdict = policy.look_up(rules, identity, flow.tuple.protocol, responders_port(flow.tuple))
+        reporter.judged(verdict, row.epoch, is_first=before is None and not packet.is_error)
+        if verdict.reason is not None and not verdict.is_audited:
+            raise Drop(verdict.reason)
+        return after
+
+
+def responders_port(tuple5: Tuple5) -> int:
+    """The port that policies speak of; of an echo the request's type."""
+    return {ICMP: 8, ICMPV6: 128}.get(tuple5.protocol, tuple5.dport)

@@ -67,18 +67,36 @@ class Header:
 class Packet:
     """A packet that parses.
 
-    ``source`` is who the IP header says sent it; of an error that may be a router in between. ``length`` is
-    the IP packet's in bytes, as its header has it.
+    ``source`` is who the IP header says sent it; of an error that may be a router in between. Layer 4 is in
+    the bytes ``start`` to ``end`` of the frame; what an error quotes begins with its IP header at ``quote``
+    and with its layer 4 at ``quoted``.
     """
 
     family: int
     source: bytes
     destination: bytes
     hop_limit: int
-    length: int
     flow: Tuple5
+    start: int
+    end: int
     flags: int = 0
     is_error: bool = False
+    is_later_fragment: bool = False
+    is_whole: bool = True
+    quote: int = 0
+    quoted: int = 0
+
+    @property
+    def length(self) -> int:
+        """Of the IP packet in bytes, as its header has it."""
+        return self.end - ETHERNET
+
+    def to(self, destination: bytes, port: int) -> Packet:
+        """The packet of the flow that ends elsewhere at its destination."""
+        flow = replace(self.flow, destination=destination, dport=port)
+        if flow.is_echo:
+            flow = replace(flow, sport=port)
+        return replace(self, destination=destination, flow=flow)
 
     @property
     def may_start(self) -> bool:
@@ -191,19 +209,23 @@ def packet(frame: bytes, header: Header, fragments: Fragments) -> Packet:
         guarded = {TCP: 20, SCTP: 12}.get(flow.protocol, 0)
         if header.fragment_offset < guarded:
             raise Drop(Reason.CT_HEADER)
-        return _packet(header, flow)
-    found = _layer4(header, frame[header.start : header.end])
+        return replace(_packet(header, flow), is_later_fragment=True)
+    try:
+        found = _layer4(header, frame[header.start : header.end])
+    except Drop as drop:
+        raise Drop(drop.reason, header) from None
     if header.more_fragments and not found.is_error:
         assert header.fragment_key is not None
         fragments.leave(header.fragment_key, found.flow)
     return found
 
 
-def _packet(header: Header, flow: Tuple5, *, flags: int = 0, is_error: bool = False) -> Packet:
-    length = header.end - ETHERNET
+def _packet(header: Header, flow: Tuple5, *, flags: int = 0) -> Packet:
+    is_whole = not header.fragment_offset and not header.more_fragments
     return Packet(
-        header.family, header.source, header.destination, header.hop_limit, length, flow, flags, is_error
-    )
+        header.family, header.source, header.destination, header.hop_limit, flow, header.start, header.end,
+        flags, is_whole=is_whole,
+    )  # fmt: skip
 
 
 def _layer4(header: Header, data: bytes) -> Packet:
@@ -231,8 +253,10 @@ def _icmp(header: Header, data: bytes) -> Packet:
         )
         return _packet(header, flow)
     if kind in ((3, 11, 12) if header.family == 4 else (1, 2, 3, 4)):
-        flow = _quoted(header, data[8:]).turned()
-        return _packet(header, flow, is_error=True)
+        quoted, place = _quoted(header, data[8:])
+        quote = header.start + 8
+        found = _packet(header, quoted.turned())
+        return replace(found, is_error=True, quote=quote, quoted=quote + place)
     if header.family == 4:
         raise Drop(Reason.UNKNOWN_ICMP4)
     raise Drop(Reason.ND_IGNORED if kind in ND_TYPES else Reason.UNKNOWN_ICMP6)
@@ -243,34 +267,35 @@ def _echo(source: bytes, destination: bytes, protocol: int, data: bytes, *, aske
     return Tuple5(source, destination, protocol, identifier, identifier, asked_by_source)
 
 
-def _quoted(header: Header, quote: bytes) -> Tuple5:
-    """The flow of what an error complains about, as it went."""
+def _quoted(header: Header, quote: bytes) -> tuple[Tuple5, int]:
+    """The flow of what an error complains about, as it went, and where layer 4 begins in the quote."""
     if header.family == 4:
-        source, destination, protocol, data = _ipv4_quote(quote)
+        source, destination, protocol, place = _ipv4_quote(quote)
     else:
-        source, destination, protocol, data = _ipv6_quote(quote)
+        source, destination, protocol, place = _ipv6_quote(quote)
+    data = quote[place:]
     if source != header.destination:
         raise Drop(Reason.CT_HEADER)
     if protocol in (TCP, UDP, SCTP):
         sport, dport = int.from_bytes(data[0:2], "big"), int.from_bytes(data[2:4], "big")
-        return Tuple5(source, destination, protocol, sport, dport)
+        return Tuple5(source, destination, protocol, sport, dport), place
     if protocol != (ICMP if header.family == 4 else ICMPV6):
         raise Drop(Reason.UNKNOWN_L4)
     request, reply = (8, 0) if header.family == 4 else (128, 129)
     if data[0] not in (request, reply):
         raise Drop(Reason.UNKNOWN_ICMP4 if header.family == 4 else Reason.UNKNOWN_ICMP6)
-    return _echo(source, destination, protocol, data, asked_by_source=data[0] == request)
+    return _echo(source, destination, protocol, data, asked_by_source=data[0] == request), place
 
 
-def _ipv4_quote(quote: bytes) -> tuple[bytes, bytes, int, bytes]:
+def _ipv4_quote(quote: bytes) -> tuple[bytes, bytes, int, int]:
     header_length = (quote[0] & 15) * 4 if quote else 0
     offset = int.from_bytes(quote[6:8], "big") & 0x1FFF
     if header_length < 20 or quote[0] >> 4 != 4 or offset or len(quote) < header_length + 8:
         raise Drop(Reason.CT_HEADER)
-    return quote[12:16], quote[16:20], quote[9], quote[header_length:]
+    return quote[12:16], quote[16:20], quote[9], header_length
 
 
-def _ipv6_quote(quote: bytes) -> tuple[bytes, bytes, int, bytes]:
+def _ipv6_quote(quote: bytes) -> tuple[bytes, bytes, int, int]:
     if len(quote) < 48 or quote[0] >> 4 != 6:
         raise Drop(Reason.CT_HEADER)
-    return quote[8:24], quote[24:40], quote[6], quote[40:]
+    return quote[8:24], quote[24:40], quote[6], 40

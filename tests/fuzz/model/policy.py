@@ -2,27 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from tests.fuzz.model.reasons import Reason
-from tests.fuzz.model.world import HOST, DirectionPolicy, Policy
+from tests.fuzz.model.world import DirectionPolicy, Entry
 
 
-def verdict(
-    policy: Policy | None, *, ingress: bool, identity: int, protocol: int, port: int
-) -> Reason | None:
-    """Why a packet may not pass, or None. ``port`` is the responder's (of an echo the request's type)."""
-    if ingress and identity == HOST:
-        return None
-    if policy is None:
-        return None if identity == HOST else Reason.POLICY_NOT_READY
-    direction = policy.ingress if ingress else policy.egress
-    reason = _searched(direction, identity, protocol, port)
-    return None if direction.audit else reason
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a policy says of a packet.
+
+    ``reason``: why it may not pass, None if it may. In audit mode it does all the same. ``entry`` is the one
+    that decided, None if it was the lack of one.
+    """
+
+    reason: Reason | None
+    entry: Entry | None
+    is_audited: bool
+    is_enforced: bool
 
 
-def _searched(direction: DirectionPolicy, identity: int, protocol: int, port: int) -> Reason | None:
-    covering = [entry for entry in direction.entries if entry.covers(identity, protocol, port)]
-    if any(entry.deny for entry in covering):
-        return Reason.POLICY_DENY
-    if covering or not direction.enforced:
-        return None
-    return Reason.POLICY
+def look_up(policy: DirectionPolicy, identity: int, protocol: int, port: int) -> Verdict:
+    """What a policy says of the other end. ``port`` is the responder's (of an echo the request's type)."""
+    covering = sorted((e for e in policy.entries if e.covers(identity, protocol, port)), key=_rank)
+    denying = [entry for entry in covering if entry.deny]
+    reason, entry = None, None
+    if denying:
+        reason, entry = Reason.POLICY_DENY, denying[0]
+    elif covering:
+        entry = covering[0]
+    elif policy.enforced:
+        reason = Reason.POLICY
+    return Verdict(reason, entry, policy.audit, policy.enforced)
+
+
+def _rank(entry: Entry) -> tuple[int, bool, int]:
+    """Smaller is more specific."""
+    # Ports, the longest prefix first, one identity's before anybody's; then protocols, then anything.
+    return (not entry.protocol) + (not entry.prefix), not entry.identity, -entry.prefix

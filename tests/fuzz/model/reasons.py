@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tests.fuzz.model.parsing import Header
 
 
 class Reason(IntEnum):
@@ -20,8 +24,10 @@ class Reason(IntEnum):
     NO_LOCAL_CONTAINER = 152
     INVALID_EXTENSION_HEADER = 156
     NO_TUNNEL_ENDPOINT = 160
+    BANDWIDTH = 162
     UNKNOWN_CT = 163
     UNSUPPORTED_L2 = 166
+    NO_MAPPING = 167
     INVALID_IDENTITY = 171
     FRAGMENT_NOT_FOUND = 175
     POLICY_DENY = 181
@@ -34,6 +40,8 @@ class Reason(IntEnum):
 class Drop(Exception):
     """The packet goes no further."""
 
-    def __init__(self, reason: Reason) -> None:
+    def __init__(self, reason: Reason, header: Header | None = None) -> None:
         super().__init__(reason.name)
         self.reason = reason
+        # Of a packet that fails in layer 4: where that begins, and what it is.
+        self.header = header

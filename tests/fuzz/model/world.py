@@ -6,11 +6,33 @@ from dataclasses import dataclass, field
 
 HOST, WORLD, REMOTE_NODE = 1, 2, 6
 WORKLOADS = range(256, 65536)
+HOST_ENDPOINT = 0xFFFFFFFF
+
+
+@dataclass(frozen=True, slots=True)
+class Socket:
+    """A socket of the node, at ``address``, that hears what comes to ``port`` from anybody, or from ``peer``
+    only.
+    """
+
+    address: bytes
+    protocol: int
+    port: int
+    peer: tuple[bytes, int] | None = None
+
+    def hears(self, protocol: int, port: int, peer: tuple[bytes, int]) -> bool:
+        """Whether what the peer sends there is the socket's."""
+        is_it = len(peer[0]) == len(self.address) and (protocol, port) == (self.protocol, self.port)
+        return is_it and self.peer in (None, peer)
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """The node's configuration. Addresses that it does not have are None; ``vxlan`` 0: no overlay."""
+    """The node's configuration. ``vxlan`` 0: no overlay; ``vxlan_port`` is that of its UDP packets.
+
+    ``own`` is by family what masqueraded packets leave with, by one of ``ports`` (first, last); MACs are
+    those of the devices ``host`` and ``net``.
+    """
 
     addresses: tuple[bytes, ...]
     host: int
@@ -20,11 +42,18 @@ class Node:
     mtu: int
     endpoint_routes: bool = False
     host_routing: bool = True
+    masquerade: bool = False
+    own: dict[int, bytes] = field(default_factory=dict)
+    ports: tuple[int, int] = (61000, 65535)
+    sockets: tuple[Socket, ...] = ()
+    vxlan_port: int = 8472
+    host_mac: bytes = bytes(6)
+    net_mac: bytes = bytes(6)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """A local pod's device with its row."""
+    """A local pod's device with its row. ``rate`` is in bytes a second, 0 without a limit."""
 
     ifindex: int
     endpoint_id: int
@@ -34,6 +63,7 @@ class Endpoint:
     host_mac: bytes
     ipv4: bytes | None = None
     ipv6: bytes | None = None
+    rate: int = 0
 
     def addresses(self) -> tuple[bytes, ...]:
         """Those that it has."""
@@ -42,13 +72,17 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A policy entry. ``identity`` and ``protocol`` 0 are any; ``port`` counts in ``prefix`` leading bits."""
+    """A policy entry. ``identity`` and ``protocol`` 0 are any; ``port`` counts in ``prefix`` leading bits.
+
+    ``cookie`` is what reports call it.
+    """
 
     identity: int
     protocol: int
     port: int
     prefix: int
     deny: bool = False
+    cookie: int = 0
 
     def covers(self, identity: int, protocol: int, port: int) -> bool:
         """Whether the entry speaks of such a packet."""
@@ -71,7 +105,7 @@ class DirectionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A subject's row and its entries."""
+    """A subject's row and its entries. The epoch is also the revision that reports name."""
 
     epoch: int
     ingress: DirectionPolicy = field(default=DirectionPolicy())
@@ -86,15 +120,41 @@ class Peer:
     tunnel: bytes | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Failsafe:
+    """A port that no host policy closes; ``ingress``: of those who call the node, not whom it calls."""
+
+    ingress: bool
+    protocol: int
+    port: int
+
+
 class World:
-    """The state that the loader writes."""
+    """The state that the loader writes.
+
+    ``host_subject`` 0: no policy selects the node. ``excluded`` are the destinations that keep pods' own
+    addresses. ``wants_events`` and ``wants_trace``: whether somebody reads reports, and of which kinds.
+    """
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.devices: dict[int, Endpoint] = {}
         self.by_address: dict[bytes, Endpoint] = {}
         self.policies: dict[int, Policy] = {}
+        self.host_subject = 0
+        self.failsafe: frozenset[Failsafe] = frozenset()
+        self.excluded: tuple[tuple[bytes, int], ...] = ()
+        self.wants_events = False
+        self.wants_trace = False
         self._ipcache: dict[tuple[bytes, int], Peer] = {}
+
+    @property
+    def host(self) -> Endpoint | None:
+        """The node as an endpoint, while a policy selects it."""
+        node = self.node
+        if not self.host_subject:
+            return None
+        return Endpoint(node.host, HOST_ENDPOINT, HOST, self.host_subject, node.host_mac, node.net_mac)
 
     def put_endpoint(self, endpoint: Endpoint) -> None:
         """A new endpoint, or new content for one: its addresses are its own from now on."""
@@ -128,12 +188,17 @@ class World:
         """Who is at an address."""
         if address in self.node.addresses:
             return Peer(HOST)
-        value = int.from_bytes(address, "big")
-        bits = len(address) * 8
         best, longest = Peer(WORLD), -1
         for (network, length), peer in self._ipcache.items():
-            if len(network) == len(address) and length > longest:
-                shift = bits - length
-                if int.from_bytes(network, "big") >> shift == value >> shift:
-                    best, longest = peer, length
+            if length > longest and is_within(address, network, length):
+                best, longest = peer, length
         return best
+
+
+def is_within(address: bytes, network: bytes, length: int) -> bool:
+    """Whether the address is in the prefix."""
+    shift = len(address) * 8 - length
+    return (
+        len(network) == len(address)
+        and int.from_bytes(network, "big") >> shift == int.from_bytes(address, "big") >> shift
+    )
