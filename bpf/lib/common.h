@@ -67,6 +67,14 @@ static __always_inline bool is_link_local(const struct in6 *addr)
 	return (addr->w[0] & bpf_htonl(0xffc00000)) == bpf_htonl(0xfe800000);
 }
 
+static __always_inline bool is_multicast(const struct in6 *addr, const bool v6)
+{
+	if (v6)
+		return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	/* With what is above, the broadcast address among it. */
+	return (addr->w[0] & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
+}
+
 /* linux/ipv6.h has bit fields and more than is needed here. */
 struct ipv6_header {
 	__be32 version_class_label;

@@ -183,7 +183,8 @@ __noinline int forward_by_fib6(struct __sk_buff *skb, struct packet *p)
 
 static __always_inline int deliver_to_network(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
-	if (!CONFIG(host_routing))
+	/* To a group or to all goes no further than the node, which the FIB alone does not say. */
+	if (!CONFIG(host_routing) || is_multicast(&p->daddr, v6))
 		return deliver_to_stack(skb, p);
 	return v6 ? forward_by_fib6(skb, p) : forward_by_fib4(skb, p);
 }

@@ -28,14 +28,6 @@ static __always_inline bool is_discovery(struct __sk_buff *skb, const bool v6)
 	return v6 && is_neighbour_discovery(skb);
 }
 
-static __always_inline bool is_multicast(const struct in6 *addr, const bool v6)
-{
-	if (v6)
-		return (addr->w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
-	/* With what is above, the broadcast address among it. */
-	return (addr->w[0] & bpf_htonl(0xe0000000)) == bpf_htonl(0xe0000000);
-}
-
 /*
  * Whether the stack takes a packet that came in from the network for the node,
  * rather than forward it: any of its addresses, not only those that it is

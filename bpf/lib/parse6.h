@@ -102,7 +102,7 @@ static __always_inline int parse_extensions(struct __sk_buff *skb, struct extens
 static __always_inline bool is_link_chatter(const struct packet *p)
 {
 	return (is_link_local(&p->saddr) || in6_is_zero(&p->saddr)) &&
-	       (p->daddr.w[0] & bpf_htonl(0xff000000)) == bpf_htonl(0xff000000);
+	       is_multicast(&p->daddr, true);
 }
 
 /* As parse_ipv4(). */
