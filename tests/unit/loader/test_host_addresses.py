@@ -67,13 +67,12 @@ def test_only_what_changes_is_written() -> None:
 
 async def test_it_goes_on_after_a_failure() -> None:
     ipcache = Ipcache()
-    answers = iter([OSError("no netlink"), ["192.0.2.7/24"]])
+    failures = [OSError("no netlink")]
 
     def read() -> list[str]:
-        answer = next(answers)
-        if isinstance(answer, OSError):
-            raise answer
-        return answer
+        if failures:
+            raise failures.pop()
+        return ["192.0.2.7/24"]
 
     running = asyncio.create_task(HostAddresses(ipcache, [], read).run())
     await until(lambda: "192.0.2.7" in ipcache.held)
