@@ -10,7 +10,7 @@ import pytest
 
 from tests.kernel.host.conftest import CLOSED, OPEN, SSH, Cluster
 from tests.kernel.host.policies import EGRESS, INGRESS
-from tests.kernel.host.traffic import accepted, carries, connect, reaches, talks
+from tests.kernel.host.traffic import accepted, blocked, carries, connect, reaches, talks
 
 pytestmark = pytest.mark.kernel
 
@@ -54,8 +54,9 @@ def test_what_a_peer_began_is_judged_by_ingress_whoever_speaks_first(
         assert talks(lifeline) and talks(allowed)
         policy(INGRESS)
         # Egress is open, and does not make them the node's.
-        assert not (carries(client, server) if first == "peer" else carries(server, client))
-        assert not (carries(client2, server2) if first == "peer" else carries(server2, client2))
+        for one, other in ((server, client), (server2, client2)):
+            ends = (other, one) if first == "peer" else (one, other)
+            assert blocked(carries, *ends)
         assert talks(lifeline)
         assert talks(allowed)
         cluster.rig.remove_policy(INGRESS)
@@ -74,7 +75,7 @@ def test_egress_cuts_what_the_node_began_and_not_what_others_did(
         accepted(cluster.node, cluster.world, port=7000, ipv6=ipv6) as (server, client),
     ):
         policy(EGRESS)
-        assert not talks(denied)
+        assert blocked(talks, denied)
         assert talks(allowed)
         # The peer's port is none that the node may send to; the peer began.
         assert carries(server, client)
@@ -87,15 +88,15 @@ def test_a_change_reaches_what_was_admitted(cluster: Cluster, policy: Apply, ipv
     with connect(cluster.world, cluster.node, OPEN, ipv6=ipv6) as admitted:
         assert talks(admitted)
         policy(INGRESS.replace("8443", "8444"))
-        assert not talks(admitted)
-        assert not reaches(cluster.world, cluster.node, OPEN, ipv6=ipv6)
+        assert blocked(talks, admitted)
+        assert blocked(reaches, cluster.world, cluster.node, OPEN, ipv6=ipv6)
 
 
 def test_it_comes_and_goes_many_times(cluster: Cluster, policy: Apply) -> None:
     with connect(cluster.node, cluster.world, CLOSED) as own:
         for _ in range(3):
             policy(INGRESS)
-            assert not reaches(cluster.world, cluster.node, CLOSED)
+            assert blocked(reaches, cluster.world, cluster.node, CLOSED)
             assert talks(own)
             cluster.rig.remove_policy(INGRESS)
             assert reaches(cluster.world, cluster.node, CLOSED)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.kernel.netlink.namespaces import Namespace
 
-# Long enough for what passes, short enough to wait for what does not.
-SILENCE = 0.7
+# For what is to come; and for what is not, which has to be waited for each time.
 PATIENCE = 10.0
+SILENCE = 0.7
 
 
 @dataclass(frozen=True)
@@ -91,37 +91,59 @@ def _stop(port: int) -> None:
         last.sendto(b"", ("127.0.0.1", port))
 
 
-def connect(source: Place, destination: Place, port: int, *, ipv6: bool = False) -> socket.socket:
+def blocked(does: Callable[..., bool], *who: object, **how: object) -> bool:
+    """Whether it does not come about for a while."""
+    return not does(*who, seconds=SILENCE, **how)
+
+
+def connect(
+    source: Place, destination: Place, port: int, *, ipv6: bool = False, seconds: float = PATIENCE
+) -> socket.socket:
     """An open connection. Raises TimeoutError or another OSError."""
     address = destination.address(ipv6=ipv6)
-    return source.namespace.run(lambda: socket.create_connection((address, port), timeout=SILENCE))
+    return source.namespace.run(lambda: socket.create_connection((address, port), timeout=seconds))
 
 
-def talks(connection: socket.socket, what: bytes = b"ping") -> bool:
+def talks(connection: socket.socket, *, seconds: float = PATIENCE) -> bool:
     """Whether something that is sent comes back over a connection in time."""
-    connection.settimeout(SILENCE)
+    return carries(connection, connection, seconds=seconds)
+
+
+def carries(sender: socket.socket, receiver: socket.socket, *, seconds: float = PATIENCE) -> bool:
+    """Whether what one end sends arrives at the other in time."""
+    receiver.settimeout(seconds)
     try:
-        connection.sendall(what)
-        return connection.recv(65536).endswith(what)
+        sender.sendall(b"hello")
+        return receiver.recv(65536).endswith(b"hello")
     except OSError:
         return False
 
 
-def reaches(source: Place, destination: Place, port: int, *, ipv6: bool = False) -> bool:
+def reaches(
+    source: Place, destination: Place, port: int, *, ipv6: bool = False, seconds: float = PATIENCE
+) -> bool:
     """Whether a TCP connection is made and something comes back over it."""
     try:
-        with connect(source, destination, port, ipv6=ipv6) as connection:
-            return talks(connection)
+        with connect(source, destination, port, ipv6=ipv6, seconds=seconds) as connection:
+            return talks(connection, seconds=seconds)
     except OSError:
         return False
 
 
-def asks(source: Place, destination: Place, port: int, *, size: int = 16, ipv6: bool = False) -> bool:
+def asks(
+    source: Place,
+    destination: Place,
+    port: int,
+    *,
+    size: int = 16,
+    ipv6: bool = False,
+    seconds: float = PATIENCE,
+) -> bool:
     """Whether a UDP datagram of so many bytes comes back."""
 
     def ask() -> bool:
         with socket.socket(socket.AF_INET6 if ipv6 else socket.AF_INET, socket.SOCK_DGRAM) as asking:
-            asking.settimeout(SILENCE)
+            asking.settimeout(seconds)
             asking.connect((destination.address(ipv6=ipv6), port))
             asking.send(bytes(size))
             try:
@@ -132,9 +154,9 @@ def asks(source: Place, destination: Place, port: int, *, size: int = 16, ipv6: 
     return source.namespace.run(ask)
 
 
-def pings(source: Place, destination: Place, *, ipv6: bool = False) -> bool:
+def pings(source: Place, destination: Place, *, ipv6: bool = False, seconds: float = PATIENCE) -> bool:
     """Whether one ping is answered."""
-    command = ["ping", "-n", "-c", "1", "-W", "1", destination.address(ipv6=ipv6)]
+    command = ["ping", "-n", "-c", "1", "-W", str(seconds), destination.address(ipv6=ipv6)]
     inside = ["nsenter", f"--net={source.namespace.path}", *command]
     return subprocess.run(inside, capture_output=True, check=False).returncode == 0
 
@@ -159,13 +181,3 @@ def accepted(
         connection, _ = listener.accept()
         with connection:
             yield connection, end
-
-
-def carries(sender: socket.socket, receiver: socket.socket, what: bytes = b"hello") -> bool:
-    """Whether what one end sends arrives at the other in time."""
-    receiver.settimeout(SILENCE)
-    try:
-        sender.sendall(what)
-        return receiver.recv(65536).endswith(what)
-    except OSError:
-        return False
