@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.fuzz.model import frames, neighbours
 from tests.fuzz.model.conntrack import Judged
+from tests.fuzz.model.masquerade import is_multicast
 from tests.fuzz.model.parsing import ETH_ARP, ETH_IPV6, Packet, ether_type
 from tests.fuzz.model.reasons import Drop, Reason
 from tests.fuzz.model.steps import (
@@ -126,7 +127,8 @@ class PodPrograms(Steps):
 
     def _elsewhere(self, given: Input, parsed: Packet, endpoint: Endpoint) -> Decision:
         node = self.world.node
-        device = self.route(parsed.destination) if node.host_routing and parsed.hop_limit > 1 else 0
+        is_forwarded = node.host_routing and parsed.hop_limit > 1 and not is_multicast(parsed.destination)
+        device = self.route(parsed.destination) if is_forwarded else 0
         queue, mark = endpoint.ifindex if endpoint.rate else 0, mark_of(endpoint.identity)
         if not device or (not given.gso and parsed.length > node.mtu):
             return Decision(Action.PASS, frame=given.frame, mark=mark, queue=queue)
