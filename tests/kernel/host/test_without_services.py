@@ -57,3 +57,21 @@ def test_a_policy_outlives_processes_and_the_loader_can_switch_it_off_alone(
         policy(INGRESS)
         expect(closed=True)
         assert talks(admitted)
+
+
+def test_without_its_programs_the_device_is_open_until_the_loader_starts(
+    cluster: Cluster, policy: Apply
+) -> None:
+    loader = cluster.rig.nodes[0].loader
+    policy(INGRESS)
+    loader.kill()
+    assert blocked(reaches, cluster.world, cluster.node, CLOSED)
+    pins = list((cluster.rig.pin_root / "node-1" / "links" / "eth0").iterdir())
+    for pin in pins:
+        pin.unlink()
+    if not pins:
+        # Where links have no such pins, filters hang on the device.
+        cluster.node.namespace.command("tc", "qdisc", "del", "dev", "eth0", "clsact")
+    assert reaches(cluster.world, cluster.node, CLOSED)
+    loader.start()
+    assert blocked(reaches, cluster.world, cluster.node, CLOSED)
