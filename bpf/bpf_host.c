@@ -59,6 +59,14 @@ static __always_inline int host_to_container(struct __sk_buff *skb, const struct
 	return bpf_redirect(dst->ifindex, 0);
 }
 
+/* Where a trace says that the node's packet goes. */
+static __always_inline __u32 sent_point(const struct endpoint *dst, const struct remote *remote)
+{
+	if (dst)
+		return TRACE_TO_ENDPOINT;
+	return remote->target >= ROUTE_TUNNEL_MIN ? TRACE_TO_OVERLAY : TRACE_TO_NETWORK;
+}
+
 static __always_inline int from_host_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
 	const struct endpoint *dst;
@@ -81,7 +89,7 @@ static __always_inline int from_host_ip(struct __sk_buff *skb, struct packet *p,
 	}
 	if (unlikely(!skb->ingress_ifindex && host_endpoint())) {
 		ret = parse(skb, p, NULL, v6);
-		ret = host_judge(skb, p, ret, true, v6);
+		ret = host_judge(skb, p, ret, sent_point(dst, &remote), v6);
 		if (ret)
 			return ret;
 		p->direction = DIR_EGRESS;
@@ -128,7 +136,7 @@ int from_host(struct __sk_buff *skb)
 static __always_inline int receive_for_host(struct __sk_buff *skb, struct packet *p, int parsed,
 					    const bool v6)
 {
-	int ret = host_judge(skb, p, parsed, false, v6);
+	int ret = host_judge(skb, p, parsed, TRACE_TO_HOST, v6);
 
 	if (ret)
 		return ret;
@@ -348,7 +356,7 @@ static __always_inline int host_to_network(struct __sk_buff *skb, struct packet 
 	p->src_identity = ID_HOST;
 	remote_find(&remote, &p->daddr, v6);
 	p->dst_identity = remote.identity;
-	ret = host_judge(skb, p, ret, true, v6);
+	ret = host_judge(skb, p, ret, TRACE_TO_NETWORK, v6);
 	if (ret)
 		return ret;
 	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);

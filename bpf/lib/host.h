@@ -317,8 +317,11 @@ __noinline int host_verdict(struct __sk_buff *skb, struct packet *p, int parsed)
 	return 0;
 }
 
-/* After a verdict to let pass: accounts for the packet, and makes the entry of a new flow. 0 or a DROP(). */
-__noinline int host_keep(struct __sk_buff *skb, struct packet *p, bool sends)
+/*
+ * After a verdict to let pass: accounts for the packet, and makes the entry of a
+ * new flow. point: TRACE_*, where it goes. Returns 0 or a DROP().
+ */
+__noinline int host_keep(struct __sk_buff *skb, struct packet *p, __u32 point)
 {
 	struct flow f = {};
 	__u32 zero = 0;
@@ -333,19 +336,19 @@ __noinline int host_keep(struct __sk_buff *skb, struct packet *p, bool sends)
 	/* The entry's origin is the end that began. */
 	if (f.reply && p->flags & PACKET_NEW)
 		p->flags ^= PACKET_SECOND;
-	p->direction = sends ? DIR_EGRESS : DIR_INGRESS;
-	return flow_commit(skb, p, &f, sends ? TRACE_TO_NETWORK : TRACE_TO_HOST,
-			   p->family == FAMILY_IPV6);
+	p->direction = point == TRACE_TO_HOST ? DIR_INGRESS : DIR_EGRESS;
+	return flow_commit(skb, p, &f, point, p->family == FAMILY_IPV6);
 }
 
-/* All three steps. Returns 0 or a DROP(). */
+/* All three steps. point: TRACE_*, to the host what the node receives. Returns 0 or a DROP(). */
 static __always_inline int host_judge(struct __sk_buff *skb, struct packet *p, int parsed,
-				      const bool sends, const bool v6)
+				      const __u32 point, const bool v6)
 {
+	const bool sends = point != TRACE_TO_HOST;
 	int ret = v6 ? host_look6(skb, p, parsed, sends) : host_look4(skb, p, parsed, sends);
 
 	if (ret != HOST_ASK)
 		return ret;
 	ret = host_verdict(skb, p, parsed);
-	return ret ? ret : host_keep(skb, p, sends);
+	return ret ? ret : host_keep(skb, p, point);
 }
