@@ -39,8 +39,8 @@ specs:
 def lab(directory: Path) -> Iterator[Lab]:
     """A two-node lab that is taken down at the end."""
     made = Lab(directory, tell=lambda _line: None)
-    made.up(nodes=2)
     try:
+        made.up(nodes=2)
         yield made
     finally:
         made.down()

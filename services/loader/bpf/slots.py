@@ -54,8 +54,8 @@ class EndpointSlots:
         self._free = deque((slot, 0.0) for slot in range(_FIRST_SLOT, ENDPOINT_SLOTS) if slot not in used)
 
     def rows(self) -> list[EndpointRow]:
-        """Every endpoint that has a device."""
-        return [self._row(slot) for slot in self._slots.values()]
+        """Every endpoint that has a device, by ifindex."""
+        return [self._row(slot) for _, slot in sorted(self._slots.items())]
 
     def get(self, ifindex: int) -> EndpointRow | None:
         """The endpoint of a device."""
