@@ -290,6 +290,7 @@ __noinline int host_verdict(struct __sk_buff *skb, struct packet *p, int parsed)
 	if (!(p->flags & (PACKET_NEW | PACKET_ALONE)))
 		f.ct = ct_find(&p->key, p->family == FAMILY_IPV6);
 	side = f.ct ? ct_side(f.ct, p->direction) : NULL;
+	p->first_verdict = !(side && side->owner) && !(p->flags & PACKET_RELATED);
 	if (row && !(side && side->owner == host->endpoint_id && side->subject == judged_by &&
 		     side->epoch == epoch && side->identity == p->target))
 		ret = policy_verdict(skb, p, row, p->target, host_port(p));
@@ -300,7 +301,7 @@ __noinline int host_verdict(struct __sk_buff *skb, struct packet *p, int parsed)
 		/* No subject's verdict: good for this generation, then asked for again. */
 		judged_by = 0;
 		p->rule_cookie = 0;
-		if (p->flags & PACKET_NEW)
+		if (p->first_verdict)
 			policy_report(skb, p, 0, VERDICT_ALLOW, LOCATION_HERE);
 	}
 	if (p->flags & PACKET_RELATED)

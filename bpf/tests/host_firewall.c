@@ -425,7 +425,8 @@ CHECK_N(pod_to_node, 2)
 	struct ct_entry *ct = flow_of(v6, IPPROTO_TCP, POD_A, 1000, NODE, 10250);
 
 	assert_passed();
-	/* One flow, judged at both ends. */
+	/* One flow, judged and told of at both ends. */
+	assert_eq(result->events, 1);
 	test_require(ct);
 	assert_eq(ct->side[DIR_EGRESS].owner, ENDPOINT_A);
 	assert_eq(ct->side[DIR_INGRESS].owner, ENDPOINT_HOST);
