@@ -19,7 +19,6 @@ from tests.fuzz.model.steps import (
     Steps,
     Way,
     mark_of,
-    point_of,
 )
 from tests.fuzz.model.world import HOST, Endpoint
 
@@ -46,7 +45,9 @@ class NodePrograms(Steps):
         peer = self.world.peer_at(header.destination)
         about.destination_identity = local.identity if local is not None else peer.identity
         if self.world.host is not None and given.ingress == 0:
-            self._sends(given.frame, self.world.host, point_of(local, peer))
+            # What goes nowhere is on its way to the network until that is found.
+            elsewhere = "to-overlay" if peer.tunnel is not None else "to-network"
+            self._sends(given.frame, self.world.host, "to-endpoint" if local is not None else elsewhere)
         if local is not None:
             frame = frames.addressed(given.frame, local.pod_mac, local.host_mac)
             forward = Forward(Way.EGRESS, local.ifindex)
