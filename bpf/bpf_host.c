@@ -301,7 +301,7 @@ int from_netdev(struct __sk_buff *skb)
 }
 
 /* Whether what a pod sends there is to have the node's address. */
-static __always_inline bool is_masqueraded(const struct packet *p, const bool v6)
+static __always_inline bool is_to_masquerade(const struct packet *p, const bool v6)
 {
 	struct in6 node = CONFIG(node_ipv6);
 	struct remote remote;
@@ -316,6 +316,17 @@ static __always_inline bool is_masqueraded(const struct packet *p, const bool v6
 	       (CONFIG(vxlan_ifindex) || remote.identity != ID_REMOTE_NODE);
 }
 
+/* Global functions for the stack: that of their caller is full. */
+__noinline int is_masqueraded4(const struct packet *p)
+{
+	return p && is_to_masquerade(p, false);
+}
+
+__noinline int is_masqueraded6(const struct packet *p)
+{
+	return p && is_to_masquerade(p, true);
+}
+
 /* From a local pod, on its way out of the node. */
 static __always_inline int container_to_network(struct __sk_buff *skb, struct packet *p,
 						const bool v6)
@@ -323,7 +334,7 @@ static __always_inline int container_to_network(struct __sk_buff *skb, struct pa
 	struct flow f;
 	int ret;
 
-	if (!is_masqueraded(p, v6))
+	if (!(v6 ? is_masqueraded6(p) : is_masqueraded4(p)))
 		return TC_ACT_OK;
 	ret = parse(skb, p, NULL, v6);
 	if (ret)

@@ -29,10 +29,11 @@ struct {
 
 static __always_inline void forward_note(__u32 kind, __u32 ifindex, __u32 vni, __be32 remote)
 {
-	struct forward noted = { kind, ifindex, vni, remote };
 	__u32 zero = 0;
+	struct forward *noted = bpf_map_lookup_elem(&test_forward, &zero);
 
-	bpf_map_update_elem(&test_forward, &zero, &noted, BPF_ANY);
+	if (noted)
+		*noted = (struct forward){ kind, ifindex, vni, remote };
 }
 
 #else

@@ -87,13 +87,29 @@ static __always_inline bool is_forged(__u32 identity)
  * only believed to be what it can be there. An address of this node is then
  * the world, and a pod's is a forgery. Fills p->src_identity; 0 or a DROP().
  */
-static __always_inline int find_outside_sender(struct packet *p, const bool v6)
+static __always_inline int look_outside(struct packet *p, const bool v6)
 {
 	struct remote r;
 
 	remote_find(&r, &p->saddr, v6);
 	p->src_identity = r.identity == ID_HOST ? ID_WORLD : r.identity;
 	return is_forged(p->src_identity) ? DROP(DROP_INVALID_SIP) : 0;
+}
+
+/* Global functions for the stack: that of their callers is full. */
+__noinline int find_outside_sender4(struct packet *p)
+{
+	return p ? look_outside(p, false) : DROP(DROP_INVALID);
+}
+
+__noinline int find_outside_sender6(struct packet *p)
+{
+	return p ? look_outside(p, true) : DROP(DROP_INVALID);
+}
+
+static __always_inline int find_outside_sender(struct packet *p, const bool v6)
+{
+	return v6 ? find_outside_sender6(p) : find_outside_sender4(p);
 }
 
 /*
