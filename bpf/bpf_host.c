@@ -291,8 +291,8 @@ int from_netdev(struct __sk_buff *skb)
 	struct packet p = { .direction = DIR_INGRESS };
 	int ret = TC_ACT_OK;
 
-	/* Nothing that came in on a wire has a mark to believe. */
-	skb->mark = 0;
+	/* Nothing that came in on a wire has a mark to believe; its queue is the one that it was received by. */
+	clear_metadata(skb);
 	if (skb->protocol == bpf_htons(ETH_P_IP))
 		ret = from_netdev_ip(skb, &p, false);
 	else if (skb->protocol == bpf_htons(ETH_P_IPV6))
@@ -374,14 +374,31 @@ static __always_inline int host_to_network(struct __sk_buff *skb, struct packet 
 	return TC_ACT_OK;
 }
 
+/* Whose packet is dropped: of the others nobody asks. */
+static __always_inline void note_source(struct packet *p)
+{
+	const struct endpoint *src = endpoint_at(p->src_slot);
+
+	if (!src)
+		return;
+	p->endpoint_id = src->endpoint_id;
+	p->src_identity = src->identity;
+}
+
 static __always_inline int to_netdev_ip(struct __sk_buff *skb, struct packet *p, const bool v6)
 {
+	int ret;
+
 	if (parse_addresses(skb, p, v6))
 		return TC_ACT_OK;
 	if (CONFIG(masquerade)) {
 		p->src_slot = endpoint_slot_of_address(&p->saddr, v6);
-		if (p->src_slot)
-			return container_to_network(skb, p, v6);
+		if (p->src_slot) {
+			ret = container_to_network(skb, p, v6);
+			if (unlikely(ret < 0))
+				note_source(p);
+			return ret;
+		}
 	}
 	return host_to_network(skb, p, v6);
 }

@@ -103,6 +103,9 @@ static __always_inline int deliver_to_endpoint(struct __sk_buff *skb, const stru
 	if (unlikely(is_hop_limit_spent(ip, v6)))
 		return deliver_to_stack(skb, p);
 	hop_limit_decrement(ip, v6);
+	/* A device's sum over the whole packet is told; in IPv4 the header's checksum makes up for the change. */
+	if (v6 && !sent_here)
+		bpf_csum_update(skb, ~(__u32)bpf_htons(1));
 	set_pod_macs(ip - ETH_HLEN, ep);
 	if (skb->pkt_type != PACKET_HOST)
 		bpf_skb_change_type(skb, PACKET_HOST);

@@ -258,8 +258,11 @@ static __always_inline int host_verdict_alone(struct __sk_buff *skb, struct pack
 	}
 	if (p->flags & PACKET_RELATED)
 		p->protocol = p->family == FAMILY_IPV6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
-	if ((p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) &&
-	    bpf_skb_load_bytes(skb, p->l4_offset, &type, sizeof(type)))
+	/* A later fragment has no type, but that of its first one is known. */
+	if (p->flags & PACKET_ECHO_REPLY && !(p->flags & PACKET_RELATED))
+		type = p->family == FAMILY_IPV6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
+	else if ((p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) &&
+		 bpf_skb_load_bytes(skb, p->l4_offset, &type, sizeof(type)))
 		return DROP(DROP_CT_INVALID_HDR);
 	return policy_verdict(skb, p, row, p->target, bpf_htons(type));
 }

@@ -175,7 +175,8 @@ def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
         with contextlib.suppress(CliError):
             # Another probe may have added it, and will take it away.
             prefix = f"{address}/{ipaddress.ip_address(address).max_prefixlen}"
-            netns.ip("addr", "add", prefix, "dev", "lo", netns=name)
+            # Without looking for duplicates, which takes the kernel a moment even where it does not look.
+            netns.ip("addr", "add", prefix, "dev", "lo", *(["nodad"] if ":" in address else []), netns=name)
             added.append(prefix)
     try:
         yield

@@ -145,12 +145,16 @@ def _make_link(paths: LabPaths, link: str, peer_netns: str, options: str = "") -
     netns.ip(netns=paths.underlay_netns, batch=[command])
 
 
+# Otherwise an IPv6 address cannot be bound to until the kernel has come to it, duplicates looked for or not.
+_AT_ONCE = {4: "", 6: " nodad"}
+
+
 def _addresses(
     device: str, own: dict[int, str], networks: dict[int, Network], families: Sequence[int]
 ) -> list[str]:
     """Commands that give a device its addresses, IPv4's last."""
     return [
-        f"addr add {own[family]}/{networks[family].prefixlen} dev {device}"
+        f"addr add {own[family]}/{networks[family].prefixlen} dev {device}{_AT_ONCE[family]}"
         for family in sorted(families, reverse=True)
     ]
 
