@@ -12,6 +12,7 @@
 #include "lib/endpoint.h"
 #include "lib/flow.h"
 #include "lib/forward.h"
+#include "lib/host.h"
 #include "lib/identity.h"
 #include "lib/nd.h"
 #include "lib/parse6.h"
@@ -148,6 +149,20 @@ static __always_inline int to_container_ip(struct __sk_buff *skb, struct packet 
 	ret = find_sender(skb, p, v6);
 	if (ret)
 		return ret;
+	/* Elsewhere from_host has done that; with endpoint routes the node sends here directly. */
+	if (CONFIG(endpoint_routes) && !skb->ingress_ifindex && host_endpoint()) {
+		const __u8 flags = p->flags;
+
+		ret = host_judge(skb, p, 0, TRACE_TO_ENDPOINT, v6);
+		if (ret)
+			return ret;
+		/* The pod looks at it anew. */
+		p->flags = flags;
+		p->direction = DIR_INGRESS;
+		p->endpoint_id = dst->endpoint_id;
+		p->rule_cookie = 0;
+		p->policy_revision = 0;
+	}
 	flow_find(&f, p, v6);
 	if (likely(flow_goes_on(&f, p))) {
 		side = destination_side(&f);

@@ -79,7 +79,12 @@ class PodPrograms(Steps):
         parsed = self._parsed(given.frame)
         if parsed.destination != (endpoint.ipv4 if parsed.family == 4 else endpoint.ipv6):
             raise Drop(Reason.NO_LOCAL_CONTAINER)
-        self._receives(parsed, endpoint, self._sender(given, parsed.source))
+        sender = self._sender(given, parsed.source)
+        if self.world.node.endpoint_routes and given.ingress == 0 and self.world.host is not None:
+            # There the node sends to the device directly, past from_host.
+            self._sends(given.frame, self.world.host, "to-endpoint")
+            about.endpoint_id = endpoint.endpoint_id
+        self._receives(parsed, endpoint, sender)
         return Decision(Action.PASS, frame=given.frame)
 
     def from_overlay(self, given: Input) -> Decision:

@@ -197,6 +197,10 @@ class Steps:
     def _to_stack(self, frame: bytes, sender: int) -> Decision:
         return Decision(Action.PASS, frame=frame, mark=mark_of(sender))
 
+    def _sends(self, frame: bytes, host: Endpoint, point: str) -> None:
+        """The node's own packet is judged by its policy."""
+        raise NotImplementedError
+
     def _to_host(self, frame: bytes, sender: int) -> Decision:
         """To the node itself."""
         host, node = self.world.host, self.world.node
