@@ -26,7 +26,7 @@ _PEER_NAMES = {
     "routed": "routed veth",
     "vxlan": "routed over a VXLAN device",
 }
-_LATENCY_ROUNDS, _THROUGHPUT_ROUNDS = 9, 5
+_LATENCY_ROUNDS, _THROUGHPUT_ROUNDS = 9, 7
 
 
 def traffic(directory: FilePath) -> list[Figure]:

@@ -31,7 +31,7 @@ class Result:
     packets: int = 0
 
 
-def run_python(kernel: Kernel, *arguments: str, seconds: float = 1200) -> Outcome:
+def run_python(kernel: Kernel, *arguments: str, seconds: float = 2400) -> Outcome:
     """Runs this interpreter with arguments, in the repository, in a machine with the kernel."""
     path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY}/gen"
     return run(

