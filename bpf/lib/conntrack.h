@@ -83,13 +83,29 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } ct6 SEC(".maps");
 
-/* An entry in the making: off the stack, where older verifiers take no variable offset. */
+/*
+ * The key of the packet's flow, and an entry in the making: off the stack, which
+ * is short, and where older verifiers take no variable offset, and, before 6.2,
+ * no key behind a pointer that a global function got.
+ */
+struct ct_scratch {
+	struct ct_entry entry;
+	union ct_key key;
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, 1);
 	__type(key, __u32);
-	__type(value, struct ct_entry);
+	__type(value, struct ct_scratch);
 } ct_fresh SEC(".maps");
+
+static __always_inline struct ct_scratch *ct_scratch(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&ct_fresh, &zero);
+}
 
 /* 0 or 1, said so that older verifiers know it also of what was spilled. */
 static __always_inline __u32 one_bit(__u32 i)
@@ -126,11 +142,10 @@ static __always_inline bool ct_is_source_second(const struct packet *p, const bo
 	return p->sport > p->dport;
 }
 
-/* Fills p->key; returns the index in it of the packet's source. */
-static __always_inline bool ct_key_init(struct packet *p, const bool v6)
+/* Fills the key of p's flow; returns the index in it of the packet's source. */
+static __always_inline bool ct_key_init(union ct_key *key, const struct packet *p, const bool v6)
 {
 	const bool second = ct_is_source_second(p, v6);
-	union ct_key *key = &p->key;
 	const __u8 echo = v6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
 	__u8 requester = 0;
 

@@ -91,12 +91,12 @@ static __always_inline __u32 endpoint_slot_of_device(__u32 ifindex)
 /* The slot of the local endpoint that has the address, or 0. */
 static __always_inline __u32 endpoint_slot_of_address(const struct in6 *addr, const bool v6)
 {
+	/* Before 6.2 no key may be behind a pointer that a global function got. */
+	struct in6 key = *addr;
 	__u32 *slot;
 
-	if (v6)
-		slot = bpf_map_lookup_elem(&endpoint_ip6, addr);
-	else
-		slot = bpf_map_lookup_elem(&endpoint_ip4, addr);
+	slot = v6 ? bpf_map_lookup_elem(&endpoint_ip6, &key) :
+		    bpf_map_lookup_elem(&endpoint_ip4, &key.w[0]);
 	return slot ? *slot : 0;
 }
 

@@ -170,7 +170,7 @@ __noinline int event_emit(struct __sk_buff *skb, const struct packet *p,
 		e->captured = length;
 		/* Older verifiers lose the bound that the branch gave. */
 		asm volatile("" : "+r"(length));
-		if (length < 1 || length > EVENT_CAPTURE ||
+		if (length < ETH_HLEN || length > EVENT_CAPTURE ||
 		    bpf_skb_load_bytes(skb, 0, e->bytes, length))
 			e->captured = 0;
 	}

@@ -24,14 +24,35 @@ struct flow {
 	bool reply;
 };
 
+/* The entry of the flow whose key was made with this packet, NULL: there is none. */
+static __always_inline void flow_entry(struct flow *f, const bool v6)
+{
+	struct ct_scratch *scratch = ct_scratch();
+
+	f->ct = scratch ? ct_find(&scratch->key, v6) : NULL;
+}
+
+/* The entry in the making. */
+static __always_inline void flow_fresh(struct flow *f)
+{
+	struct ct_scratch *scratch = ct_scratch();
+
+	f->ct = scratch ? &scratch->entry : NULL;
+}
+
 /* Looks the packet's flow up, and on the clock if there is one. */
 static __always_inline void flow_find(struct flow *f, struct packet *p, const bool v6)
 {
+	struct ct_scratch *scratch = ct_scratch();
+
 	p->generation = node_generation();
-	if (ct_key_init(p, v6))
-		p->flags |= PACKET_SECOND;
-	f->ct = ct_find(&p->key, v6);
+	f->ct = NULL;
 	f->reply = false;
+	if (!scratch)
+		return;
+	if (ct_key_init(&scratch->key, p, v6))
+		p->flags |= PACKET_SECOND;
+	f->ct = ct_find(&scratch->key, v6);
 	if (likely(f->ct)) {
 		p->now = ct_now();
 		f->reply = f->ct->origin != !!(p->flags & PACKET_SECOND);
@@ -93,11 +114,9 @@ static __always_inline int flow_start(struct flow *f, struct packet *p, const st
 /* An empty entry for a flow that starts, once: it becomes the flow's with flow_commit(). */
 static __always_inline bool flow_has_entry(struct flow *f)
 {
-	__u32 zero = 0;
-
 	if (f->ct)
 		return true;
-	f->ct = bpf_map_lookup_elem(&ct_fresh, &zero);
+	flow_fresh(f);
 	if (!f->ct)
 		return false;
 	__builtin_memset(f->ct, 0, sizeof(*f->ct));
@@ -211,6 +230,7 @@ static __always_inline void flow_trace(struct __sk_buff *skb, const struct packe
 static __always_inline int flow_commit(struct __sk_buff *skb, struct packet *p, struct flow *f,
 				       __u8 point, const bool v6)
 {
+	struct ct_scratch *scratch;
 	int failed;
 
 	if (unlikely(node_flags() & NODE_TRACE))
@@ -226,10 +246,13 @@ static __always_inline int flow_commit(struct __sk_buff *skb, struct packet *p, 
 		return 0;
 	f->ct->origin = !!(p->flags & PACKET_SECOND);
 	f->ct->created = p->now;
+	scratch = ct_scratch();
+	if (!scratch)
+		return DROP(DROP_CT_CREATE_FAILED);
 	if (v6)
-		failed = bpf_map_update_elem(&ct6, &p->key.v6, f->ct, BPF_ANY);
+		failed = bpf_map_update_elem(&ct6, &scratch->key.v6, f->ct, BPF_ANY);
 	else
-		failed = bpf_map_update_elem(&ct4, &p->key.v4, f->ct, BPF_ANY);
+		failed = bpf_map_update_elem(&ct4, &scratch->key.v4, f->ct, BPF_ANY);
 	return failed ? DROP(DROP_CT_CREATE_FAILED) : 0;
 }
 
@@ -241,7 +264,7 @@ static __always_inline void flow_find_again(struct flow *f, struct packet *p, bo
 	f->reply = false;
 	if (is_new)
 		return;
-	f->ct = ct_find(&p->key, v6);
+	flow_entry(f, v6);
 	f->reply = f->ct && f->ct->origin != !!(p->flags & PACKET_SECOND);
 }
 

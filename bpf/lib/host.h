@@ -291,7 +291,7 @@ __noinline int host_verdict(struct __sk_buff *skb, struct packet *p, int parsed)
 	judged_by = row ? host->subject : 0;
 	epoch = row ? row->epoch : 0;
 	if (!(p->flags & (PACKET_NEW | PACKET_ALONE)))
-		f.ct = ct_find(&p->key, p->family == FAMILY_IPV6);
+		flow_entry(&f, p->family == FAMILY_IPV6);
 	side = f.ct ? ct_side(f.ct, p->direction) : NULL;
 	p->first_verdict = !(side && side->owner) && !(p->flags & PACKET_RELATED);
 	if (row && !(side && side->owner == host->endpoint_id && side->subject == judged_by &&
@@ -328,15 +328,14 @@ __noinline int host_verdict(struct __sk_buff *skb, struct packet *p, int parsed)
 __noinline int host_keep(struct __sk_buff *skb, struct packet *p, __u32 point)
 {
 	struct flow f = {};
-	__u32 zero = 0;
 
 	if (!p || p->flags & PACKET_ALONE)
 		return 0;
 	f.reply = p->flags & PACKET_REPLY;
 	if (p->flags & PACKET_NEW)
-		f.ct = bpf_map_lookup_elem(&ct_fresh, &zero);
+		flow_fresh(&f);
 	else
-		f.ct = ct_find(&p->key, p->family == FAMILY_IPV6);
+		flow_entry(&f, p->family == FAMILY_IPV6);
 	/* The entry's origin is the end that began. */
 	if (f.reply && p->flags & PACKET_NEW)
 		p->flags ^= PACKET_SECOND;

@@ -95,20 +95,20 @@ static __always_inline const struct ipcache_value *ipcache_find(const struct in6
 	if (v6) {
 		struct ipcache6_lpm_key key;
 
-		v = bpf_map_lookup_elem(&ipcache6, addr);
-		if (v)
-			return v;
 		key.prefixlen = 128;
 		key.addr = *addr;
+		v = bpf_map_lookup_elem(&ipcache6, &key.addr);
+		if (v)
+			return v;
 		return bpf_map_lookup_elem(&ipcache6_lpm, &key);
 	} else {
 		struct ipcache_lpm_key key;
 
-		v = bpf_map_lookup_elem(&ipcache4, addr);
-		if (v)
-			return v;
 		key.prefixlen = 32;
 		key.addr = addr->w[0];
+		v = bpf_map_lookup_elem(&ipcache4, &key.addr);
+		if (v)
+			return v;
 		return bpf_map_lookup_elem(&ipcache4_lpm, &key);
 	}
 }

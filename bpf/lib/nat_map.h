@@ -11,7 +11,8 @@
 #include "conntrack.h"
 #include "packet.h"
 
-#define NAT_MAX 131072
+/* Two for each flow of conntrack's table. */
+#define NAT_MAX 262144
 #define NAT_EXCLUDE_MAX 4096
 
 #define NAT_ORIGINAL 0

@@ -77,6 +77,5 @@ struct packet {
 	__u32 rule_cookie;
 	__u32 header_length; /* of IPv4's header in bytes */
 	__u64 policy_revision;
-	union ct_key key; /* of its flow, once that was looked for */
 };
-ASSERT_SIZE(struct packet, 152);
+ASSERT_SIZE(struct packet, 112);

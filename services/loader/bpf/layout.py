@@ -111,6 +111,7 @@ CT_ENTRY = _struct(
     packets="16s",
     bytes="16s",
 )
+CT_SCRATCH = _struct("ct_scratch", entry="112s", key="40s")
 METRIC = _struct("metric", packets="32s", bytes="32s")
 EVENT = _struct(
     "event",
@@ -123,7 +124,7 @@ FAILSAFE_KEY = _struct("failsafe_key", direction="B", protocol="B", port="2s")
 
 STRUCTS = (
     ENDPOINT, IPCACHE_VALUE, IPCACHE_LPM_KEY, IPCACHE6_LPM_KEY, NODE_STATE, POLICY_KEY, POLICY_VALUE,
-    POLICY_SHAPE, SUBJECT, SUBJECT_VERSIONS, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, METRIC, EVENT, FAILSAFE_KEY,
+    POLICY_SHAPE, SUBJECT, SUBJECT_VERSIONS, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, CT_SCRATCH, METRIC, EVENT, FAILSAFE_KEY,
 )  # fmt: skip
 
 _ENDPOINT, _IPCACHE_VALUE, _POLICY_KEY = ENDPOINT.codec(), IPCACHE_VALUE.codec(), POLICY_KEY.codec()
