@@ -9,7 +9,8 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.kernel.host.traffic import Place, serve
+from tests.kernel.echo import echo_server
+from tests.kernel.host.traffic import Place
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespaces
 
@@ -70,9 +71,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         )
         for place in (made.node, made.other, made.pod, made.far, made.world):
             for port in (OPEN, CLOSED, SSH):
-                stack.enter_context(serve(place, port))
+                stack.enter_context(echo_server(place.namespace, port))
             for port in (UDP_OPEN, UDP_CLOSED):
-                stack.enter_context(serve(place, port, udp=True))
+                stack.enter_context(echo_server(place.namespace, port, udp=True))
         yield made
 
 

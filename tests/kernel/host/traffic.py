@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,69 +25,6 @@ class Place:
 
     def address(self, *, ipv6: bool) -> str:
         return self.ipv6 if ipv6 else self.ipv4
-
-
-@contextmanager
-def serve(place: Place, port: int, *, udp: bool = False) -> Iterator[None]:
-    """Sends back whatever comes, over either family, until the block ends."""
-
-    def listen() -> socket.socket:
-        made = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM if udp else socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.bind(("::", port))
-        return made
-
-    listener = place.namespace.run(listen)
-    peers: list[socket.socket] = []
-
-    def echo(connection: socket.socket) -> None:
-        with connection:
-            try:
-                while data := connection.recv(65536):
-                    connection.sendall(data)
-            except OSError:
-                return
-
-    def accept() -> None:
-        listener.listen(16)
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            peers.append(connection)
-            threading.Thread(target=echo, args=(connection,), daemon=True).start()
-
-    def answer() -> None:
-        while True:
-            try:
-                data, sender = listener.recvfrom(65536)
-                if not data:
-                    return
-                listener.sendto(data, sender)
-            except OSError:
-                continue
-
-    thread = threading.Thread(target=answer if udp else accept, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        if udp:
-            place.namespace.run(lambda: _stop(port))
-        else:
-            # Closing alone does not wake a thread that waits in accept().
-            listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
-        listener.close()
-        for peer in peers:
-            peer.close()
-
-
-def _stop(port: int) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
-        last.sendto(b"", ("127.0.0.1", port))
 
 
 def blocked(does: Callable[..., bool], *who: object, **how: object) -> bool:

@@ -261,6 +261,19 @@ class Rig:
     def pod(self, node: Node, name: str, **labels: str) -> Pod:
         return Pod(node, name, self.namespaces.make(), labels)
 
+    def four_pods(self) -> dict[str, Pod]:
+        """web and near on the first node, client and stranger on the second, added."""
+        first, second = self.nodes
+        made = {
+            "web": self.pod(first, "web", app="web"),
+            "near": self.pod(first, "near", app="client"),
+            "client": self.pod(second, "client", app="client"),
+            "stranger": self.pod(second, "stranger", app="stranger"),
+        }
+        for pod in made.values():
+            pod.add()
+        return made
+
     def owners(self) -> set[str]:
         """Owners of addresses, as IPAM has them."""
         with grpc.insecure_channel(self.target("ipam")) as channel:

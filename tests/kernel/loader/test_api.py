@@ -13,8 +13,9 @@ from fimbria.loader.v1 import loader_pb2_grpc
 from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import DeadlineExceeded, NotFound, error_from_rpc
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import Pod, Rig
-from tests.kernel.loader.traffic import connect, echo_server, reaches, talks
+from tests.kernel.loader.traffic import connect, reaches, talks
 
 Pods: TypeAlias = "tuple[Pod, Pod]"
 
@@ -37,7 +38,7 @@ def pods(rig: Rig) -> Iterator[tuple[Pod, Pod]]:
     web, client = rig.pod(rig.nodes[0], "web", app="web"), rig.pod(rig.nodes[0], "client", app="client")
     web.add()
     client.add()
-    with echo_server(web, 80):
+    with echo_server(web.namespace, 80):
         yield web, client
 
 

@@ -9,8 +9,9 @@ from functools import partial
 import pytest
 from fimbria.loader.v1 import loader_pb2
 
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import Node, Pod, Rig
-from tests.kernel.loader.traffic import connect, echo_server, reaches, talks
+from tests.kernel.loader.traffic import connect, reaches, talks
 
 pytestmark = pytest.mark.kernel
 
@@ -31,16 +32,8 @@ Eventually = Callable[[Callable[[], bool]], None]
 @pytest.fixture(scope="module")
 def pods(rig: Rig) -> Iterator[dict[str, Pod]]:
     """web on the first node; near on the first, client and stranger on the second."""
-    first, second = rig.nodes
-    made = {
-        "web": rig.pod(first, "web", app="web"),
-        "near": rig.pod(first, "near", app="client"),
-        "client": rig.pod(second, "client", app="client"),
-        "stranger": rig.pod(second, "stranger", app="stranger"),
-    }
-    for pod in made.values():
-        pod.add()
-    with echo_server(made["web"], 80), echo_server(made["web"], 81):
+    made = rig.four_pods()
+    with echo_server(made["web"].namespace, 80), echo_server(made["web"].namespace, 81):
         yield made
 
 

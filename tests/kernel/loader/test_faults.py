@@ -11,8 +11,9 @@ from functools import partial
 import pytest
 from fimbria.loader.v1 import loader_pb2
 
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import Node, Pod, Rig
-from tests.kernel.loader.traffic import connect, datagrams, echo_server, reaches, talks
+from tests.kernel.loader.traffic import connect, datagrams, reaches, talks
 
 pytestmark = pytest.mark.kernel
 
@@ -34,7 +35,7 @@ Eventually = Callable[[Callable[[], bool]], None]
 def web(rig: Rig) -> Iterator[Pod]:
     made = rig.pod(rig.nodes[0], "web", app="web")
     made.add()
-    with echo_server(made, 80):
+    with echo_server(made.namespace, 80):
         yield made
 
 
@@ -157,7 +158,7 @@ def test_a_loader_killed_at_any_time_of_an_add_leaves_the_pod_whole_or_nothing(
         owner = f"{pod.container_id}/eth0"
         if code == 0:
             pod.ipv4 = answer["ips"][0]["address"].partition("/")[0]
-            with echo_server(pod, 80):
+            with echo_server(pod.namespace, 80):
                 eventually(partial(reaches, client, pod, 80))
         else:
             # It may have been done, only the answer was lost; else nothing is left of it.

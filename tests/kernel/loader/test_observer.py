@@ -16,8 +16,9 @@ from fimbria.loader.v1 import loader_pb2 as pb
 from fimbria.loader.v1 import loader_pb2_grpc
 
 from services.chassis.errors import error_from_rpc
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
-from tests.kernel.loader.traffic import echo_server, reaches
+from tests.kernel.loader.traffic import reaches
 from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -52,7 +53,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
 def web(rig: Rig) -> Iterator[Pod]:
     pod = rig.pod(rig.nodes[0], "web", app="web")
     pod.add()
-    with echo_server(pod, 80):
+    with echo_server(pod.namespace, 80):
         yield pod
 
 

@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 from fimbria.loader.v1 import loader_pb2
 
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
 from tests.kernel.loader.test_routing_modes import ONLY_CLIENT
-from tests.kernel.loader.traffic import connect, echo_server, reaches, talks
+from tests.kernel.loader.traffic import connect, reaches, talks
 from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -34,7 +35,7 @@ def pods(rig: Rig) -> Iterator[dict[str, Pod]]:
     made = {name: rig.pod(rig.nodes[0], name, app=name) for name in ("web", "client", "stranger")}
     for pod in made.values():
         pod.add()
-    with echo_server(made["web"], 80):
+    with echo_server(made["web"].namespace, 80):
         rig.apply(ONLY_CLIENT)
         yield made
         rig.remove_policy(ONLY_CLIENT)

@@ -11,8 +11,9 @@ from itertools import product
 import pytest
 from fimbria.loader.v1 import loader_pb2
 
+from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig
-from tests.kernel.loader.traffic import connect, echo_server, reaches, talks
+from tests.kernel.loader.traffic import connect, reaches, talks
 from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -54,16 +55,8 @@ def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 @pytest.fixture(scope="module")
 def pods(rig: Rig) -> Iterator[dict[str, Pod]]:
     """web and near on the first node, client and stranger on the second."""
-    first, second = rig.nodes
-    made = {
-        "web": rig.pod(first, "web", app="web"),
-        "near": rig.pod(first, "near", app="client"),
-        "client": rig.pod(second, "client", app="client"),
-        "stranger": rig.pod(second, "stranger", app="stranger"),
-    }
-    for pod in made.values():
-        pod.add()
-    with echo_server(made["web"], 80), echo_server(made["web"], 81):
+    made = rig.four_pods()
+    with echo_server(made["web"].namespace, 80), echo_server(made["web"].namespace, 81):
         deadline = time.monotonic() + 10
         prefixes = {prefix for pod in made.values() for prefix in (f"{pod.ipv4}/32", f"{pod.ipv6}/128")}
         while any(node.ipcache().keys() < prefixes for node in rig.nodes):

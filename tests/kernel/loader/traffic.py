@@ -14,52 +14,6 @@ from tests.kernel.loader.rig import Node, Pod
 CONNECT_SECONDS = 1.0
 
 
-@contextmanager
-def echo_server(pod: Pod, port: int) -> Iterator[None]:
-    """Sends back whatever comes over TCP, until the block ends."""
-
-    def listen() -> socket.socket:
-        made = socket.socket(socket.AF_INET6, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        # IPv4 too.
-        made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        made.bind(("::", port))
-        made.listen(16)
-        return made
-
-    listener = pod.namespace.run(listen)
-    peers: list[socket.socket] = []
-
-    def serve(connection: socket.socket) -> None:
-        with connection:
-            try:
-                while data := connection.recv(4096):
-                    connection.sendall(data)
-            except OSError:
-                return
-
-    def accept() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            peers.append(connection)
-            threading.Thread(target=serve, args=(connection,), daemon=True).start()
-
-    thread = threading.Thread(target=accept, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        # Closing alone does not wake a thread that waits in accept().
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        for peer in peers:
-            peer.close()
-        thread.join()
-
-
 def connect(
     source: Pod | Node, destination: Pod, port: int, seconds: float = CONNECT_SECONDS, *, ipv6: bool = False
 ) -> socket.socket:
