@@ -38,7 +38,6 @@
 
 #define IP_MF 0x2000
 #define IP_OFFSET 0x1FFF
-#define IP_DF 0x4000
 
 /* An IPv6 address. Where both families share a field, an IPv4 address is in w[0] and the rest is 0. */
 struct in6 {

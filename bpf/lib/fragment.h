@@ -77,7 +77,7 @@ static __always_inline void fragment_key(union frag_key *key, const struct packe
 }
 
 /* Not for ICMP errors: what they quote is not in their later fragments' key. */
-static __always_inline void fragment_note(struct packet *p, __be32 id, __u8 protocol, const bool v6)
+static __always_inline void fragment_note(const struct packet *p, __be32 id, __u8 protocol, const bool v6)
 {
 	struct frag_value value = {
 		.sport = p->sport,
@@ -87,7 +87,6 @@ static __always_inline void fragment_note(struct packet *p, __be32 id, __u8 prot
 	};
 	union frag_key key;
 
-	p->flags |= PACKET_FIRST_FRAGMENT;
 	if (p->flags & PACKET_RELATED)
 		return;
 	fragment_key(&key, p, id, protocol, v6);

@@ -14,15 +14,11 @@
 #define PACKET_NEW 8
 /* It goes against the direction of its flow. */
 #define PACKET_REPLY 16
-/* The first of a fragmented datagram. */
-#define PACKET_FIRST_FRAGMENT 32
-
 /* Its source stands second in the flow's key. */
 #define PACKET_SECOND 64
 /* Of the node: it is of no flow, and judged by itself. */
 #define PACKET_ALONE 128
 
-#define FAMILY_NONE 0
 #define FAMILY_IPV4 4
 #define FAMILY_IPV6 6
 
@@ -75,7 +71,6 @@ struct packet {
 	__u32 target; /* ROUTE_* or a tunnel endpoint: where it goes */
 	__u32 endpoint_id; /* whose verdict is in progress */
 	__u32 rule_cookie;
-	__u32 header_length; /* of IPv4's header in bytes */
 	__u64 policy_revision;
 };
-ASSERT_SIZE(struct packet, 112);
+ASSERT_SIZE(struct packet, 104);

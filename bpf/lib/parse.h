@@ -286,7 +286,6 @@ __noinline int parse_ipv4(struct __sk_buff *skb, struct packet *p, const struct 
 	p->protocol = ip->protocol;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
-	p->header_length = header;
 	if (unlikely(ip->version != 4 || header < sizeof(*ip) || total < header ||
 		     ETH_HLEN + total > skb->len))
 		return DROP(DROP_INVALID);

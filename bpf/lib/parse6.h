@@ -120,7 +120,6 @@ __noinline int parse_ipv6(struct __sk_buff *skb, struct packet *p, const struct 
 	p->daddr = ip->daddr;
 	p->flow_saddr = ip->saddr;
 	p->protocol = ip->next_header;
-	p->header_length = sizeof(*ip);
 	end = ETH_HLEN + sizeof(*ip) + bpf_ntohs(ip->payload_length);
 	if (unlikely((ip->version_class_label & bpf_htonl(0xf0000000)) != bpf_htonl(0x60000000) ||
 		     end > skb->len))

@@ -123,43 +123,29 @@ __noinline int remove_subject(__u32 number)
 	return 0;
 }
 
-__noinline int add_pod_a(void)
-{
-	struct endpoint row = {
-		.ifindex = CONFIG(lxc_a_ifindex),
-		.identity = ID_A,
-		.subject = SUBJECT_A,
-		.endpoint_id = ENDPOINT_A,
-		.pod_mac = POD_A_MAC,
-		.host_mac = LXC_A_MAC,
-		.ipv4 = address4(POD_A),
-		.ipv6 = address6(POD_A),
-	};
+/* A pod by its letter, as the names of its constants have it, behind the device of that role. */
+#define ADD_POD(function, X, device_ifindex)                        \
+	__noinline int function(void)                               \
+	{                                                           \
+		struct endpoint row = {                             \
+			.ifindex = CONFIG(device_ifindex),          \
+			.identity = ID_##X,                         \
+			.subject = SUBJECT_##X,                     \
+			.endpoint_id = ENDPOINT_##X,                \
+			.pod_mac = POD_##X##_MAC,                   \
+			.host_mac = LXC_##X##_MAC,                  \
+			.ipv4 = address4(POD_##X),                  \
+			.ipv6 = address6(POD_##X),                  \
+		};                                                  \
+                                                                    \
+		put_slot(SLOT_##X, &row);                           \
+		add_subject(SUBJECT_##X);                           \
+		add_address(POD_##X, ID_##X, HOST_NONE);            \
+		return 0;                                           \
+	}
 
-	put_slot(SLOT_A, &row);
-	add_subject(SUBJECT_A);
-	add_address(POD_A, ID_A, HOST_NONE);
-	return 0;
-}
-
-__noinline int add_pod_b(void)
-{
-	struct endpoint row = {
-		.ifindex = CONFIG(lxc_b_ifindex),
-		.identity = ID_B,
-		.subject = SUBJECT_B,
-		.endpoint_id = ENDPOINT_B,
-		.pod_mac = POD_B_MAC,
-		.host_mac = LXC_B_MAC,
-		.ipv4 = address4(POD_B),
-		.ipv6 = address6(POD_B),
-	};
-
-	put_slot(SLOT_B, &row);
-	add_subject(SUBJECT_B);
-	add_address(POD_B, ID_B, HOST_NONE);
-	return 0;
-}
+ADD_POD(add_pod_a, A, lxc_a_ifindex)
+ADD_POD(add_pod_b, B, lxc_b_ifindex)
 
 /* flags: NODE_*. */
 static __always_inline void set_node_flags(__u32 flags)
