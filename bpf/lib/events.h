@@ -23,16 +23,13 @@
 /* Of a trace event: where the packet goes. */
 #define TRACE_TO_ENDPOINT 1
 #define TRACE_TO_OVERLAY 2
-#define TRACE_TO_STACK 3
-#define TRACE_TO_HOST 4
-#define TRACE_TO_NETWORK 5
+#define TRACE_TO_HOST 3
+#define TRACE_TO_NETWORK 4
 
 /* Of a trace event: what the packet is to its flow. */
 #define FLOW_NEW 1
-#define FLOW_ESTABLISHED 2
-#define FLOW_REPLY 3
-#define FLOW_RELATED 4
-#define FLOW_CLOSING 5
+#define FLOW_RELATED 2
+#define FLOW_CLOSING 3
 
 #define EVENTS_BYTES (1 << 20)
 /* Ethernet, IPv6 and TCP headers with some options, or what an error quotes. */

@@ -86,9 +86,8 @@ class PacketReport:
     ``time_ns`` is on CLOCK_MONOTONIC; ``reason`` names why it was dropped, or would have been but for audit
     mode, else it is empty; ``direction`` is 0 for ingress and 1 for egress; ``family`` is 4, 6, or 0 where
     the packet was neither. Of a trace, ``point`` is where the packet goes ("to-endpoint", "to-overlay",
-    "to-stack", "to-host", "to-network") and ``state`` what it is to its flow ("new", "established", "reply",
-    "related", "closing"); else both are empty. ``length`` is in bytes with the Ethernet header, ``packet``
-    its beginning, at most 96 bytes.
+    "to-host", "to-network") and ``state`` what it is to its flow ("new", "related", "closing"); else
+    both are empty. ``length`` is in bytes with the Ethernet header, ``packet`` its beginning, at most 96 bytes.
     """
 
     time_ns: int

@@ -16,8 +16,8 @@ KIND_VERDICT = "verdict"
 KIND_TRACE = "trace"
 _KINDS = {1: KIND_DROP, 2: KIND_VERDICT, 3: KIND_TRACE}
 _VERDICTS = {0: "deny", 1: "allow", 2: "audit"}
-_POINTS = {1: "to-endpoint", 2: "to-overlay", 3: "to-stack", 4: "to-host", 5: "to-network"}
-_STATES = {1: "new", 2: "established", 3: "reply", 4: "related", 5: "closing"}
+_POINTS = {1: "to-endpoint", 2: "to-overlay", 3: "to-host", 4: "to-network"}
+_STATES = {1: "new", 2: "related", 3: "closing"}
 
 
 @dataclass(frozen=True, slots=True)

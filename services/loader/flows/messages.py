@@ -27,14 +27,11 @@ VERDICTS: Final = {
 POINTS: Final = {
     "to-endpoint": pb.TRACE_POINT_TO_ENDPOINT,
     "to-overlay": pb.TRACE_POINT_TO_OVERLAY,
-    "to-stack": pb.TRACE_POINT_TO_STACK,
     "to-host": pb.TRACE_POINT_TO_HOST,
     "to-network": pb.TRACE_POINT_TO_NETWORK,
 }
 STATES: Final = {
     "new": pb.FLOW_STATE_NEW,
-    "established": pb.FLOW_STATE_ESTABLISHED,
-    "reply": pb.FLOW_STATE_REPLY,
     "related": pb.FLOW_STATE_RELATED,
     "closing": pb.FLOW_STATE_CLOSING,
 }
