@@ -87,7 +87,7 @@ class PacketReport:
     mode, else it is empty; ``direction`` is 0 for ingress and 1 for egress; ``family`` is 4, 6, or 0 where
     the packet was neither. Of a trace, ``point`` is where the packet goes ("to-endpoint", "to-overlay",
     "to-host", "to-network") and ``state`` what it is to its flow ("new", "related", "closing"); else
-    both are empty. ``length`` is in bytes with the Ethernet header; ``packet`` has at most its first 96 bytes.
+    both are empty. ``length`` is in bytes with the Ethernet header; ``packet`` is its first 96 bytes or less.
     """
 
     time_ns: int
