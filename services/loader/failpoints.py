@@ -1,0 +1,49 @@
+"""Places where a test may have the process die, as a power cut or the OOM killer would have it.
+
+A place costs a dictionary lookup while none is chosen. ``FIMBRIA_FAILPOINT=NAME[:N]`` chooses one: at the
+N-th time (1: the first) that it is passed, the process ends by SIGKILL; nothing is flushed, closed or undone.
+``NAME!ERROR[:N]`` raises an OSError with that errno name there instead, once.
+
+Names are ``<what>.<step>``: "migrate.filled" is passed when a migration has filled its maps. They are listed
+in :data:`PLACES`, which the crash tests go through one by one; passing one that is not listed is an error.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+from typing import Final
+
+VARIABLE: Final = "FIMBRIA_FAILPOINT"
+
+# In the order in which they are passed. The module that passes a place says what is true there.
+PLACES: Final[tuple[str, ...]] = ()
+
+_counts: dict[str, int] = {}
+
+
+def _chosen() -> tuple[str, str, int]:
+    text = os.environ.get(VARIABLE, "")
+    place, _, count = text.partition(":")
+    name, _, error = place.partition("!")
+    return name, error, int(count or 1) if text else 0
+
+
+_NAME, _ERROR, _COUNT = _chosen()
+
+
+def passed(place: str) -> None:
+    """Tells that a place is passed. Raises OSError, or does not return, if a test has chosen so."""
+    if not _NAME:
+        return
+    if place not in PLACES:
+        raise ValueError(f"failpoint {place!r} is not in PLACES")
+    if place != _NAME:
+        return
+    _counts[place] = _counts.get(place, 0) + 1
+    if _counts[place] != _COUNT:
+        return
+    if not _ERROR:
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise OSError(getattr(errno, _ERROR), f"failpoint {place}")
