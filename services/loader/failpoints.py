@@ -18,7 +18,48 @@ from typing import Final
 VARIABLE: Final = "FIMBRIA_FAILPOINT"
 
 # In the order in which they are passed. The module that passes a place says what is true there.
-PLACES: Final[tuple[str, ...]] = ()
+PLACES: Final[tuple[str, ...]] = (
+    # bpf/opening.py, bpf/migration.py
+    "load.compiled",
+    "load.loaded",
+    "migrate.created",
+    "migrate.filled",
+    "migrate.committed",
+    "migrate.switched",
+    "migrate.caught_up",
+    "migrate.map_pinned",
+    "migrate.done",
+    "pin.program",
+    # bpf/attach.py
+    "attach.filter",
+    "attach.link_created",
+    "attach.link_pinned",
+    "attach.replaced",
+    # bpf/slots.py, bpf/subjects.py, policy/
+    "slot.row",
+    "slot.device",
+    "slot.address",
+    "subject.row",
+    "subject.turned",
+    "policy.instance_written",
+    "policy.in_force",
+    "policy.old_deleted",
+    # endpoints/records.py
+    "record.written",
+    "record.renamed",
+    "record.deleted",
+    # endpoints/
+    "add.recorded",
+    "add.linked",
+    "add.realized",
+    "add.published",
+    "delete.noted",
+    "delete.device",
+    "delete.rows",
+    "identity.policy",
+    "identity.switched",
+    "identity.saved",
+)
 
 _counts: dict[str, int] = {}
 
