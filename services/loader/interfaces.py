@@ -7,7 +7,7 @@ real ones, and a fake of each is a few dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -19,7 +19,42 @@ from services.loader.policy.plan import Realized
 
 
 class DatapathError(Exception):
-    """The kernel refused a write or a load; the message names the operation and the kernel's words."""
+    """The kernel refused a write or a load; the message names the operation and the kernel's words.
+
+    ``metadata`` holds what is known besides, for a client's ErrorInfo.
+    """
+
+    def __init__(self, message: str, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata = metadata
+
+
+class DatapathRefused(DatapathError):
+    """The programs do not compile, the verifier refuses them, or a pinned map cannot become what they need:
+    nothing has changed, and trying again does not help (FAILED_PRECONDITION, DATAPATH_UNAVAILABLE).
+    """
+
+
+class MapNotFound(DatapathError):
+    """There is no map of that name (NOT_FOUND, MAP_NOT_FOUND); metadata: map."""
+
+
+class MapNotResizable(DatapathError):
+    """The programs count on the map's size (FAILED_PRECONDITION, MAP_NOT_RESIZABLE); metadata: map."""
+
+
+class MapSizeInvalid(DatapathError):
+    """No map can have that size (INVALID_ARGUMENT, MAP_SIZE_INVALID); metadata: map, max_entries."""
+
+
+class MapTooSmall(DatapathError):
+    """What the map holds would not fit (FAILED_PRECONDITION, MAP_TOO_SMALL); metadata: map, entries,
+    max_entries.
+    """
+
+
+class MapHasNoEntries(DatapathError):
+    """The map's type has no elements to list (FAILED_PRECONDITION, MAP_HAS_NO_ENTRIES); metadata: map."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,24 +164,82 @@ class TrackedConnection:
 
 
 @dataclass(frozen=True, slots=True)
+class ProgramAttachment:
+    """One place where a program runs. ``hook``: "ingress", "egress", "xdp", "netkit-primary" or
+    "netkit-peer"; ``kind``, what holds it there: "tcx", "clsact", "xdp-native", "xdp-generic" or "netkit".
+    """
+
+    device: str
+    hook: str
+    kind: str
+
+
+@dataclass(frozen=True, slots=True)
 class ProgramInfo:
-    """A loaded program."""
+    """A loaded program. ``instructions`` as the verifier left them; ``memory_bytes`` is what the kernel
+    charges for it; ``load_time`` in seconds since 1970.
+    """
 
     name: str
     id: int
     tag: str
     verified_insns: int
     devices: tuple[str, ...]
+    instructions: int = 0
+    memory_bytes: int = 0
+    load_time: float = 0.0
+    attachments: tuple[ProgramAttachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class MapInfo:
-    """A map; ``entries`` is None where nobody counts them."""
+    """A map; ``entries`` is None where nobody counts them.
+
+    ``flags`` are BPF_F_…; ``memory_bytes`` is what the kernel charges for it; ``resized``: a setting or an
+    operator gave it its size, not the programs.
+    """
 
     name: str
     type: str
     max_entries: int
     entries: int | None
+    id: int = 0
+    key_size: int = 0
+    value_size: int = 0
+    flags: int = 0
+    memory_bytes: int = 0
+    resized: bool = False
+
+    @property
+    def pressure(self) -> float | None:
+        """Entries as a share of max_entries, 0 to 1; None where they are not counted."""
+        return None if self.entries is None or not self.max_entries else self.entries / self.max_entries
+
+
+@dataclass(frozen=True, slots=True)
+class MapRow:
+    """One element of a map: its bytes, of a per-CPU map one value after the other, and both as JSON by field
+    names, "" where the map has no type information.
+    """
+
+    key: bytes
+    value: bytes
+    key_json: str = ""
+    value_json: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReloadReport:
+    """What a reload did: the programs in force, how many endpoint devices run them, seconds in all and for
+    switching the devices, the maps whose content moved. ``unchanged``: nothing had to be loaded.
+    """
+
+    programs: tuple[ProgramInfo, ...]
+    endpoints: int
+    seconds: float
+    attach_seconds: float
+    migrated_maps: tuple[str, ...] = ()
+    unchanged: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,9 +325,26 @@ class EndpointKernel(Protocol):
 class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
     """All of the node's kernel state."""
 
+    def reload(self, *, rebuild: bool) -> ReloadReport:
+        """Loads the programs and moves every device of the node to them, those of endpoints too; with
+        ``rebuild`` they are compiled anew even if the cache has them. Blocks other writes meanwhile: for a
+        thread. Raises DatapathError; DatapathRefused where the programs do not compile or the verifier
+        refuses them. After a failure every device has the programs that it had before.
+        """
+
     def rebuild(self) -> None:
-        """Compiles and loads the programs anew and replaces those of the node's devices; endpoints are
-        attached anew by the caller.
+        """``reload(rebuild=True)``, without its report."""
+
+    def resize_map(self, name: str, max_entries: int) -> MapInfo:
+        """Gives a map another size with what it holds, under traffic; 0: the size that the programs declare.
+        The size outlives the process. As long and as blocking as :meth:`reload`. Raises MapNotFound,
+        MapNotResizable, MapSizeInvalid, MapTooSmall, or DatapathError; then all is as it was.
+        """
+
+    def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
+        """What a map holds, in no order; at most ``limit`` elements, 0 for all. Elements that come or go
+        meanwhile may be among them or not. Raises MapNotFound, MapHasNoEntries or DatapathError before the
+        first element; walking it may take long: for a thread.
         """
 
     def collect_connections(self) -> Collected:

@@ -34,8 +34,12 @@ from services.loader.interfaces import (
     EntryCount,
     EventSource,
     MapInfo,
+    MapNotFound,
+    MapNotResizable,
+    MapRow,
     PacketReport,
     ProgramInfo,
+    ReloadReport,
     ReportKind,
     SubjectHead,
     TrackedConnection,
@@ -269,13 +273,32 @@ class Kernel:
         with _refusals():
             self._datapath.host_policy(subject)
 
-    def rebuild(self) -> None:
-        """Compiles and loads the programs anew and replaces those of the node's devices."""
+    def reload(self, *, rebuild: bool) -> ReloadReport:
+        """Loads the programs anew and replaces those of the node's devices."""
+        started = time.perf_counter()
         with _refusals():
             fresh = self._reopen()
         with self._walking:
             old, self._datapath = self._datapath, fresh
         old.close()
+        return ReloadReport(
+            tuple(self.programs()),
+            len(fresh.endpoints()),
+            time.perf_counter() - started,
+            fresh.report.attach_seconds,
+        )
+
+    def rebuild(self) -> None:
+        """``reload(rebuild=True)``, without its report."""
+        self.reload(rebuild=True)
+
+    def resize_map(self, name: str, max_entries: int) -> MapInfo:
+        """Gives a map another size."""
+        raise MapNotResizable(f"map {name} cannot be resized to {max_entries} entries yet", map=name)
+
+    def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
+        """What a map holds."""
+        raise MapNotFound(f"map {name} cannot be listed yet (limit {limit})", map=name)
 
     def collect_connections(self) -> Collected:
         """Removes expired connections."""

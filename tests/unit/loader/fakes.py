@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.chassis.errors import Unavailable
@@ -17,9 +17,11 @@ from services.loader.interfaces import (
     EntryCount,
     EventSource,
     MapInfo,
+    MapRow,
     Node,
     PacketReport,
     ProgramInfo,
+    ReloadReport,
     ResolvedIdentity,
     SubjectHead,
     TrackedConnection,
@@ -122,8 +124,19 @@ class FakeKernel:
     def attached(self) -> list[AttachedEndpoint]:
         return list(self.endpoints.values())
 
+    def reload(self, *, rebuild: bool) -> ReloadReport:
+        self._write("rebuild" if rebuild else "reload")
+        return ReloadReport((), len(self.endpoints), 0.0, 0.0)
+
     def rebuild(self) -> None:
-        self._write("rebuild")
+        self.reload(rebuild=True)
+
+    def resize_map(self, name: str, max_entries: int) -> MapInfo:
+        self._write("resize_map")
+        return MapInfo(name, "hash", max_entries, 0, resized=bool(max_entries))
+
+    def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
+        return iter(())
 
     def collect_connections(self) -> Collected:
         return Collected(0, 0)
