@@ -15,10 +15,10 @@ from collections.abc import Callable
 from typing import Final
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health_aio
+from grpc_health.v1 import health_pb2_grpc
 
 from services.chassis.errors import StartError
+from services.chassis.health import Health
 from services.chassis.interceptor import ServerCalls
 from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import Telemetry
@@ -49,7 +49,7 @@ class ServiceServer:
         self._settings = settings
         self._calls = ServerCalls(telemetry)
         self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
-        self._health = health_aio.HealthServicer()
+        self._health = Health()
         self._names: list[str] = []
         self._sockets: list[str] = []
         self._stop = asyncio.Event()
@@ -75,8 +75,17 @@ class ServiceServer:
         self.addresses = [self._bind(address) for address in self._settings.listen]
         await self._server.start()
         for name in ("", *self._names):
-            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+            self._health.set(name, True)
         return self.addresses
+
+    def set_serving(self, name: str, serving: bool) -> None:
+        """Gives health to a name of one's own, for example ``fimbria.loader.v1.readiness``.
+
+        Every name of a service, and the empty one (the process lives), serves from ``start`` to ``stop``; a
+        name that is set here is as it was set last, and NOT_SERVING from ``stop`` on. To be called from the
+        event loop's thread, before ``start`` too.
+        """
+        self._health.set(name, serving)
 
     def request_stop(self) -> None:
         """Makes ``serve_until_stopped`` drain and return. May be called from a signal handler."""
@@ -104,7 +113,7 @@ class ServiceServer:
         if self._stopped:
             return
         self._stopped = True
-        await self._health.enter_graceful_shutdown()
+        self._health.stop()
         self._calls.drain()
         await self._server.stop(self._settings.drain_seconds)
         for path in self._sockets:

@@ -27,7 +27,7 @@ from services.chassis.server import ListenError, ServiceServer
 from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import Telemetry, init_telemetry
 
-from .conftest import Running, health, serving
+from .conftest import FULL_NAME, Running, health, serving
 
 BUF = Path(sys.executable).with_name("buf")
 
@@ -73,6 +73,31 @@ async def test_health_follows_the_servers_life(running: Running) -> None:
     assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
     async with asyncio.timeout(1.5):
         await stopping
+
+
+async def test_a_name_of_ones_own_has_health_of_its_own(running: Running) -> None:
+    ready, stub = health_pb2.HealthCheckRequest(service="echo.readiness"), health(running)
+    with pytest.raises(grpc.RpcError) as caught:
+        await stub.Check(ready)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    leaver, watch = stub.Watch(ready), stub.Watch(ready)
+    for each in (leaver, watch):
+        assert (await each.read()).status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+    running.server.set_serving("echo.readiness", False)
+    for each in (leaver, watch):
+        assert (await each.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    # The process and its service live all the while.
+    for name in ("", FULL_NAME):
+        answer = await stub.Check(health_pb2.HealthCheckRequest(service=name))
+        assert answer.status == health_pb2.HealthCheckResponse.SERVING
+    leaver.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaver.read()
+    running.server.set_serving("echo.readiness", True)
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.SERVING
+    stopping = asyncio.create_task(running.server.stop())
+    assert (await watch.read()).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await stopping
 
 
 async def test_a_drain_ends_watches_and_lets_calls_finish(running: Running) -> None:
