@@ -16,6 +16,7 @@ from tests.bench import fimbria
 from tests.bench.cni import Plugin, call, ptp
 from tests.bench.cost import costs, table
 from tests.bench.figures import Figure, median, percentile
+from tests.bench.loader import loader
 from tests.bench.namespaces import namespaces
 from tests.bench.report import Table, render
 from tests.bench.traffic_figures import traffic
@@ -96,6 +97,12 @@ def _cni(ours: Plugin, directory: Path, rounds: int = 60) -> list[Figure]:
     return figures
 
 
+def many_endpoints(directory: Path) -> list[Figure]:
+    """A node with many endpoints."""
+    _tell("a node with many endpoints")
+    return loader(directory)
+
+
 def cost(directory: Path) -> Table:
     """What each program takes for a packet."""
     _tell("cost per packet")
@@ -110,6 +117,7 @@ def main() -> int:
     """Runs the sections asked for; returns the exit code."""
     sections: dict[str, tuple[str, Callable[[Path], list[Figure] | Table]]] = {
         "control": ("Control plane", control_plane),
+        "loader": ("Loader", many_endpoints),
         "cost": ("Cost per packet", cost),
         "traffic": ("Traffic", traffic),
     }
