@@ -4,6 +4,10 @@ A place costs a dictionary lookup while none is chosen. ``FIMBRIA_FAILPOINT=NAME
 N-th time (1: the first) that it is passed, the process ends by SIGKILL; nothing is flushed, closed or undone.
 ``NAME!ERROR[:N]`` raises an OSError with that errno name there instead, once.
 
+A path (``FIMBRIA_FAILPOINT=/DIRECTORY``) lets a test choose while the process runs: the file ``chosen`` in
+that directory, if it is there, holds what the variable would. Every place that is passed is noted in
+``passed``.
+
 Names are ``<what>.<step>``: "migrate.filled" is passed when a migration has filled its maps. They are listed
 in :data:`PLACES`, which the crash tests go through one by one; passing one that is not listed is an error.
 """
@@ -61,30 +65,35 @@ PLACES: Final[tuple[str, ...]] = (
     "identity.saved",
 )
 
+_chosen = os.environ.get(VARIABLE, "")
 _counts: dict[str, int] = {}
-
-
-def _chosen() -> tuple[str, str, int]:
-    text = os.environ.get(VARIABLE, "")
-    place, _, count = text.partition(":")
-    name, _, error = place.partition("!")
-    return name, error, int(count or 1) if text else 0
-
-
-_NAME, _ERROR, _COUNT = _chosen()
 
 
 def passed(place: str) -> None:
     """Tells that a place is passed. Raises OSError, or does not return, if a test has chosen so."""
-    if not _NAME:
+    if not _chosen:
         return
     if place not in PLACES:
         raise ValueError(f"failpoint {place!r} is not in PLACES")
-    if place != _NAME:
+    chosen = _chosen if _chosen[0] != "/" else _chosen_now(_chosen, place)
+    what, _, number = chosen.partition(":")
+    name, _, error = what.partition("!")
+    if place != name:
         return
-    _counts[place] = _counts.get(place, 0) + 1
-    if _counts[place] != _COUNT:
+    _counts[chosen] = _counts.get(chosen, 0) + 1
+    if _counts[chosen] != int(number or 1):
         return
-    if not _ERROR:
+    if not error:
+        # No cleanup of any kind: that is the point.
         os.kill(os.getpid(), signal.SIGKILL)
-    raise OSError(getattr(errno, _ERROR), f"failpoint {place}")
+    raise OSError(getattr(errno, error), f"failpoint {place}")
+
+
+def _chosen_now(directory: str, place: str) -> str:
+    with open(os.path.join(directory, "passed"), "a", encoding="ascii") as file:
+        file.write(f"{place}\n")
+    try:
+        with open(os.path.join(directory, "chosen"), encoding="ascii") as file:
+            return file.read().strip()
+    except FileNotFoundError:
+        return ""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Final, Protocol
 
 from services.chassis.logs import get_logger
+from services.loader import failpoints
 from services.loader.endpoints.endpoint import NamedPort
 from services.loader.interfaces import DatapathError, PolicyKernel, SubjectHead
 from services.loader.policy.entries import EntryKey, EntryValue
@@ -218,12 +219,15 @@ class SubjectTable:
         target = todo.target
         try:
             self._kernel.put_policy(target.instance, todo.puts)
+            if not todo.in_place:
+                failpoints.passed("policy.instance_written")
             self._kernel.delete_policy(target.instance, todo.removals)
             self._kernel.put_subject(subject.number, target)
-        except DatapathError:
+        except (DatapathError, OSError):
             if not todo.in_place:
                 self._retire(target.instance, tuple(key for key, _ in todo.puts))
             raise
+        failpoints.passed("policy.in_force")
         subject.realized = target
         if todo.retired:
             self._retire(todo.retired_instance, todo.retired)
@@ -232,7 +236,8 @@ class SubjectTable:
         def remove() -> None:
             try:
                 self._kernel.delete_policy(instance, keys)
-            except DatapathError as problem:
+                failpoints.passed("policy.old_deleted")
+            except (DatapathError, OSError) as problem:
                 _log.warning("policy.retire_failed", instance=instance, entries=len(keys), error=str(problem))
 
         if keys:

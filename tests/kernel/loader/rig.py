@@ -43,12 +43,16 @@ class Process:
     ready: Path
     log: Path
     running: subprocess.Popen[bytes] | None = None
+    environment: dict[str, str] = field(default_factory=dict)
+    """More of its environment, for the next start."""
 
     def start(self, *, wait: bool = True) -> None:
         self.ready.unlink(missing_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("FIMBRIA_")}
         with self.log.open("ab") as output:
-            self.running = subprocess.Popen(self.arguments, stdout=output, stderr=output, env=environment)
+            self.running = subprocess.Popen(
+                self.arguments, stdout=output, stderr=output, env=environment | self.environment
+            )
         if wait:
             self.wait_ready()
 
