@@ -61,11 +61,16 @@ DATAPATH_PACKETS: Final = "fimbria.datapath.packets"
 DATAPATH_BYTES: Final = "fimbria.datapath.bytes"
 ENDPOINTS: Final = "fimbria.endpoints"
 FLOWS_LOST: Final = "fimbria.flows.lost"
+REGENERATION_DURATION: Final = "fimbria.endpoint.regeneration.duration"
+REGENERATION_RETRIES: Final = "fimbria.endpoint.regeneration.retries"
+BPF_PHASE_DURATION: Final = "fimbria.bpf.phase.duration"
 
 # Attributes of metrics.
 REASON: Final = "reason"
 DIRECTION: Final = "direction"
 STATE: Final = "state"
+PHASE: Final = "phase"
+OUTCOME: Final = "outcome"
 
 # Keys of structured log lines.
 LOG_TRACE_ID: Final = "trace_id"

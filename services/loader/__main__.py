@@ -12,6 +12,7 @@ from fimbria.loader.v1 import loader_pb2_grpc
 from services.chassis.channel import open_channel
 from services.chassis.logs import get_logger
 from services.chassis.service import ServiceContext, run_service
+from services.loader import measure_points
 from services.loader.api import DatapathApi, EndpointApi, ObserverApi
 from services.loader.cni.server import CniServer
 from services.loader.loader import Loader, StateLock
@@ -38,6 +39,7 @@ async def build(context: ServiceContext[LoaderSettings]) -> AsyncIterator[None]:
     loader = Loader(settings, channels, context.background)
     context.stack.push_async_callback(loader.close)
     if context.telemetry.measures:
+        measure_points.use(context.telemetry.meter)
         observe(context.telemetry.meter, loader.running)
     await loader.start()
     cni = CniServer(loader, socket_path=settings.cni_socket, queue_dir=settings.cni_queue)
