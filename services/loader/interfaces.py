@@ -392,12 +392,15 @@ class EventSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EndpointLink:
-    """An endpoint's veth pair; MACs ``aa:bb:cc:dd:ee:ff``."""
+    """An endpoint's veth pair; MACs ``aa:bb:cc:dd:ee:ff``. ``default_routes`` has the IP versions whose
+    default route leads through it.
+    """
 
     ifindex: int
     host_mac: str
     pod_mac: str
     mtu: int
+    default_routes: tuple[int, ...] = (4, 6)
 
 
 @dataclass(frozen=True, slots=True)

@@ -154,6 +154,7 @@ class EndpointMaker:
             host_mac=pair.host_mac,
             pod_mac=pair.pod_mac,
             mtu=pair.mtu,
+            default_routes=pair.default_routes,
         )
         await self._realize(record, policy, undo)
         self._registry.save(record)

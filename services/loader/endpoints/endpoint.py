@@ -15,9 +15,9 @@ from typing import Any, Final
 
 from services.chassis.errors import FieldViolation, InvalidArgument
 
-RECORD_VERSION: Final = 2
-# Version 1 had neither IPv6 nor a rate.
-_READABLE_VERSIONS: Final = (1, RECORD_VERSION)
+RECORD_VERSION: Final = 3
+# Version 1 had neither IPv6 nor a rate; version 2 knew one network and one interface of a pod.
+_READABLE_VERSIONS: Final = (1, 2, RECORD_VERSION)
 MAX_ENDPOINT_ID: Final = 65535
 HOST_DEVICE_PREFIX: Final = "lxc"
 
@@ -59,6 +59,10 @@ class NamedPort:
 class EndpointSpec:
     """What the runtime asked for. ``labels`` are formatted and sorted, ``named_ports`` sorted; ``rate`` is
     what the pod may send in bytes/s, 0 for as much as it can.
+
+    ``network`` is the name of the network configuration. ``mtu`` 0 is the node's, an empty ``mac`` one that
+    the node makes. ``default_route``: whether the pod's traffic to elsewhere leaves here; None: unless
+    another interface of the pod does that already.
     """
 
     container_id: str
@@ -69,6 +73,10 @@ class EndpointSpec:
     labels: tuple[str, ...] = ()
     named_ports: tuple[NamedPort, ...] = ()
     rate: int = 0
+    network: str = ""
+    mtu: int = 0
+    mac: str = ""
+    default_route: bool | None = None
 
     @property
     def owner(self) -> str:
@@ -91,7 +99,8 @@ class EndpointRecord:
     """What the node has given an endpoint. Fields that creation has not come to yet are 0 or empty, and so
     are addresses of a family that the node does not have.
 
-    MACs are ``aa:bb:cc:dd:ee:ff``; ``create_time`` is in seconds since the epoch.
+    MACs are ``aa:bb:cc:dd:ee:ff``; ``create_time`` is in seconds since the epoch. ``default_routes`` has the
+    IP versions whose default route leads through this interface.
     """
 
     id: int
@@ -109,6 +118,7 @@ class EndpointRecord:
     mtu: int = 0
     ipv6: str = ""
     router_ipv6: str = ""
+    default_routes: tuple[int, ...] = (4, 6)
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -208,6 +218,10 @@ def record_to_json(record: EndpointRecord) -> dict[str, Any]:
             "labels": list(spec.labels),
             "named_ports": [[port.name, port.port, port.protocol] for port in spec.named_ports],
             "rate": spec.rate,
+            "network": spec.network,
+            "mtu": spec.mtu,
+            "mac": spec.mac,
+            "default_route": spec.default_route,
         },
         "ipv4": record.ipv4,
         "router_ipv4": record.router_ipv4,
@@ -220,6 +234,7 @@ def record_to_json(record: EndpointRecord) -> dict[str, Any]:
         "mtu": record.mtu,
         "ipv6": record.ipv6,
         "router_ipv6": record.router_ipv6,
+        "default_routes": list(record.default_routes),
     }
 
 
@@ -228,10 +243,10 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
     version = document["version"]
     if version not in _READABLE_VERSIONS:
         raise ValueError(
-            f"record version is {version!r}; this loader reads {' and '.join(map(str, _READABLE_VERSIONS))}"
+            f"record version is {version!r}; this loader reads {', '.join(map(str, _READABLE_VERSIONS))}"
         )
     raw = document["spec"]
-    old = version == 1
+    old, single = version == 1, version <= 2
     spec = EndpointSpec(
         container_id=_text(raw, "container_id"),
         ifname=_text(raw, "ifname"),
@@ -243,6 +258,10 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
             NamedPort(str(name), int(port), int(protocol)) for name, port, protocol in raw["named_ports"]
         ),
         rate=0 if old else _number(raw, "rate"),
+        network="" if single else _text(raw, "network"),
+        mtu=0 if single else _number(raw, "mtu"),
+        mac="" if single else _text(raw, "mac"),
+        default_route=None if single else _choice(raw, "default_route"),
     )
     return EndpointRecord(
         id=_number(document, "id"),
@@ -260,6 +279,7 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
         mtu=_number(document, "mtu"),
         ipv6="" if old else _text(document, "ipv6"),
         router_ipv6="" if old else _text(document, "router_ipv6"),
+        default_routes=(4, 6) if single else tuple(int(version) for version in document["default_routes"]),
     )
 
 
@@ -274,4 +294,11 @@ def _number(document: Mapping[str, Any], key: str) -> int:
     value = document[key]
     if not isinstance(value, int) or value < 0:
         raise ValueError(f"{key} is {value!r}; expected a number")
+    return value
+
+
+def _choice(document: Mapping[str, Any], key: str) -> bool | None:
+    value = document[key]
+    if value is not None and not isinstance(value, bool):
+        raise TypeError(f"{key} is {value!r}; expected true, false or null")
     return value

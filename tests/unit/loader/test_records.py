@@ -89,10 +89,10 @@ def test_a_record_of_another_version_is_not_guessed_at(tmp_path: Path) -> None:
     state = StateDirectory(tmp_path)
     state.save_endpoint(record())
     path = tmp_path / "endpoints" / "7.json"
-    path.write_text(path.read_text().replace('"version":2', '"version":99'))
+    path.write_text(path.read_text().replace('"version":3', '"version":99'))
     again = StateDirectory(tmp_path)
     assert again.load_endpoints() == []
-    assert "reads 1 and 2" in again.damaged[0].problem
+    assert "reads 1, 2, 3" in again.damaged[0].problem
 
 
 def test_a_record_from_before_ipv6_is_read(tmp_path: Path) -> None:
@@ -106,6 +106,26 @@ def test_a_record_from_before_ipv6_is_read(tmp_path: Path) -> None:
     (read,) = StateDirectory(tmp_path).load_endpoints()
     assert read == replace(record(), ipv6="", router_ipv6="", spec=replace(record().spec, rate=0))
     assert read.prefixes == ("10.244.1.7/32",)
+
+
+def test_a_record_from_before_a_pod_could_have_several_interfaces_is_read(tmp_path: Path) -> None:
+    state = StateDirectory(tmp_path)
+    state.save_endpoint(record())
+    path = tmp_path / "endpoints" / "7.json"
+    document = json.loads(path.read_text())
+    document["version"] = 2
+    del document["default_routes"]
+    for name in ("network", "mtu", "mac", "default_route"):
+        del document["spec"][name]
+    path.write_text(json.dumps(document))
+    assert StateDirectory(tmp_path).load_endpoints() == [record()]
+
+
+def test_what_a_network_asked_for_is_kept(tmp_path: Path) -> None:
+    spec = replace(record().spec, network="second", mtu=1400, mac="02:00:00:00:00:07", default_route=False)
+    stored = replace(record(), spec=spec, default_routes=(6,))
+    StateDirectory(tmp_path).save_endpoint(stored)
+    assert StateDirectory(tmp_path).load_endpoints() == [stored]
 
 
 def test_releases_and_registrations_from_before_ipv6_are_read(tmp_path: Path) -> None:
