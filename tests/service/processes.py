@@ -11,10 +11,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-START_SECONDS = 30.0
+from tests.patience import patient
+
+START_SECONDS = patient(30.0)
 POLL_SECONDS = 0.02
 # A watch that stays silent fails its test rather than hang it.
-WATCH_SECONDS = 20.0
+WATCH_SECONDS = patient(20.0)
 
 
 @dataclass

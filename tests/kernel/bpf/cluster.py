@@ -13,10 +13,11 @@ from services.loader.bpf.layout import EndpointRow, IpcacheValue, SubjectRow
 from tests.kernel.bpf.conftest import SOURCES, add_node_devices, node_config
 from tests.kernel.bpf.namespaces import Namespace, Namespaces, run
 from tests.kernel.bpf.node import Node
+from tests.patience import patient
 
-PATIENCE = 10.0
+PATIENCE = patient(10.0)
 # Long enough for a packet that is let through, short enough to wait for one that is not.
-SILENCE = 0.5
+SILENCE = patient(0.5)
 
 
 @dataclass

@@ -24,6 +24,7 @@ from tests.kernel.bpf.conftest import SOURCES
 from tests.kernel.bpf.namespaces import run
 from tests.kernel.bpf.node import CLIENT, WEB, Node, forwarded, populate
 from tests.kernel.bpf.packets import ACK, tcp
+from tests.patience import patient
 
 pytestmark = pytest.mark.kernel
 
@@ -172,7 +173,7 @@ def test_removing_the_pins_ends_the_nodes_programs(datapath: KernelDatapath, pin
     assert ids & loaded_programs()
     remove_pins(pin_dir)
     assert not os.path.exists(pin_dir)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + patient(10)
     while ids & loaded_programs():
         assert time.monotonic() < deadline, "programs are still loaded"
 

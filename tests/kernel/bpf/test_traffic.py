@@ -27,6 +27,7 @@ from tests.kernel.bpf.namespaces import Namespaces
 from tests.kernel.bpf.node import Rule
 from tests.kernel.bpf.packets import SYN, TCP, UDP, Ip, tcp, tcp_segment, with_l4_checksum
 from tests.kernel.bpf.packets6 import tcp6
+from tests.patience import patient
 
 pytestmark = pytest.mark.kernel
 
@@ -179,7 +180,7 @@ def test_the_identity_travels_in_the_vni(cluster: Cluster, web: Pod, client: Pod
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
         tap.bind(("eth0", ETH_P_ALL))
     with tap:
-        tap.settimeout(5)
+        tap.settimeout(patient(5))
         assert pings(web.namespace, client.address)
         assert pings(first.namespace, client.address)
         seen: list[int] = []
@@ -202,7 +203,7 @@ def await_drop(node: ClusterNode, expected: int) -> None:
     """Waits until a drop for this reason, and no other, is counted."""
     # A pod's stack announces itself from its link-local address.
     announced = {reason.ND_IGNORED, reason.INVALID_SIP}
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + patient(5)
     while not set(node.node.drops()) - announced:
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -13,6 +13,7 @@ from tests.kernel.echo import echo_server
 from tests.kernel.host.traffic import Place
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespaces
+from tests.patience import patient
 
 # What answers on node-1, beside 22.
 OPEN, CLOSED, UDP_OPEN, UDP_CLOSED = 8443, 9000, 5300, 5301
@@ -117,7 +118,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     """Fails unless a condition comes true within ten seconds."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patient(10)
         while not condition():
             assert time.monotonic() < deadline, "it did not come true"
             time.sleep(0.02)

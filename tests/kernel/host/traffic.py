@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tests.kernel.netlink.namespaces import Namespace
+from tests.patience import patient
 
 # For what is to come; and for what is not, which has to be waited for each time.
-PATIENCE = 10.0
-SILENCE = 0.7
+PATIENCE = patient(10.0)
+SILENCE = patient(0.7)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import pytest
 
 from tests.kernel.loader.rig import Rig
 from tests.kernel.netlink.namespaces import Namespaces
+from tests.patience import patient
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def eventually() -> Callable[[Callable[[], bool]], None]:
     """Fails unless a condition comes true within ten seconds."""
 
     def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + patient(10)
         while not condition():
             assert time.monotonic() < deadline, "it did not come true"
             time.sleep(0.02)

@@ -24,6 +24,7 @@ from fimbria.policy.v1 import policy_pb2, policy_pb2_grpc
 
 from services.loader.bpf.pins import remove_pins
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
+from tests.patience import patient
 from tests.service.processes import POLL_SECONDS, START_SECONDS
 
 REPOSITORY = Path(__file__).resolve().parents[3]
@@ -119,31 +120,33 @@ class Node:
     def status(self) -> loader_pb2.DatapathStatus:
         with grpc.insecure_channel(self.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
-            return stub.GetStatus(loader_pb2.GetStatusRequest(), wait_for_ready=True, timeout=10)
+            return stub.GetStatus(loader_pb2.GetStatusRequest(), wait_for_ready=True, timeout=patient(10))
 
     def policy(self, number: int) -> loader_pb2.ListPolicyEntriesResponse:
         with grpc.insecure_channel(self.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
-            return stub.ListPolicyEntries(loader_pb2.ListPolicyEntriesRequest(endpoint_id=number), timeout=10)
+            return stub.ListPolicyEntries(
+                loader_pb2.ListPolicyEntriesRequest(endpoint_id=number), timeout=patient(10)
+            )
 
     def ipcache(self) -> dict[str, loader_pb2.KernelIpCacheEntry]:
         with grpc.insecure_channel(self.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
-            answer = stub.ListIpCache(loader_pb2.ListIpCacheRequest(page_size=1000), timeout=10)
+            answer = stub.ListIpCache(loader_pb2.ListIpCacheRequest(page_size=1000), timeout=patient(10))
             return {entry.prefix: entry for entry in answer.entries}
 
     def wait_applied(self, policy_revision: int) -> None:
         with grpc.insecure_channel(self.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
             request = loader_pb2.WaitAppliedRequest(policy_revision=policy_revision)
-            stub.WaitApplied(request, wait_for_ready=True, timeout=20)
+            stub.WaitApplied(request, wait_for_ready=True, timeout=patient(20))
 
     def flows(self) -> list[loader_pb2.Flow]:
         with grpc.insecure_channel(self.target) as channel:
             stub = loader_pb2_grpc.ObserverServiceStub(channel)
             return [
                 item.flow
-                for item in stub.GetFlows(loader_pb2.GetFlowsRequest(), timeout=10)
+                for item in stub.GetFlows(loader_pb2.GetFlowsRequest(), timeout=patient(10))
                 if item.HasField("flow")
             ]
 
@@ -185,7 +188,7 @@ class Pod:
             [PLUGIN],
             input=json.dumps(config).encode(),
             capture_output=True,
-            timeout=60,
+            timeout=patient(60),
             check=False,
             env={
                 "CNI_COMMAND": command,
@@ -282,7 +285,9 @@ class Rig:
         """Owners of addresses, as IPAM has them."""
         with grpc.insecure_channel(self.target("ipam")) as channel:
             stub = ipam_pb2_grpc.AddressServiceStub(channel)
-            answer = stub.ListAddresses(ipam_pb2.ListAddressesRequest(), wait_for_ready=True, timeout=10)
+            answer = stub.ListAddresses(
+                ipam_pb2.ListAddressesRequest(), wait_for_ready=True, timeout=patient(10)
+            )
             return {address.owner for address in answer.addresses}
 
     def published(self) -> dict[str, identity_pb2.IpCacheEntry]:
@@ -290,22 +295,26 @@ class Rig:
         with grpc.insecure_channel(self.target("identity")) as channel:
             stub = identity_pb2_grpc.IpCacheServiceStub(channel)
             request = identity_pb2.ListIpCacheEntriesRequest()
-            answer = stub.ListIpCacheEntries(request, wait_for_ready=True, timeout=10)
+            answer = stub.ListIpCacheEntries(request, wait_for_ready=True, timeout=patient(10))
             return {entry.prefix: entry for entry in answer.entries}
 
     def apply(self, manifest: str) -> int:
         """Applies a policy and waits until every node enforces it; the revision."""
         with grpc.insecure_channel(self.target("policy")) as channel:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            applied = stub.ApplyPolicies(policy_pb2.ApplyPoliciesRequest(manifests=manifest), timeout=10)
-            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=applied.revision), timeout=30)
+            applied = stub.ApplyPolicies(
+                policy_pb2.ApplyPoliciesRequest(manifests=manifest), timeout=patient(10)
+            )
+            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=applied.revision), timeout=patient(30))
             return int(applied.revision)
 
     def remove_policy(self, manifest: str) -> None:
         with grpc.insecure_channel(self.target("policy")) as channel:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
-            deleted = stub.DeletePolicies(policy_pb2.DeletePoliciesRequest(manifests=manifest), timeout=10)
-            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=deleted.revision), timeout=30)
+            deleted = stub.DeletePolicies(
+                policy_pb2.DeletePoliciesRequest(manifests=manifest), timeout=patient(10)
+            )
+            stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=deleted.revision), timeout=patient(30))
 
     def _service(self, name: str) -> Process:
         ready = self.directory / f"{name}.ready"

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from services.loader.netlink.namespace import enter
 from tests.kernel.loader.rig import Node, Pod
+from tests.patience import patient
 
-CONNECT_SECONDS = 1.0
+CONNECT_SECONDS = patient(1.0)
 
 
 def connect(
@@ -62,7 +63,7 @@ def datagrams(source: Pod, destination: Pod, port: int, interval: float = 0.005)
     def receiver() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.bind(("", port))
-        made.settimeout(0.5)
+        made.settimeout(patient(0.5))
         return made
 
     incoming = destination.namespace.run(receiver)

@@ -13,8 +13,9 @@ from services.loader.bpf.attach import Hook, attach_filters
 from tests.kernel.bpf.namespaces import Namespace, Namespaces, run
 from tests.kernel.nat.frames import V4, V6, Family
 from tests.kernel.nat.translator import Translator
+from tests.patience import patient
 
-PATIENCE = 10.0
+PATIENCE = patient(10.0)
 PODS = {"pod": (V4.pod, V6.pod), "other": (V4.other_pod, V6.other_pod)}
 ROUTER = {False: "192.0.2.254", True: "2001:db8:1::fe"}
 
