@@ -24,7 +24,11 @@ build/fimbria-cni: services/loader/cni/fimbria_cni.c services/loader/cni/json_te
 	$(CLANG) -O2 -static -Wall -Wextra -Werror -Wshadow -o $@.tmp $<
 	@mv $@.tmp $@
 
-build: protos build/fimbria-cni ## build the CNI plugin
+build/objects/manifest.json: $(wildcard bpf/*.c bpf/lib/*.h) services/loader/bpf/compiler.py services/loader/bpf/features.py services/loader/bpf/prebuilt.py | protos
+	@$(PY) -m services.loader.bpf.prebuilt bpf build/objects
+	@touch $@
+
+build: protos build/fimbria-cni build/objects/manifest.json ## build the CNI plugin and the datapath's objects
 
 demo: build ## run the two-node lab with pods, a policy and its trace
 	@$(PY) -m cli.demo

@@ -24,7 +24,9 @@ from services.loader.settings_types import (
 
 HOSTNAME_KEY = "kubernetes.io/hostname"
 
-_SOURCES = str(Path(__file__).resolve().parent.parent.parent / "bpf")
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent
+_SOURCES = str(_CHECKOUT / "bpf")
+_PREBUILT = str(_CHECKOUT / "build" / "objects")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,29 @@ class LoaderSettings(CommonSettings):
     )
     source_dir: str = setting(_SOURCES, help="Directory of the datapath's C sources.")
     cache_dir: str = setting("/var/cache/fimbria/objects", help="Directory of compiled BPF objects.")
+    prebuilt_dir: str = setting(
+        _PREBUILT,
+        help="Directory of BPF objects that came with the package, taken where their sources and flags are the "
+        "node's own; a node that finds its objects there needs no clang. Empty: there are none.",
+    )
+    attach_mode: Literal["auto", "tcx", "clsact"] = setting(
+        "auto",
+        help="What holds the programs on the node's own devices: tcx links, filters of a clsact qdisc, or "
+        "links where the kernel has them (6.6 and later). A change moves them at the next start, without a "
+        "packet that no program sees.",
+    )
+    endpoint_attach_mode: Literal["auto", "tcx", "clsact"] = setting(
+        "clsact",
+        help="The same for the devices of endpoints. They are nobody else's, and the first link on a device "
+        "waits 8-16 ms for a grace period of the kernel while all other changes of network devices queue "
+        "behind it, where a filter takes 0.2 ms: hence clsact.",
+    )
+    tcx_anchor: Literal["first", "last"] = setting(
+        "last",
+        help="Where a new tcx link goes when other programs are on the device already: before all of them, "
+        "which then see only what Fimbria passes on, or behind them, so that what was there first, a "
+        "firewall for example, still sees every packet first. A link that is there keeps its place.",
+    )
     cni_socket: str = setting("/run/fimbria/cni.sock", help="Unix socket that the CNI plugin speaks to.")
     cni_queue: str = setting(
         "", help="Directory of DELs that found no loader. Empty: `deletes` beside the CNI socket."

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from dataclasses import dataclass
+
+# "<file>:<line>:<column>: error: <text>", or "fatal error".
+_DIAGNOSTIC = re.compile(
+    r"^(?P<file>[^:\n]+):(?P<line>\d+):(?P<column>\d+): (?:fatal )?error: (?P<text>.*)$", re.M
+)
 
 
 class BpfError(Exception):
@@ -38,25 +45,73 @@ class DatapathUnavailable(Exception):
 
 
 class CompilerMissing(DatapathUnavailable):
-    """There is no clang."""
+    """There is no clang, and no object that some other node or the package has made of these sources."""
 
-    def __init__(self, tried: tuple[str, ...]) -> None:
+    def __init__(self, tried: tuple[str, ...], source: str = "", prebuilt_dir: str = "") -> None:
+        where = f", and {prebuilt_dir} has no prebuilt object of {source}" if prebuilt_dir else ""
         super().__init__(
-            f"no BPF compiler: none of {', '.join(tried)} is in PATH; "
-            "install clang-19 (Debian: apt-get install clang-19)"
+            f"no BPF compiler: none of {', '.join(tried)} is in PATH{where}; "
+            "install clang-19 (Debian: apt-get install clang-19), or have FIMBRIA_PREBUILT_DIR name a "
+            "directory of objects that were prebuilt from these sources (`make build` makes build/objects)"
         )
         self.tried = tried
 
 
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One error of the compiler: what, and where by file (as the compiler names it), line and column."""
+
+    file: str
+    line: int
+    column: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}: error: {self.text}"
+
+
 class CompileError(DatapathUnavailable):
-    """clang rejected the source. ``output`` is all it said."""
+    """clang rejected the source. ``output`` is all it said, ``diagnostics`` its errors in order."""
 
     def __init__(self, source: str, output: str) -> None:
+        self.diagnostics = tuple(
+            Diagnostic(match["file"], int(match["line"]), int(match["column"]), match["text"])
+            for match in _DIAGNOSTIC.finditer(output)
+        )
         lines = output.splitlines()
-        reason = next((line for line in lines if " error: " in line), lines[0] if lines else "no message")
+        if self.diagnostics:
+            more = len(self.diagnostics) - 1
+            reason = f"{self.diagnostics[0]}{f' (and {more} more)' if more else ''}"
+        else:
+            # No place in a file: clang itself failed.
+            reason = next((line for line in lines if "error:" in line), lines[0] if lines else "no message")
         super().__init__(f"{source} does not compile: {reason}")
         self.source = source
         self.output = output
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """The first error for a client's ErrorInfo: file, line, column and text where they are known."""
+        if not self.diagnostics:
+            return {"file": self.source}
+        first = self.diagnostics[0]
+        return {
+            "file": first.file,
+            "line": str(first.line),
+            "column": str(first.column),
+            "text": first.text,
+        }
+
+
+class PrebuiltDamaged(DatapathUnavailable):
+    """An object that came with the package is not what its manifest says; it is not loaded."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(
+            f"prebuilt {path} is refused: {problem}; install the package anew (in a checkout: `make build`), "
+            "or set FIMBRIA_PREBUILT_DIR to another directory or to nothing"
+        )
+        self.path = path
 
 
 class BpffsMissing(DatapathUnavailable):
