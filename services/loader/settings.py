@@ -60,8 +60,8 @@ class LoaderSettings(CommonSettings):
     cache_dir: str = setting("/var/cache/fimbria/objects", help="Directory of compiled BPF objects.")
     prebuilt_dir: str = setting(
         _PREBUILT,
-        help="Directory of BPF objects that came with the package, taken where their sources and flags are the "
-        "node's own; a node that finds its objects there needs no clang. Empty: there are none.",
+        help="Directory of BPF objects that came with the package, taken where their sources and flags are "
+        "the node's own; a node that finds its objects there needs no clang. Empty: there are none.",
     )
     attach_mode: Literal["auto", "tcx", "clsact"] = setting(
         "auto",
