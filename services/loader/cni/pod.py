@@ -6,6 +6,8 @@ labels and named ports, comes in the configuration's ``args.cni`` (CNI conventio
     "args": {"cni": {"labels": [{"key": "app", "value": "web"}],
                      "namespaceLabels": [{"key": "team", "value": "a"}],
                      "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}
+
+or, pod by pod and in the place of what the configuration says for all, as text: see :mod:`.pod_text`.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 from services.chassis.errors import FimbriaError
 from services.chassis.labels import LabelSet, check_key, check_value, pod_labels
 from services.loader.cni.errors import CniCode, CniError
+from services.loader.cni.pod_text import conventions_in_annotations, conventions_in_args
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 MAX_LABELS = 256
@@ -79,17 +82,25 @@ def parse_pod(args: Mapping[str, str], config: Mapping[str, Any], container_id: 
     """
     refuse_unsupported(config)
     namespace = args.get("K8S_POD_NAMESPACE", DEFAULT_NAMESPACE)
-    name = args.get("K8S_POD_NAME", container_id.lower().replace("_", "-").rstrip("-."))
+    name = args.get("K8S_POD_NAME", container_id)
+    if "K8S_POD_NAME" not in args or "K8S_POD_INFRA_CONTAINER_ID" not in args:
+        # A container's name (Podman's, say), which may have more in it than a pod's.
+        name = name.lower().replace("_", "-").rstrip("-.")
     _check_name("K8S_POD_NAMESPACE", namespace, _DNS_LABEL, "a DNS label of up to 63 characters")
     _check_name("K8S_POD_NAME", name, _DNS_SUBDOMAIN, "a DNS name of up to 253 characters")
-    conventions = _member(_member(config, "", "args", dict, {}), "args", "cni", dict, {})
-    pod = Pod(
-        namespace,
-        name,
-        _labels(conventions, "labels"),
-        _labels(conventions, "namespaceLabels"),
-        _ports(conventions),
-    )
+    said = [
+        ("args.cni", _member(_member(config, "", "args", dict, {}), "args", "cni", dict, {})),
+        ("annotations", conventions_in_annotations(config)),
+        ("CNI_ARGS", conventions_in_args(args)),
+    ]
+    labels: dict[str, str] = {}
+    namespace_labels: dict[str, str] = {}
+    ports: dict[tuple[str, str], NamedPort] = {}
+    for path, conventions in said:
+        labels |= _labels(conventions, path, "labels")
+        namespace_labels |= _labels(conventions, path, "namespaceLabels")
+        ports |= _ports(conventions, path)
+    pod = Pod(namespace, name, labels, namespace_labels, tuple(ports.values()))
     try:
         pod.label_set()
     except FimbriaError as exc:
@@ -148,22 +159,24 @@ def _member(parent: Mapping[str, Any], path: str, key: str, kind: type[Any], def
     return value
 
 
-def _items(conventions: Mapping[str, Any], key: str, limit: int) -> list[tuple[str, dict[str, Any]]]:
-    items = _member(conventions, "args.cni", key, list, [])
+def _items(
+    conventions: Mapping[str, Any], path: str, key: str, limit: int
+) -> list[tuple[str, dict[str, Any]]]:
+    items = _member(conventions, path, key, list, [])
     if len(items) > limit:
-        raise _invalid(f"args.cni.{key}", f"has {len(items)} items; expected at most {limit}")
+        raise _invalid(f"{path}.{key}", f"has {len(items)} items; expected at most {limit}")
     found = []
     for index, item in enumerate(items):
-        field = f"args.cni.{key}[{index}]"
+        field = f"{path}.{key}[{index}]"
         if not isinstance(item, dict):
             raise _invalid(field, f"got {item!r}; expected an object")
         found.append((field, item))
     return found
 
 
-def _labels(conventions: Mapping[str, Any], key: str) -> dict[str, str]:
+def _labels(conventions: Mapping[str, Any], path: str, key: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for field, item in _items(conventions, key, MAX_LABELS):
+    for field, item in _items(conventions, path, key, MAX_LABELS):
         name: str = _member(item, field, "key", str)
         value: str = _member(item, field, "value", str, "")
         _checked(f"{field}.key", check_key, name)
@@ -180,9 +193,9 @@ def _checked(field: str, check: Callable[[str], None], text: str) -> None:
         raise _invalid(field, str(exc)) from exc
 
 
-def _ports(conventions: Mapping[str, Any]) -> tuple[NamedPort, ...]:
+def _ports(conventions: Mapping[str, Any], path: str) -> dict[tuple[str, str], NamedPort]:
     found: dict[tuple[str, str], NamedPort] = {}
-    for field, item in _items(conventions, "ports", MAX_PORTS):
+    for field, item in _items(conventions, path, "ports", MAX_PORTS):
         name: str = _member(item, field, "name", str)
         number: int = _member(item, field, "port", int)
         protocol: str = _member(item, field, "protocol", str, "TCP")
@@ -198,4 +211,4 @@ def _ports(conventions: Mapping[str, Any]) -> tuple[NamedPort, ...]:
         port = NamedPort(name, number, protocol)
         if found.setdefault((name, protocol), port) != port:
             raise _invalid(f"{field}.name", f"{name!r} is given twice for {protocol} with different ports")
-    return tuple(found.values())
+    return found

@@ -125,3 +125,57 @@ def test_cni_args_are_pairs() -> None:
         with pytest.raises(CniError) as caught:
             parse_args(text)
         assert caught.value.code is CniCode.INVALID_ENVIRONMENT
+
+
+def test_podman_passes_labels_and_ports_on_in_cni_args() -> None:
+    args = parse_args(
+        "K8S_POD_NAME=Eager_Mendel;FIMBRIA_LABELS=app=web,tier=front;FIMBRIA_PORTS=http:80,dns:53/udp"
+    )
+    pod = parse_pod({**args, "FIMBRIA_NAMESPACE_LABELS": "team=a"}, config(), "c1")
+    assert (pod.namespace, pod.name) == ("default", "eager-mendel")
+    assert (pod.labels, pod.namespace_labels) == ({"app": "web", "tier": "front"}, {"team": "a"})
+    assert pod.ports == (NamedPort("http", 80, "TCP"), NamedPort("dns", 53, "UDP"))
+
+
+def test_containerd_passes_labels_and_ports_on_in_annotations() -> None:
+    annotations = {"io.fimbria.labels": "app=web, tier=", "io.fimbria.ports": "http:80/TCP", "other": "=,"}
+    pod = parse_pod(ARGS, {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations}}, "c1")
+    assert pod.labels == {"app": "web", "tier": ""}
+    assert pod.ports == (NamedPort("http", 80, "TCP"),)
+
+
+def test_annotations_cannot_say_whose_namespace_it_is() -> None:
+    annotations = {"io.fimbria.namespace-labels": "team=b", "io.fimbria.namespaceLabels": "team=b"}
+    pod = parse_pod(ARGS, {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations}}, "c1")
+    assert pod.namespace_labels == {}
+
+
+def test_what_is_said_of_a_pod_counts_before_what_is_said_of_all() -> None:
+    conf = config(labels=[{"key": "app", "value": "any"}, {"key": "zone", "value": "a"}])
+    pod = parse_pod({**ARGS, "FIMBRIA_LABELS": "app=web"}, conf, "c1")
+    assert pod.labels == {"app": "web", "zone": "a"}
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "part"),
+    [
+        ({"FIMBRIA_LABELS": "app"}, CniCode.INVALID_ENVIRONMENT, "FIMBRIA_LABELS: got 'app'"),
+        ({"FIMBRIA_LABELS": "a=b c"}, CniCode.INVALID_CONFIG, "CNI_ARGS.labels[0].value"),
+        ({"FIMBRIA_PORTS": "http"}, CniCode.INVALID_ENVIRONMENT, "FIMBRIA_PORTS: got 'http'"),
+        ({"FIMBRIA_PORTS": "http:99999"}, CniCode.INVALID_CONFIG, "CNI_ARGS.ports[0].port"),
+    ],
+)
+def test_bad_text_is_named(args: dict[str, str], code: CniCode, part: str) -> None:
+    error = refusal(config(), {**ARGS, **args})
+    assert error.code is code
+    assert part in error.msg
+
+
+def test_a_bad_annotation_is_named() -> None:
+    conf = {"runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"io.fimbria.labels": "app"}}}
+    assert "pod annotation io.fimbria.labels: got 'app'" in refusal(conf).msg
+
+
+def test_a_pod_of_kubernetes_keeps_its_name_as_it_is() -> None:
+    error = refusal(config(), {**ARGS, "K8S_POD_NAME": "Web_1", "K8S_POD_INFRA_CONTAINER_ID": "c1"})
+    assert error.code is CniCode.INVALID_ENVIRONMENT
