@@ -49,9 +49,15 @@ class NetlinkDevices:
 
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
         """Makes the veth pair with its addresses and routes, the node's side down."""
+        if record.spec.mtu > self._mtu:
+            raise InvalidArgument(
+                f"network configuration: mtu: got {record.spec.mtu}; the node's is {self._mtu}",
+                reason="MTU_TOO_LARGE",
+                metadata={"field": "mtu", "most": str(self._mtu)},
+            )
         spec = self._spec(record, netns_fd)
         link = await self._call(lambda: links.create_endpoint_link(spec, up=False))
-        return EndpointLink(link.ifindex, link.host_mac, link.pod_mac, link.mtu)
+        return EndpointLink(link.ifindex, link.host_mac, link.pod_mac, link.mtu, link.default_routes)
 
     async def open_endpoint_link(self, record: EndpointRecord) -> None:
         """Brings the node's side up, and makes the node's routes to the endpoint if it is to have any."""
@@ -74,7 +80,7 @@ class NetlinkDevices:
         spec = self._spec(record, netns_fd)
 
         def work() -> list[str]:
-            problems = links.check_endpoint_link(spec)
+            problems = links.check_endpoint_link(spec, record.default_routes)
             return problems + (endpoint_route_problems(_routes(record)) if self._endpoint_routes else [])
 
         return await self._call(work)
@@ -121,8 +127,10 @@ class NetlinkDevices:
             ifname=record.spec.ifname,
             address=IPv4Address(record.ipv4) if record.ipv4 else None,
             router=IPv4Address(record.router_ipv4) if record.router_ipv4 else None,
-            mtu=self._mtu,
-            route_mtu=self._route_mtu,
+            mtu=record.spec.mtu or self._mtu,
+            route_mtu=min(self._route_mtu, record.spec.mtu or self._route_mtu),
+            pod_mac=record.spec.mac,
+            default_route=record.spec.default_route,
             address6=IPv6Address(record.ipv6) if record.ipv6 else None,
             router6=IPv6Address(record.router_ipv6) if record.router_ipv6 else None,
         )

@@ -22,6 +22,12 @@ from services.chassis.errors import AlreadyExists, FailedPrecondition, FimbriaEr
 from services.loader.netlink import rtnetlink as rt
 from services.loader.netlink.namespace import NamespaceThread
 from services.loader.netlink.refusals import kernel_error
+from services.loader.netlink.source_routes import (
+    forget_source_rules,
+    has_default_route,
+    source_route_problems,
+    source_routes,
+)
 from services.loader.netlink.sysctl import accept_no_router, allow_ipv6
 
 ENDPOINT_PREFIX = "lxc"
@@ -43,6 +49,8 @@ class LinkSpec:
 
     ``netns_fd`` is the pod's network namespace. ``mtu`` is the devices' in bytes, ``route_mtu`` what a packet
     may have that leaves by the default routes. ``pod_mac`` is made from ``host_name`` when it is empty.
+    ``default_route``: whether the pod's default routes lead through this link; None: those of a family that
+    the pod has none of yet. Without them, see :mod:`~services.loader.netlink.source_routes`.
     """
 
     host_name: str
@@ -55,11 +63,20 @@ class LinkSpec:
     pod_mac: str = ""
     address6: IPv6Address | None = None
     router6: IPv6Address | None = None
+    default_route: bool | None = None
+
+    @property
+    def gateways(self) -> list[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]]:
+        """An address and its router of each family that the link has."""
+        pairs = ((self.address, self.router), (self.address6, self.router6))
+        return [(address, router) for address, router in pairs if address is not None and router is not None]
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """A link that was made: ``ifindex`` on the node, ``pod_ifindex`` in the pod, MACs as ``aa:bb:…``."""
+    """A link that was made: ``ifindex`` on the node, ``pod_ifindex`` in the pod, MACs as ``aa:bb:…``.
+    ``default_routes`` has the IP versions whose default route leads through it.
+    """
 
     host_name: str
     ifindex: int
@@ -68,6 +85,7 @@ class Link:
     pod_ifindex: int
     pod_mac: str
     mtu: int
+    default_routes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +135,8 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
     with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
         host = _create_pair(node, spec, host_mac, pod_mac)
         try:
-            pod_link = _configure_pod(pod, spec, pod_mac)
+            defaults = _default_routes(pod, spec)
+            pod_link = _configure_pod(pod, spec, pod_mac, defaults)
             if up:
                 _bring_up(node, spec.host_name)
         except BaseException as exc:
@@ -133,6 +152,7 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
         pod_ifindex=pod_link.ifindex,
         pod_mac=pod_mac,
         mtu=spec.mtu,
+        default_routes=defaults,
     )
 
 
@@ -161,6 +181,17 @@ def delete_endpoint_link(host_name: str) -> bool:
             raise kernel_error(exc, host_name) from exc
 
 
+def forget_pod_rules(netns_fd: int) -> None:
+    """Removes what a link that is gone has left in its pod: rules that no device belongs to. A pod that
+    cannot be entered has none. Raises Unavailable, Internal.
+    """
+    try:
+        forget_source_rules(netns_fd, _netns_thread)
+    except OSError as exc:
+        if exc.errno != errno.EINVAL:
+            raise kernel_error(exc, "the pod's rules") from exc
+
+
 def is_endpoint_device(link: rt.LinkInfo) -> bool:
     """Whether a device of the node is, by kind and name, the node's side of a link."""
     return link.kind == "veth" and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
@@ -181,8 +212,9 @@ def list_endpoint_links() -> list[HostLink]:
     return sorted(found, key=lambda link: link.name)
 
 
-def check_endpoint_link(spec: LinkSpec) -> list[str]:
+def check_endpoint_link(spec: LinkSpec, default_routes: tuple[int, ...] = (4, 6)) -> list[str]:
     """How a link differs from the one that ``spec`` would make, in words; empty when it does not.
+    ``default_routes`` are those of :class:`Link`.
 
     Raises InvalidArgument (NETNS_INVALID) when the pod's namespace cannot be entered, Unavailable, Internal.
     """
@@ -191,6 +223,7 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
             host, inside = _find(node, spec.host_name), _find(pod, spec.ifname)
             # One at a time: a socket has no more than one listing under way.
             held, routes = _held(pod), _routes(pod)
+            further = _further_problems(pod, inside.ifindex, spec, default_routes) if inside else []
         except OSError as exc:
             raise kernel_error(exc, spec.host_name) from exc
     problems: list[str] = []
@@ -207,7 +240,7 @@ def check_endpoint_link(spec: LinkSpec) -> list[str]:
     for address in (spec.address, spec.address6):
         if address is not None and (inside.ifindex, _prefix(address)) not in held:
             problems.append(f"{spec.ifname} does not have the address {_prefix(address)}")
-    return problems + _route_problems(routes, inside.ifindex, spec)
+    return problems + _route_problems(routes, inside.ifindex, spec, default_routes) + further
 
 
 # -- making
@@ -244,7 +277,18 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
         raise
 
 
-def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec, pod_mac: str) -> rt.LinkInfo:
+def _default_routes(pod: rt.RouteSocket, spec: LinkSpec) -> tuple[int, ...]:
+    """The IP versions whose default route is to lead through the link."""
+    if spec.default_route is not None:
+        return tuple(address.version for address, _ in spec.gateways) if spec.default_route else ()
+    families = {4: socket.AF_INET, 6: socket.AF_INET6}
+    versions = [address.version for address, _ in spec.gateways]
+    return tuple(version for version in versions if not has_default_route(pod, families[version]))
+
+
+def _configure_pod(
+    pod: rt.RouteSocket, spec: LinkSpec, pod_mac: str, default_routes: tuple[int, ...]
+) -> rt.LinkInfo:
     answers = pod.request(
         [
             rt.set_up("lo"),
@@ -256,21 +300,20 @@ def _configure_pod(pod: rt.RouteSocket, spec: LinkSpec, pod_mac: str) -> rt.Link
     )
     link = rt.links(answers[-1])[0]
     requests = []
-    if spec.address is not None and spec.router is not None:
-        requests += [
-            rt.add_address(link.ifindex, str(spec.address)),
-            rt.add_link_route(link.ifindex, str(spec.router)),
-            rt.add_default_route(link.ifindex, str(spec.router), spec.route_mtu),
-        ]
-    if spec.address6 is not None and spec.router6 is not None:
-        _netns_thread.run(spec.netns_fd, partial(_prepare_ipv6, spec.ifname))
-        requests += [
+    for address, router in spec.gateways:
+        if address.version == 6:
+            _netns_thread.run(spec.netns_fd, partial(_prepare_ipv6, spec.ifname))
             # Some programs cannot do without. Made by hand it is there at once, and asks for no router.
-            rt.add_address(link.ifindex, link_local(pod_mac), 64),
-            rt.add_address(link.ifindex, str(spec.address6)),
-            # Whatever else the pod has a route to, the router is here.
-            rt.add_link_route(link.ifindex, str(spec.router6)),
-            rt.add_default_route(link.ifindex, str(spec.router6), spec.route_mtu, onlink=True),
+            requests.append(rt.add_address(link.ifindex, link_local(pod_mac), 64))
+        requests.append(rt.add_address(link.ifindex, str(address)))
+        if address.version not in default_routes:
+            requests += source_routes(link.ifindex, str(address), str(router), spec.route_mtu)
+            continue
+        # Whatever else the pod has an IPv6 route to, the router is here.
+        onlink = address.version == 6
+        requests += [
+            rt.add_link_route(link.ifindex, str(router)),
+            rt.add_default_route(link.ifindex, str(router), spec.route_mtu, onlink=onlink),
         ]
     pod.request(requests)
     return link
@@ -362,7 +405,8 @@ def _held(pod: rt.RouteSocket) -> list[tuple[int, str]]:
 
 
 def _routes(pod: rt.RouteSocket) -> list[rt.RouteInfo]:
-    return [each for family in _FAMILIES for each in rt.routes(*pod.request([rt.dump_routes(family)]))]
+    answers = [pod.request([rt.dump_routes(family)])[0] for family in _FAMILIES]
+    return [route for answer in answers for route in rt.routes(answer)]
 
 
 def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]:
@@ -378,20 +422,34 @@ def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]
     return problems
 
 
-def _route_problems(routes: list[rt.RouteInfo], ifindex: int, spec: LinkSpec) -> list[str]:
+def _route_problems(
+    routes: list[rt.RouteInfo], ifindex: int, spec: LinkSpec, default_routes: tuple[int, ...]
+) -> list[str]:
     problems = []
-    for gateway, family in ((spec.router, "default"), (spec.router6, "IPv6 default")):
-        if gateway is None:
-            continue
+    for address, gateway in spec.gateways:
+        family = "default" if address.version == 4 else "IPv6 default"
         direct = (str(gateway), gateway.max_prefixlen, ifindex, "")
         if all((r.dst, r.prefix_len, r.oif, r.gateway) != direct for r in routes):
             problems.append(f"the pod has no route to {gateway} through {spec.ifname}")
+        if address.version not in default_routes:
+            continue
         found = [r for r in routes if r.prefix_len == 0 and (r.oif, r.gateway) == (ifindex, str(gateway))]
         if not found:
             problems.append(f"the pod has no {family} route via {gateway} through {spec.ifname}")
         elif all(r.mtu != spec.route_mtu for r in found):
             problems.append(f"the pod's {family} route has mtu {found[0].mtu}; expected {spec.route_mtu}")
     return problems
+
+
+def _further_problems(
+    pod: rt.RouteSocket, ifindex: int, spec: LinkSpec, default_routes: tuple[int, ...]
+) -> list[str]:
+    return [
+        problem
+        for address, router in spec.gateways
+        if address.version not in default_routes
+        for problem in source_route_problems(pod, ifindex, str(address), str(router), spec.route_mtu)
+    ]
 
 
 def _prefix(address: IPv4Address | IPv6Address) -> str:
@@ -411,7 +469,8 @@ def _refused(exc: OSError, spec: LinkSpec) -> FimbriaError:
         )
     if exc.errno == errno.EEXIST:
         return FailedPrecondition(
-            f"the pod already has what its link needs: {exc}",
+            f"the pod already has what its link needs: {exc}; another interface keeps the default route "
+            'where the network configuration has "isDefaultGateway": false',
             reason="ROUTE_TAKEN",
             metadata={"ifname": spec.ifname},
         )

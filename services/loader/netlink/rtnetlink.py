@@ -23,6 +23,7 @@ RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
 NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
 NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
@@ -39,12 +40,14 @@ _RTEXT_FILTER_SKIP_STATS = 8
 
 IFA_ADDRESS, IFA_LOCAL = 1, 2
 IFA_F_NODAD = 0x02
-RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_METRICS = 1, 4, 5, 7, 8
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_PREFSRC, RTA_METRICS, RTA_TABLE = 1, 4, 5, 6, 7, 8, 15
+FRA_SRC, FRA_PRIORITY, FRA_TABLE, FRA_PROTOCOL = 2, 6, 15, 21
+_FR_ACT_TO_TBL = 1
 RTNH_F_ONLINK = 4
 NDA_DST, NDA_LLADDR = 1, 2
 NUD_PERMANENT = 0x80
 RTAX_MTU = 2
-RT_TABLE_MAIN = 254
+RT_TABLE_UNSPEC, RT_TABLE_MAIN = 0, 254
 RTPROT_STATIC = 4
 RT_SCOPE_UNIVERSE, RT_SCOPE_LINK = 0, 253
 _RTN_UNICAST = 1
@@ -128,6 +131,16 @@ class RouteInfo:
     scope: int
     mtu: int
     protocol: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RuleInfo:
+    """A rule: what comes from the address ``source`` is routed by ``table``."""
+
+    source: str
+    table: int
+    priority: int
+    protocol: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,16 +321,22 @@ def dump_addresses(family: int = socket.AF_INET) -> Message:
     return Message("list addresses", RTM_GETADDR, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
-def add_link_route(ifindex: int, dst: str) -> Message:
-    """A host route: ``dst`` is reachable directly through the device."""
+def add_link_route(ifindex: int, dst: str, *, metric: int = 0, table: int = RT_TABLE_MAIN) -> Message:
+    """A host route: ``dst`` is reachable directly through the device. With a ``metric`` (0: the kernel's) it
+    goes beside other devices' routes to the same address.
+    """
     family, raw = _address(dst)
     length = len(raw) * 8
-    body = _rtmsg(family, length, RT_SCOPE_LINK) + _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
+    body = _rtmsg(family, length, RT_SCOPE_LINK, table=table) + _u32(RTA_TABLE, table)
+    body += _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
+    body += _u32(RTA_PRIORITY, metric) if metric else b""
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return Message(f"add route {dst}/{length}", RTM_NEWROUTE, flags, body)
 
 
-def add_default_route(ifindex: int, gateway: str, mtu: int, *, onlink: bool = False) -> Message:
+def add_default_route(
+    ifindex: int, gateway: str, mtu: int, *, onlink: bool = False, table: int = RT_TABLE_MAIN
+) -> Message:
     """The default route of the gateway's family; ``mtu`` is the largest packet that goes along it, in bytes.
 
     ``onlink``: the gateway is on the device's link, whatever other routes say.
@@ -325,7 +344,8 @@ def add_default_route(ifindex: int, gateway: str, mtu: int, *, onlink: bool = Fa
     family, raw = _address(gateway)
     body = b"".join(
         (
-            _rtmsg(family, 0, RT_SCOPE_UNIVERSE, flags=RTNH_F_ONLINK if onlink else 0),
+            _rtmsg(family, 0, RT_SCOPE_UNIVERSE, flags=RTNH_F_ONLINK if onlink else 0, table=table),
+            _u32(RTA_TABLE, table),
             _attr(RTA_GATEWAY, raw),
             _u32(RTA_OIF, ifindex),
             _attr(RTA_METRICS, _u32(RTAX_MTU, mtu)),
@@ -333,6 +353,25 @@ def add_default_route(ifindex: int, gateway: str, mtu: int, *, onlink: bool = Fa
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return Message(f"add default route via {gateway}", RTM_NEWROUTE, flags, body)
+
+
+def add_source_rule(source: str, table: int, priority: int, protocol: int) -> Message:
+    """What is sent from ``source`` is routed by ``table``; ``protocol`` tells whose rule it is."""
+    body = _rule(RuleInfo(source, table, priority, protocol))
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    return Message(f"add rule from {source} lookup {table}", RTM_NEWRULE, flags, body)
+
+
+def delete_source_rule(rule: RuleInfo) -> Message:
+    """Removes what :func:`add_source_rule` made; one that is not there is fine."""
+    flags = NLM_F_REQUEST | NLM_F_ACK
+    return Message(f"delete rule from {rule.source}", RTM_DELRULE, flags, _rule(rule), (errno.ENOENT,))
+
+
+def dump_rules(family: int = socket.AF_INET) -> Message:
+    """Asks for a family's routing rules."""
+    body = _RTMSG.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    return Message("list rules", RTM_GETRULE, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
 def put_endpoint_route(ifindex: int, dst: str, source: str, protocol: int) -> Message:
@@ -361,10 +400,12 @@ def delete_endpoint_route(ifindex: int, dst: str, protocol: int) -> Message:
     return Message(f"delete route {dst}/{length}", RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK, body, gone)
 
 
-def dump_routes(family: int = socket.AF_INET) -> Message:
-    """Asks for a family's routes of the main table."""
-    body = _RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)
-    return Message("list routes", RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, body)
+def dump_routes(family: int = socket.AF_INET, table: int = RT_TABLE_MAIN) -> Message:
+    """Asks for a family's routes of a table; one that is not there has none."""
+    short = table if table < 256 else RT_TABLE_UNSPEC
+    body = _RTMSG.pack(family, 0, 0, 0, short, 0, 0, 0, 0)
+    body += _u32(RTA_TABLE, table) if table > 255 else b""
+    return Message("list routes", RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, body, (errno.ENOENT,))
 
 
 def put_neighbour(ifindex: int, address: str, mac: str) -> Message:
@@ -412,16 +453,18 @@ def addresses(payloads: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
     return found
 
 
-def routes(payloads: list[tuple[int, bytes]]) -> list[RouteInfo]:
-    """The unicast routes of the main table in an answer."""
+def routes(payloads: list[tuple[int, bytes]], *, table: int = RT_TABLE_MAIN) -> list[RouteInfo]:
+    """The unicast routes of a table in an answer."""
     found = []
     for kind, payload in payloads:
         if kind != RTM_NEWROUTE:
             continue
-        _, prefix_len, _, _, table, protocol, scope, route_type, _ = _RTMSG.unpack_from(payload)
-        if table != RT_TABLE_MAIN or route_type != _RTN_UNICAST:
+        _, prefix_len, _, _, _, protocol, scope, route_type, _ = _RTMSG.unpack_from(payload)
+        if route_type != _RTN_UNICAST:
             continue
         attrs = dict(_attrs(payload, _RTMSG.size))
+        if _number(attrs.get(RTA_TABLE)) != table:
+            continue
         metrics = dict(_attrs(attrs.get(RTA_METRICS, b""), 0))
         found.append(
             RouteInfo(
@@ -434,6 +477,20 @@ def routes(payloads: list[tuple[int, bytes]]) -> list[RouteInfo]:
                 protocol=protocol,
             )
         )
+    return found
+
+
+def rules(payloads: list[tuple[int, bytes]]) -> list[RuleInfo]:
+    """The rules in an answer that select by one source address and name a table."""
+    found = []
+    for kind, payload in payloads:
+        if kind != RTM_NEWRULE:
+            continue
+        attrs = dict(_attrs(payload, _RTMSG.size))
+        source, length = _text_of(attrs.get(FRA_SRC)), _RTMSG.unpack_from(payload)[2]
+        if source and length == len(attrs[FRA_SRC]) * 8:
+            table, priority = _number(attrs.get(FRA_TABLE)), _number(attrs.get(FRA_PRIORITY))
+            found.append(RuleInfo(source, table, priority, _number(attrs.get(FRA_PROTOCOL))))
     return found
 
 
@@ -504,9 +561,31 @@ def _error(operation: str, flags: int, payload: bytes) -> NetlinkError | None:
 
 
 def _rtmsg(
-    family: int, prefix_len: int, scope: int, *, protocol: int = RTPROT_STATIC, flags: int = 0
+    family: int,
+    prefix_len: int,
+    scope: int,
+    *,
+    protocol: int = RTPROT_STATIC,
+    flags: int = 0,
+    table: int = RT_TABLE_MAIN,
 ) -> bytes:
-    return _RTMSG.pack(family, prefix_len, 0, 0, RT_TABLE_MAIN, protocol, scope, _RTN_UNICAST, flags)
+    # A table beyond 255 is named by an attribute alone.
+    short = table if table < 256 else RT_TABLE_UNSPEC
+    return _RTMSG.pack(family, prefix_len, 0, 0, short, protocol, scope, _RTN_UNICAST, flags)
+
+
+def _rule(rule: RuleInfo) -> bytes:
+    family, raw = _address(rule.source)
+    return b"".join(
+        (
+            # struct fib_rule_hdr: family, dst_len, src_len, tos, table, 2 reserved, action, flags
+            _RTMSG.pack(family, 0, len(raw) * 8, 0, RT_TABLE_UNSPEC, 0, 0, _FR_ACT_TO_TBL, 0),
+            _attr(FRA_SRC, raw),
+            _u32(FRA_PRIORITY, rule.priority),
+            _u32(FRA_TABLE, rule.table),
+            _attr(FRA_PROTOCOL, bytes([rule.protocol])),
+        )
+    )
 
 
 def _address(text: str) -> tuple[int, bytes]:

@@ -159,7 +159,7 @@ def test_a_default_route_that_is_there_is_refused_and_nothing_is_left(
     pod.command("ip", "route", "add", "default", "dev", "net0")
     before = device_names(node)
     with pytest.raises(FailedPrecondition, match="default route") as caught:
-        node.run(lambda: create_endpoint_link(spec_for(pod)))
+        node.run(lambda: create_endpoint_link(replace(spec_for(pod), default_route=True)))
     assert caught.value.reason == "ROUTE_TAKEN"
     assert device_names(node) == before
     assert "eth0" not in device_names(pod)
