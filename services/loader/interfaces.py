@@ -296,6 +296,9 @@ class PolicyKernel(Protocol):
     def subjects(self) -> dict[int, SubjectHead]:
         """Every subject's row."""
 
+    def holds(self, subject: int, realized: Realized) -> bool:
+        """Whether the subject's row is what :meth:`put_subject` would write."""
+
 
 class IpcacheKernel(Protocol):
     """The ipcache. Every method raises DatapathError."""
@@ -315,11 +318,19 @@ class EndpointKernel(Protocol):
         unhooks a device meanwhile.
         """
 
+    def update(self, record: EndpointRecord) -> None:
+        """Writes the endpoint's rows alone, for a new identity or subject."""
+
     def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
 
     def attached(self) -> list[AttachedEndpoint]:
         """Every endpoint row."""
+
+    def unhooked(self) -> frozenset[int]:
+        """Interface indexes of endpoint rows whose device does not run the programs in force. Asks the kernel
+        for each device: for a thread.
+        """
 
 
 class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):

@@ -161,6 +161,11 @@ class Kernel:
             for number, row in rows.items()
         }
 
+    def holds(self, subject: int, realized: Realized) -> bool:
+        """Whether the subject's row is what :meth:`put_subject` would write."""
+        with _refusals():
+            return self._datapath.subject_get(subject) == subject_row(realized, self._mode)
+
     def conform_subjects(self, epochs: Epochs) -> int:
         """Rewrites the rows that a former process made in another policy mode; returns how many.
 
@@ -210,19 +215,12 @@ class Kernel:
     def attach(self, record: EndpointRecord) -> None:
         """Writes the endpoint's rows and attaches the programs to its device."""
         with _refusals():
-            self._datapath.attach_endpoint(
-                EndpointRow(
-                    ifindex=record.ifindex,
-                    ipv4=record.ipv4,
-                    identity=record.identity,
-                    subject=record.subject,
-                    endpoint_id=record.id,
-                    pod_mac=record.pod_mac,
-                    host_mac=record.host_mac,
-                    ipv6=record.ipv6,
-                    rate=record.rate,
-                )
-            )
+            self._datapath.attach_endpoint(_row(record))
+
+    def update(self, record: EndpointRecord) -> None:
+        """Writes the endpoint's rows alone, for a new identity or subject."""
+        with _refusals():
+            self._datapath.update_endpoint(_row(record))
 
     def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
@@ -247,6 +245,13 @@ class Kernel:
             )
             for row in rows
         ]
+
+    def unhooked(self) -> frozenset[int]:
+        """Interface indexes of endpoint rows whose device does not run the programs in force."""
+        with _refusals():
+            found = {program.name: set(program.devices) for program in self._datapath.programs()}
+            whole = found.get("from_container", set()) & found.get("to_container", set())
+            return frozenset(row.ifindex for row in self._datapath.endpoints()) - whole
 
     # -- the node
 
@@ -378,6 +383,20 @@ def _refusals() -> Iterator[None]:
         yield
     except (BpfError, DatapathUnavailable, MapMismatch, ValueError) as problem:
         raise DatapathError(str(problem)) from problem
+
+
+def _row(record: EndpointRecord) -> EndpointRow:
+    return EndpointRow(
+        ifindex=record.ifindex,
+        ipv4=record.ipv4,
+        identity=record.identity,
+        subject=record.subject,
+        endpoint_id=record.id,
+        pod_mac=record.pod_mac,
+        host_mac=record.host_mac,
+        ipv6=record.ipv6,
+        rate=record.rate,
+    )
 
 
 def _device_name(ifindex: int) -> str:

@@ -299,7 +299,7 @@ def _assemble(
         numbers=state.numbers("subjects", at_least=_above(heads), ahead=64),
         later=loop.call_later,
     )
-    registry = EndpointRegistry(state)
+    registry = EndpointRegistry(state, record.name)
     publication = Publication(identities, registry)
     releases = Releases(state, ipam, publication)
     manager: EndpointManager | None = None
@@ -314,6 +314,7 @@ def _assemble(
         open_stream=lambda requests: policy_stub.Subscribe(requests),
         table=subjects,
         changed=changed,
+        histories=registry.histories,
         target=settings.policy_target,
     )
     ipcache_stub = identity_pb2_grpc.IpCacheServiceStub(channels.identity)

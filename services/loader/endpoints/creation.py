@@ -16,8 +16,10 @@ from services.chassis import names
 from services.chassis.errors import FimbriaError, Internal
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
+from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, Phase, State
 from services.loader.endpoints.publication import Publication
+from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
 from services.loader.endpoints.undo import Undo
@@ -33,6 +35,7 @@ from services.loader.interfaces import (
     ResolvedIdentity,
 )
 from services.loader.ipcache.sync import IpcacheSync
+from services.loader.measure_points import regenerating
 from services.loader.policy.subjects import Subject, SubjectKey
 from services.loader.policy.sync import PolicySync
 
@@ -92,13 +95,16 @@ class EndpointMaker:
         Raises FimbriaError or OSError when the node itself refuses; the record is still there then.
         """
         self._releases.add(record.spec.owner, record.prefixes)
+        failpoints.passed("delete.noted")
         # The device first: without programs it would be an open door for as long as it takes to remove it.
         await self._links.delete_endpoint_link(record.spec.host_device)
+        failpoints.passed("delete.device")
         if record.ifindex:
             try:
                 self._kernel.detach(record.ifindex, record.ipv4, record.ipv6)
             except DatapathError as problem:
                 raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
+        failpoints.passed("delete.rows")
         self._ipcache.remove_local(record.addresses)
         if subject is not None:
             self._policy.release(subject, record.id)
@@ -107,6 +113,7 @@ class EndpointMaker:
     async def _create(self, record: EndpointRecord, netns_fd: int | None, undo: Undo) -> EndpointRecord:
         spec = record.spec
         self._registry.save(record)
+        failpoints.passed("add.recorded")
 
         async def forget() -> None:
             self._registry.remove(record.id)
@@ -157,6 +164,7 @@ class EndpointMaker:
             default_routes=pair.default_routes,
         )
         await self._realize(record, policy, undo)
+        failpoints.passed("add.realized")
         self._registry.save(record)
         return record
 
@@ -171,7 +179,9 @@ class EndpointMaker:
         undo.add("link", delete)
         wanted = _with_addresses(record, address)
         with span(names.ENDPOINT_LINK):
-            return await self._links.create_endpoint_link(wanted, netns_fd)
+            made = await self._links.create_endpoint_link(wanted, netns_fd)
+        failpoints.passed("add.linked")
+        return made
 
     async def _subject(
         self, record: EndpointRecord, identity: Awaitable[ResolvedIdentity], undo: Undo
@@ -203,7 +213,9 @@ class EndpointMaker:
             self._releases.add(record.spec.owner, _with_addresses(record, address).prefixes)
 
         undo.add("publication", withdraw)
-        return await self._publication.publish(_addressed(record, address, number))
+        revision = await self._publication.publish(_addressed(record, address, number))
+        failpoints.passed("add.published")
+        return revision
 
     async def _realize(self, record: EndpointRecord, subject: Subject, undo: Undo) -> None:
         async def detach() -> None:
@@ -212,17 +224,17 @@ class EndpointMaker:
             self._ipcache.remove_local(record.addresses)
 
         undo.add("datapath", detach)
-        attributes: dict[str, Any] = {
-            names.ENDPOINT_ID: record.id,
-            names.IDENTITY: record.identity,
-            names.REGENERATION_LEVEL: "reload",
-        }
-        with span(names.ENDPOINT_REGENERATE, **attributes) as current:
-            self._policy.realize(subject)
+        history = self._registry.histories
+        with history.recorded(
+            (record.id,), Level.RELOAD, (Cause.CREATED,), identity=record.identity
+        ) as current:
+            with regenerating("reload", "policy"):
+                self._policy.realize(subject)
             current.set_attribute(names.POLICY_REVISION, _revision(subject))
-            with span(names.BPF_ATTACH):
+            with regenerating("reload", "attach"), span(names.BPF_ATTACH):
                 self._kernel.attach(record)
-            self._ipcache.put_local(record.addresses, record.identity, record.identity_revision)
+            with regenerating("reload", "ipcache"):
+                self._ipcache.put_local(record.addresses, record.identity, record.identity_revision)
             if self._ipcache.waiting(record.addresses):
                 known = await self._policy.identity_revision.wait(record.identity_revision, _BARRIER_SECONDS)
                 if not known:

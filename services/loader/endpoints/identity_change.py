@@ -7,16 +7,22 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
+from services.chassis import names
 from services.chassis.errors import FimbriaError, Internal
+from services.chassis.logs import get_logger
+from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, State
+from services.loader.endpoints.engine import Regenerator
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.realization import EndpointRealizer
-from services.loader.endpoints.regeneration import Level, Regenerator
+from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import DatapathError, IdentityBarrier, IdentityClient
 from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable
 from services.loader.policy.sync import PolicySync
+
+_log = get_logger(__name__)
 
 # How long the change waits for policy maps, here and on other nodes, to know the new identity.
 BARRIER_SECONDS: Final = 5.0
@@ -94,22 +100,39 @@ class IdentityChange:
                 identity_revision=found.revision,
                 subject=subject.number,
             )
-            self._realizer.realize(moved, subject, Level.POLICY)
-            self._registry.save(moved)
+            history = self._registry.histories
+            with history.recorded((record.id,), Level.POLICY, (Cause.LABELS,), identity=found.id) as current:
+                # In this order: until the record is saved a restart goes back to what was in force before,
+                # whose policy is still in the kernel; from then on it goes on to what is in force now.
+                self._realizer.write_policy(subject, Level.POLICY)
+                failpoints.passed("identity.policy")
+                self._realizer.write_endpoint(moved, Level.POLICY)
+                failpoints.passed("identity.switched")
+                self._registry.save(moved)
+                failpoints.passed("identity.saved")
+                revision = subject.realized.revision if subject.realized is not None else 0
+                current.set_attribute(names.POLICY_REVISION, revision)
         except (DatapathError, OSError) as problem:
             self._leave(subject, old, record.id)
             self._health.failed(record.id, DATAPATH, str(problem))
+            self._save_again(record)
             # The kernel may be half on the way: what the record says is written again.
-            self._regenerator.submit(record.id, Level.RELOAD)
+            self._regenerator.submit(record.id, Level.RELOAD, Cause.RETRY)
             raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
         except BaseException:
             self._leave(subject, old, record.id)
             raise
         if old is not None:
             self._leave(old, subject, record.id)
-        revision = subject.realized.revision if subject.realized is not None else 0
         self._registry.set_status(record.id, policy_revision=revision)
         return moved
+
+    def _save_again(self, record: EndpointRecord) -> None:
+        """What failed may have been that the disk did not say that it has the new record."""
+        try:
+            self._registry.save(record)
+        except OSError as problem:
+            _log.error("endpoint.record_not_saved", endpoint=record.id, error=str(problem))
 
     def _leave(self, subject: Subject, kept: Subject | None, user: int) -> None:
         if subject is not kept:

@@ -27,11 +27,12 @@ from services.loader.endpoints.endpoint import (
     host_device,
     host_prefix,
 )
+from services.loader.endpoints.engine import Programs, Regenerator
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
 from services.loader.endpoints.identity_change import IdentityChange
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.realization import EndpointRealizer
-from services.loader.endpoints.regeneration import Level, Regenerator
+from services.loader.endpoints.regeneration import Cause, Job, Level
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
 from services.loader.interfaces import (
@@ -89,7 +90,9 @@ class EndpointManager:
             ipcache=ipcache,
             health=self._health,
         )
-        self.regenerator = Regenerator(self._regenerate, self._regeneration_failed)
+        self.regenerator = Regenerator(
+            self._regenerate, self._regeneration_failed, rebuild=self._rebuild, histories=registry.histories
+        )
         self._change = IdentityChange(
             registry=registry,
             subjects=subjects,
@@ -122,7 +125,8 @@ class EndpointManager:
                 await self._releases.settle(spec.owner)
                 number = self._registry.new_id()
                 record = EndpointRecord(number, spec, Phase.CREATING, self._clock())
-                record = await _carry_through(self._maker.create(record, netns_fd))
+                with self.regenerator.creating():
+                    record = await _carry_through(self._maker.create(record, netns_fd))
         _log.info(
             "endpoint.created",
             endpoint=record.id,
@@ -190,7 +194,7 @@ class EndpointManager:
     async def regenerate(self, number: int, level: Level = Level.RELOAD) -> Endpoint:
         """Writes the endpoint's kernel state anew. Raises NotFound, Internal (DATAPATH_FAILED)."""
         self._registry.get(number)
-        await self.regenerator.request(number, level)
+        await self.regenerator.request(number, level, Cause.OPERATOR)
         return self._registry.get(number)
 
     def subject_changed(self, subject: Subject) -> None:
@@ -204,7 +208,7 @@ class EndpointManager:
     def realization_failed(self, number: int, problem: str) -> None:
         """An endpoint's kernel state could not be written; that is tried again until it works."""
         self._health.failed(number, DATAPATH, problem)
-        self.regenerator.submit(number, Level.RELOAD)
+        self.regenerator.submit(number, Level.RELOAD, Cause.RESTORED)
 
     async def _take_apart(self, owner: str) -> None:
         endpoint = self._registry.by_owner(owner)
@@ -219,6 +223,7 @@ class EndpointManager:
         settling = self._releases.try_settle(owner, asyncio.shield(removal))
         await _carry_through(_both(removal, settling))
         self._health.settle(record.id)
+        self.regenerator.forget(record.id)
         _log.info(
             "endpoint.deleted",
             endpoint=record.id,
@@ -245,15 +250,16 @@ class EndpointManager:
             self._ipcache.remove_local(row.addresses)
         await self._releases.try_settle(owner)
 
-    async def _regenerate(self, number: int, level: Level) -> None:
-        endpoint = self._registry.find(number)
+    async def _regenerate(self, job: Job, programs: Programs) -> None:
+        endpoint = self._registry.find(job.endpoint)
         if endpoint is None:
             return
         async with self._exclusive(endpoint.record.spec.owner):
-            if self._realizer.regenerate(number, level):
-                for other in self._registry:
-                    if other.record.id != number:
-                        self.regenerator.submit(other.record.id, Level.RELOAD)
+            await self._realizer.regenerate(job, programs)
+
+    async def _rebuild(self) -> None:
+        # clang and the verifier take seconds: not in the event loop.
+        await asyncio.to_thread(self._kernel.reload, rebuild=True)
 
     def _regeneration_failed(self, number: int, problem: str) -> None:
         self._health.failed(number, DATAPATH, problem)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
 
 from services.chassis import names
 from services.chassis.telemetry import span
 from services.loader.endpoints.endpoint import EndpointRecord, Phase
+from services.loader.endpoints.engine import Programs
 from services.loader.endpoints.health import DATAPATH, POLICY, EndpointHealth
-from services.loader.endpoints.regeneration import Level
+from services.loader.endpoints.regeneration import Job, Level
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.interfaces import Datapath, DatapathError
 from services.loader.ipcache.sync import IpcacheSync
+from services.loader.measure_points import regenerating
 from services.loader.policy.subjects import Subject, SubjectTable
 from services.loader.policy.sync import PolicySync
 
@@ -35,44 +37,52 @@ class EndpointRealizer:
         self._policy = policy
         self._ipcache = ipcache
         self._health = health
+        # One endpoint's writes in each turn of the event loop, however many workers there are.
+        self._turn = asyncio.Lock()
 
-    def realize(
-        self, record: EndpointRecord, subject: Subject, level: Level, *, rewrite: bool = False
-    ) -> None:
-        """Policy first, then the endpoint that is under it. With ``rewrite`` the policy is compared with
-        the kernel.
+    def write_policy(self, subject: Subject, level: Level) -> None:
+        """Puts a subject's policy into force, before the endpoints that come under it. Raises
+        DatapathError.
+        """
+        with regenerating(level.name.lower(), "policy"):
+            self._policy.realize(subject)
 
+    def write_endpoint(self, record: EndpointRecord, level: Level) -> None:
+        """The endpoint's rows, at levels above POLICY its programs too, and what its addresses mean here.
         Raises DatapathError.
         """
-        attributes: dict[str, Any] = {
-            names.ENDPOINT_ID: record.id,
-            names.IDENTITY: record.identity,
-            names.REGENERATION_LEVEL: level.name.lower(),
-        }
-        with span(names.ENDPOINT_REGENERATE, **attributes):
-            self._policy.realize(subject, rewrite=rewrite)
-            with span(names.BPF_ATTACH):
+        with regenerating(level.name.lower(), "attach"), span(names.BPF_ATTACH):
+            if level > Level.POLICY:
                 self._kernel.attach(record)
+            else:
+                self._kernel.update(record)
+        with regenerating(level.name.lower(), "ipcache"):
             self._ipcache.put_local(record.addresses, record.identity, record.identity_revision)
-            with span(names.ENDPOINT_REALIZED):
-                pass
+        with span(names.ENDPOINT_REALIZED):
+            pass
 
-    def regenerate(self, number: int, level: Level) -> bool:
-        """Writes an endpoint's kernel state anew; one that is gone is passed over. Raises DatapathError.
-
-        Returns whether the other endpoints have to be attached anew, because the programs are others now.
+    async def regenerate(self, job: Job, programs: Programs) -> None:
+        """Compares the endpoint's policy with the kernel itself and writes the rest anew; an endpoint that is
+        gone is passed over. Raises DatapathError. The caller sees to it that nothing else happens to it.
         """
-        endpoint = self._registry.find(number)
+        endpoint = self._registry.find(job.endpoint)
         if endpoint is None or endpoint.record.phase is not Phase.READY:
-            return False
-        subject = self._subjects.get(endpoint.record.subject)
-        if subject is None:
-            raise DatapathError(f"endpoint {number} has no subject {endpoint.record.subject}")
-        if level is Level.REBUILD:
-            self._kernel.rebuild()
-        self.realize(endpoint.record, subject, level, rewrite=True)
-        self._health.mended(number, DATAPATH)
-        return level is Level.REBUILD
+            return
+        record = endpoint.record
+        history = self._registry.histories
+        with history.recorded((record.id,), job.level, job.causes, identity=record.identity) as current:
+            level = await programs()
+            subject = self._subjects.get(record.subject)
+            if subject is None:
+                raise DatapathError(f"endpoint {record.id} has no subject {record.subject}")
+            async with self._turn:
+                with regenerating(job.level.name.lower(), "policy"):
+                    await self._policy.verify(subject)
+                self.write_endpoint(record, Level.POLICY if level is Level.REBUILD else level)
+                revision = subject.realized.revision if subject.realized is not None else 0
+                current.set_attribute(names.POLICY_REVISION, revision)
+                await asyncio.sleep(0)
+        self._health.mended(record.id, DATAPATH)
 
     def subject_changed(self, subject: Subject) -> None:
         """A subject has been realized, or has not: its endpoints' status says so."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, record_from_json, record_to_json
 
 _TEMPORARY: Final = ".tmp"
@@ -97,6 +98,7 @@ class StateDirectory:
     def delete_endpoint(self, number: int) -> None:
         """Removes a record; one that is not there is fine."""
         _remove(self._endpoints / f"{number}.json")
+        failpoints.passed("record.deleted")
 
     def load_releases(self) -> list[PendingRelease]:
         """Releases that are still to be made."""
@@ -234,7 +236,9 @@ def _write(path: Path, document: dict[str, Any]) -> None:
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             json.dump(document, file, separators=(",", ":"))
+        failpoints.passed("record.written")
         os.replace(temporary, path)
+        failpoints.passed("record.renamed")
     except BaseException:
         _remove(temporary)
         raise

@@ -1,23 +1,10 @@
-"""Regenerations: requests for one endpoint become one, at the highest level asked for; failures are tried
-again.
-"""
+"""What a regeneration is: how much of an endpoint's kernel state is made anew, why, and what became of it."""
 
 from __future__ import annotations
 
-import asyncio
 import enum
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
-from typing import Final
-
-from services.chassis.errors import Internal
-from services.chassis.logs import get_logger
-from services.loader.interfaces import DatapathError
-from services.loader.streams.backoff import Backoff
-
-WORKERS: Final = 4
-
-_log = get_logger(__name__)
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 
 class Level(enum.IntEnum):
@@ -28,83 +15,87 @@ class Level(enum.IntEnum):
     REBUILD = 3
 
 
-@dataclass(slots=True)
-class _Request:
+class Priority(enum.IntEnum):
+    """What comes first when more wait than can be worked on; a new endpoint comes before all of these."""
+
+    OPERATOR = 1
+    CHANGE = 2
+    REPAIR = 3
+    RETRY = 4
+    REFRESH = 5
+
+
+class Cause(enum.StrEnum):
+    """Why somebody asks for a regeneration, as people are shown it."""
+
+    CREATED = "created"
+    OPERATOR = "operator"
+    LABELS = "labels"
+    POLICY = "policy"
+    RESTORED = "restored"
+    DEVICE = "device"
+    RETRY = "retry"
+    REFRESH = "refresh"
+
+    @property
+    def priority(self) -> Priority:
+        """When it is its turn."""
+        return _PRIORITIES[self]
+
+
+_PRIORITIES = {
+    Cause.CREATED: Priority.OPERATOR,
+    Cause.OPERATOR: Priority.OPERATOR,
+    Cause.LABELS: Priority.CHANGE,
+    Cause.POLICY: Priority.CHANGE,
+    Cause.RESTORED: Priority.REPAIR,
+    Cause.DEVICE: Priority.REPAIR,
+    Cause.RETRY: Priority.RETRY,
+    Cause.REFRESH: Priority.REFRESH,
+}
+
+
+class Progress(enum.Enum):
+    """What became of a regeneration. QUEUED: it waits for a worker or for its next try."""
+
+    QUEUED = 1
+    RUNNING = 2
+    DONE = 3
+    FAILED = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One try to regenerate an endpoint; ``attempt`` counts from 1 and starts over with each success."""
+
+    endpoint: int
     level: Level
-    waiters: list[asyncio.Future[None]] = field(default_factory=list)
+    causes: tuple[Cause, ...]
+    attempt: int = 1
 
 
-class Regenerator:
-    """Runs ``work(endpoint, level)`` for requests, a bounded number at a time, one endpoint once at a time.
-
-    ``failed(endpoint, cause)`` is told of every failure; the regeneration is then tried again until it
-    succeeds.
+@dataclass(slots=True)
+class Regeneration:
+    """One entry of an endpoint's history. Times are in seconds since the epoch; ``retry_time`` 0: it is not
+    tried again. ``trace_id`` is 32 hexadecimal digits, or empty where nothing is traced.
     """
 
-    def __init__(
-        self,
-        work: Callable[[int, Level], Awaitable[None]],
-        failed: Callable[[int, str], None],
-        *,
-        workers: int = WORKERS,
-    ) -> None:
-        self._work = work
-        self._failed = failed
-        self._slots = asyncio.Semaphore(workers)
-        self._requests: dict[int, _Request] = {}
-        self._running: dict[int, asyncio.Task[None]] = {}
+    level: Level
+    progress: Progress
+    causes: tuple[Cause, ...]
+    attempt: int = 1
+    start_time: float = 0.0
+    seconds: float = 0.0
+    error: str = ""
+    trace_id: str = ""
+    retry_time: float = 0.0
 
-    async def request(self, endpoint: int, level: Level) -> None:
-        """Returns when a regeneration that was begun after this call has succeeded. Raises Internal
-        (DATAPATH_FAILED) when it has failed.
-        """
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.submit(endpoint, level).waiters.append(future)
-        await future
-
-    def submit(self, endpoint: int, level: Level) -> _Request:
-        """Asks for a regeneration without waiting for it."""
-        request = self._requests.get(endpoint)
-        if request is None:
-            request = self._requests[endpoint] = _Request(level)
-        request.level = max(request.level, level)
-        if endpoint not in self._running:
-            self._running[endpoint] = asyncio.create_task(self._run(endpoint), name=f"regenerate-{endpoint}")
-        return request
-
-    async def close(self) -> None:
-        """Ends what is running."""
-        for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
-
-    async def _run(self, endpoint: int) -> None:
-        backoff = Backoff(first=0.5, most=30.0)
-        try:
-            while (request := self._requests.pop(endpoint, None)) is not None:
-                try:
-                    async with self._slots:
-                        await self._work(endpoint, request.level)
-                except (DatapathError, OSError) as problem:
-                    self._failed(endpoint, str(problem))
-                    _settle(request, Internal(str(problem), reason="DATAPATH_FAILED"))
-                    self._again(endpoint, request.level)
-                    await asyncio.sleep(backoff.next())
-                else:
-                    _settle(request, None)
-        finally:
-            del self._running[endpoint]
-
-    def _again(self, endpoint: int, level: Level) -> None:
-        pending = self._requests.setdefault(endpoint, _Request(level))
-        pending.level = max(pending.level, level)
+    @property
+    def cause(self) -> str:
+        """All causes, comma separated."""
+        return ", ".join(self.causes)
 
 
-def _settle(request: _Request, problem: Exception | None) -> None:
-    for waiter in request.waiters:
-        if waiter.done():
-            continue
-        if problem is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(problem)
+def joined(*causes: Iterable[Cause]) -> tuple[Cause, ...]:
+    """All causes in the order in which they came, each once."""
+    return tuple(dict.fromkeys(cause for each in causes for cause in each))

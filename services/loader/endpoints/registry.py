@@ -17,6 +17,7 @@ from services.loader.endpoints.endpoint import (
     Phase,
     State,
 )
+from services.loader.endpoints.history import Histories
 from services.loader.endpoints.records import StateDirectory
 
 _STATES = {
@@ -40,8 +41,9 @@ class EndpointChange:
 class EndpointRegistry:
     """All endpoints of the node. A record is stored before it is here."""
 
-    def __init__(self, state: StateDirectory) -> None:
+    def __init__(self, state: StateDirectory, node: str = "") -> None:
         self._state = state
+        self.histories = Histories(node)
         self._by_id: dict[int, Endpoint] = {}
         self._by_owner: dict[str, int] = {}
         self._by_address: dict[str, int] = {}
@@ -142,6 +144,7 @@ class EndpointRegistry:
             return
         self._by_owner.pop(endpoint.record.spec.owner, None)
         self._forget_addresses(endpoint.record)
+        self.histories.forget(number)
         self._tell(EndpointChange(number, None))
 
     async def watch(self) -> AsyncGenerator[EndpointChange | None, None]:

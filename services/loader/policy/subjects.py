@@ -9,7 +9,7 @@ kernel passes nothing, so nothing here is in a hurry to be safe.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Protocol
 
 from services.chassis.logs import get_logger
@@ -18,6 +18,7 @@ from services.loader.endpoints.endpoint import NamedPort
 from services.loader.interfaces import DatapathError, PolicyKernel, SubjectHead
 from services.loader.policy.entries import EntryKey, EntryValue
 from services.loader.policy.plan import Plan, Realized, SubjectState, plan
+from services.loader.policy.readings import Entries
 from services.loader.policy.shape import shape_of
 
 # The node itself, among the users of a subject: the endpoint id that it has in the datapath.
@@ -175,10 +176,27 @@ class SubjectTable:
         subject.touched = set()
         return todo
 
-    def rewrite(self, subject: Subject) -> Plan | None:
-        """Compares the subject with the kernel itself and writes what differs. Raises DatapathError."""
-        self._read_back(subject)
+    def entries(self) -> Entries:
+        """Every entry that the kernel holds, by instance. From any thread. Raises DatapathError."""
+        return self._kernel.policy()
+
+    def compare(self, subject: Subject, entries: Entries) -> Plan | None:
+        """Compares the subject with the kernel itself and writes what differs. ``entries`` were read from the
+        kernel when the subject was as it is now. Raises DatapathError.
+        """
+        known = subject.realized
+        if known is None or not self._kernel.holds(subject.number, known):
+            self._read_back(subject)
+        else:
+            held = entries.get(known.instance, {})
+            if held != known.entries:
+                subject.realized = replace(known, entries=held, shape=shape_of(held))
+                subject.touched = None
         return self.realize(subject)
+
+    def rewrite(self, subject: Subject) -> Plan | None:
+        """:meth:`compare` with what is read here and now."""
+        return self.compare(subject, self._kernel.policy())
 
     def sweep(self) -> tuple[int, int]:
         """Removes rows and entries that belong to no subject; returns how many of each. Raises

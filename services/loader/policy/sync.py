@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
+from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from services.chassis import names
 from services.chassis.errors import Unavailable, error_from_rpc
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext, inject, remote_context, span
+from services.loader import measure_points
+from services.loader.endpoints.history import Histories
+from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.interfaces import DatapathError
 from services.loader.policy.messages import (
     ack_message,
@@ -31,8 +36,9 @@ from services.loader.policy.messages import (
     state_of,
     watch_message,
 )
-from services.loader.policy.plan import apply_delta
-from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable
+from services.loader.policy.plan import Plan, apply_delta
+from services.loader.policy.readings import Readings
+from services.loader.policy.subjects import HOST_USER, Subject, SubjectKey, SubjectTable
 from services.loader.streams.backoff import Backoff
 from services.loader.streams.watch import WatchState
 from services.loader.streams.watermark import Watermark
@@ -71,12 +77,15 @@ class PolicySync:
         open_stream: OpenStream,
         table: SubjectTable,
         changed: Callable[[Subject], None],
+        histories: Histories | None = None,
         target: str = "",
     ) -> None:
         self._node = node
         self._open_stream = open_stream
         self._table = table
         self._changed = changed
+        self._histories = histories or Histories(node)
+        self._readings = Readings(table.entries)
         self._target = target
         self._stream: _Stream | None = None
         self._heard: dict[int, list[asyncio.Future[None]]] = {}
@@ -145,15 +154,27 @@ class PolicySync:
                 self._stream.unheard.discard(subject.number)
                 self._acknowledge()
 
-    def realize(self, subject: Subject, *, rewrite: bool = False) -> None:
+    async def verify(self, subject: Subject) -> None:
+        """Compares a subject with the kernel itself and writes what differs. Raises as :meth:`realize`."""
+        before = subject.realized
+        entries = await self._readings.fresh()
+        if subject.realized is not before:
+            # Written meanwhile: what was read may be from before that.
+            self._write(subject, self._table.rewrite)
+        else:
+            self._write(subject, lambda found: self._table.compare(found, entries))
+
+    def realize(self, subject: Subject) -> None:
         """Puts what is known of a subject into the kernel, within a span of its own.
 
-        With ``rewrite`` it is compared with the kernel itself. Raises DatapathError; it is tried again
-        later all the same.
+        Raises DatapathError; it is tried again later all the same.
         """
+        self._write(subject, self._table.realize)
+
+    def _write(self, subject: Subject, write: Callable[[Subject], Plan | None]) -> None:
         with span(names.BPF_MAPS_SYNC) as current:
             try:
-                done = self._table.rewrite(subject) if rewrite else self._table.realize(subject)
+                done = write(subject)
             except DatapathError:
                 self._schedule_retry()
                 self._changed(subject)
@@ -237,21 +258,25 @@ class PolicySync:
 
     def _regenerate(self, subject: Subject, message: pb.SubscribeResponse) -> None:
         trace = message.trace
-        attributes: dict[str, Any] = {
-            names.ENDPOINT_IDS: sorted(subject.users),
-            names.IDENTITY: subject.key.identity,
-            names.REGENERATION_LEVEL: "policy",
-            names.POLICY_REVISION: message.revision.policy,
-            names.NODE_NAME: self._node,
-        }
         parent = remote_context(trace.traceparent, trace.tracestate) if trace.traceparent else None
         try:
-            with span(names.ENDPOINT_REGENERATE, parent=parent, **attributes):
-                self.realize(subject)
-                with span(names.ENDPOINT_REALIZED):
-                    pass
+            self._regenerate_all(subject, (Cause.POLICY,), message.revision.policy, parent)
         except DatapathError as problem:
             _log.error("policy.realize_failed", subject=subject.number, error=str(problem))
+
+    def _regenerate_all(
+        self, subject: Subject, causes: tuple[Cause, ...], revision: int, parent: Context | None
+    ) -> None:
+        """All endpoints of a subject at once: they share its entries."""
+        users = subject.users - {HOST_USER} or subject.users
+        with self._histories.recorded(
+            users, Level.POLICY, causes, identity=subject.key.identity, parent=parent
+        ) as current:
+            current.set_attribute(names.POLICY_REVISION, revision)
+            with measure_points.regenerating("policy", "policy"):
+                self.realize(subject)
+            with span(names.ENDPOINT_REALIZED):
+                pass
 
     def _acknowledge(self) -> None:
         stream = self._stream
@@ -273,15 +298,20 @@ class PolicySync:
             self._retry = asyncio.create_task(self._retry_failed())
 
     async def _retry_failed(self) -> None:
-        backoff = Backoff(first=0.2)
+        backoff = Backoff(first=0.2, most=30.0)
         while self._table.failed():
-            await asyncio.sleep(backoff.next())
+            delay = backoff.next()
             for subject in self._table.failed():
+                for number in subject.users:
+                    self._histories.retried_at(number, time.time() + delay)
+            await asyncio.sleep(delay)
+            for subject in self._table.failed():
+                revision = subject.wanted.revision if subject.wanted is not None else 0
                 try:
-                    self._table.realize(subject)
+                    # In a trace of its own, not in that of whoever met with the failure.
+                    self._regenerate_all(subject, (Cause.POLICY, Cause.RETRY), revision, Context())
                 except DatapathError as problem:
                     _log.warning("policy.retry_failed", subject=subject.number, error=str(problem))
-                self._changed(subject)
         self._acknowledge()
 
 

@@ -51,6 +51,7 @@ class FakeKernel:
         self.rows: dict[int, SubjectHead] = {}
         self.addresses: dict[str, Meaning] = {}
         self.endpoints: dict[int, AttachedEndpoint] = {}
+        self.hooked: set[int] = set()
         self.fail: set[str] = set()
         self.writes: list[str] = []
 
@@ -94,6 +95,15 @@ class FakeKernel:
     def subjects(self) -> dict[int, SubjectHead]:
         return dict(self.rows)
 
+    def holds(self, subject: int, realized: Realized) -> bool:
+        return self.rows.get(subject) == SubjectHead(
+            realized.instance,
+            realized.epoch,
+            realized.revision,
+            realized.ingress_enforced,
+            realized.egress_enforced,
+        )
+
     def write_ipcache(self, changes: Changes) -> None:
         self._write("write_ipcache")
         self.addresses.update(changes.puts)
@@ -105,6 +115,17 @@ class FakeKernel:
 
     def attach(self, record: EndpointRecord) -> None:
         self._write("attach")
+        self._row(record)
+        self.hooked.add(record.ifindex)
+
+    def update(self, record: EndpointRecord) -> None:
+        self._write("update")
+        self._row(record)
+
+    def unhooked(self) -> frozenset[int]:
+        return frozenset(self.endpoints.keys() - self.hooked)
+
+    def _row(self, record: EndpointRecord) -> None:
         self.endpoints[record.ifindex] = AttachedEndpoint(
             record.ifindex,
             record.id,
@@ -126,6 +147,7 @@ class FakeKernel:
 
     def reload(self, *, rebuild: bool) -> ReloadReport:
         self._write("rebuild" if rebuild else "reload")
+        self.hooked |= self.endpoints.keys()
         return ReloadReport((), len(self.endpoints), 0.0, 0.0)
 
     def rebuild(self) -> None:

@@ -57,8 +57,13 @@ class NodeUnderTest:
             numbers=Counting(max(self.kernel.rows, default=0) + 1),
             later=asyncio.get_running_loop().call_later,
         )
+        self.registry = EndpointRegistry(self.state)
         self.policy = PolicySync(
-            node="node-1", open_stream=self.policy_service.open, table=self.subjects, changed=self._changed
+            node="node-1",
+            open_stream=self.policy_service.open,
+            table=self.subjects,
+            changed=self._changed,
+            histories=self.registry.histories,
         )
         self.ipcache = IpcacheSync(
             node="node-1",
@@ -66,7 +71,6 @@ class NodeUnderTest:
             open_stream=_no_feed,
             identity_revision=self.policy.identity_revision,
         )
-        self.registry = EndpointRegistry(self.state)
         self.publication = Publication(self.services, self.registry)
         self.releases = Releases(self.state, self.services, self.publication)
         self.maker = EndpointMaker(
