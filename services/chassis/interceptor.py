@@ -29,7 +29,7 @@ from services.chassis.errors import (
     rich_status,
 )
 from services.chassis.logs import get_logger
-from services.chassis.telemetry import Telemetry, detach, mark_failed, remote_context
+from services.chassis.telemetry import RPC_SECONDS, Telemetry, detach, mark_failed, remote_context
 from services.chassis.validation import validate
 
 DEFAULT_DEADLINE_SECONDS: Final = 30.0
@@ -73,7 +73,10 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         self._draining = False
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
         self._duration = telemetry.meter.create_histogram(
-            names.RPC_SERVER_DURATION, unit="s", description="Time from a call's arrival to its status."
+            names.RPC_SERVER_DURATION,
+            unit="s",
+            description="Time from a call's arrival to its status.",
+            explicit_bucket_boundaries_advisory=RPC_SECONDS,
         )
 
     def drain(self) -> None:

@@ -1,7 +1,10 @@
-"""Structured log lines on standard error, with the trace they belong to and without secrets."""
+"""Structured log lines on standard error, with the trace they belong to and without secrets; a collector gets
+the same ones.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
@@ -12,7 +15,7 @@ import orjson
 import structlog
 from opentelemetry import trace
 
-from services.chassis import names
+from services.chassis import names, telemetry
 from services.chassis.settings import CommonSettings
 
 _URL_PASSWORD = re.compile(r"(?<=://)([^/@:\s]*):[^/@\s]+@")
@@ -47,6 +50,7 @@ def configure_logging(service: str, settings: CommonSettings) -> None:
         add_trace,
         structlog.processors.format_exc_info,
         mask_secrets,
+        export,
     ]
     structlog.configure(
         processors=[*shared, renderer],
@@ -109,5 +113,17 @@ def mask_secrets(_: Any, __: str, event: Event) -> Event:
     return event
 
 
+def export(_: Any, __: str, event: Event) -> Event:
+    """Gives the line to the collector, if there is one; never waits and never fails."""
+    current = telemetry.current()
+    if current is not None:
+        current.log(event)
+    return event
+
+
 def _dumps(event: Any, **_: Any) -> str:
-    return orjson.dumps(event, default=str).decode()
+    try:
+        return orjson.dumps(event, default=str).decode()
+    except TypeError:
+        # An integer of more than 64 bits, half a surrogate in a file's name: no reason to fail a request.
+        return json.dumps(event, default=str)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
-from typing import Final
+import time
+from collections.abc import Mapping
+from typing import Any, Final
 
 from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
@@ -12,12 +14,17 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
+from services.chassis.otlp_logs import LogExport
+
 EXPORT_SECONDS: Final = 2.0
-MAX_QUEUED_SPANS: Final = 8192
+# A span takes some 3.5 KB while it waits.
+MAX_QUEUED_SPANS: Final = 4096
 
 
 class OtlpExport:
-    """Batches of spans and metrics for one collector, sent by threads that nothing else waits for."""
+    """Batches of spans, metrics and log lines for one collector, sent by threads that nothing else waits
+    for.
+    """
 
     def __init__(self, endpoint: str, resource: Resource) -> None:
         insecure = not endpoint.startswith("https://")
@@ -39,17 +46,26 @@ class OtlpExport:
             shutdown_on_exit=False,
         )
 
+        self._logs = LogExport(endpoint, resource, insecure=insecure, timeout=EXPORT_SECONDS)
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Queues a finished log line."""
+        self._logs.line(event)
+
     def shutdown(self, seconds: float) -> None:
         """Sends what is queued, for at most ``seconds``; then leaves the rest unsent."""
         millis = round(seconds * 1000)
-        # Both libraries' shutdown may outlast the bound they are given: they run aside and are waited for.
+        # The libraries' shutdown may outlast the bound that it is given: it runs aside and is waited for.
         closing = [
-            threading.Thread(target=self.spans.shutdown, name="otlp-spans-shutdown", daemon=True),
-            threading.Thread(
-                target=self.meters.shutdown, args=(millis,), name="otlp-meters-shutdown", daemon=True
-            ),
+            threading.Thread(target=work, args=arguments, name=f"otlp-{name}-shutdown", daemon=True)
+            for name, work, arguments in (
+                ("spans", self.spans.shutdown, ()),
+                ("meters", self.meters.shutdown, (millis,)),
+                ("logs", self._logs.shutdown, ()),
+            )
         ]
+        ends = time.monotonic() + seconds
         for thread in closing:
             thread.start()
         for thread in closing:
-            thread.join(seconds / len(closing))
+            thread.join(max(0.0, ends - time.monotonic()))

@@ -90,7 +90,8 @@ class CommonSettings:
     )
     otlp_endpoint: str = setting(
         "",
-        help="OTLP/gRPC endpoint for traces and metrics, http://HOST:PORT. Empty: nothing is sent.",
+        help="OTLP/gRPC collector of traces, metrics and logs: http://HOST:PORT, https://HOST:PORT or "
+        "unix:/PATH. Empty: nothing is sent.",
     )
     trace_file: str = setting("", help="File that finished spans are appended to, one JSON object a line.")
     ready_file: str = setting("", help="File that is written (pid, addresses) once the process serves.")

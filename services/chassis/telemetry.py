@@ -1,8 +1,8 @@
-"""Traces and metrics of a process.
+"""Traces, metrics and exported log lines of a process.
 
 Spans are always recorded and go where the settings say: into a file of JSON lines (the lab's store), to an
 OTLP collector, or nowhere. Neither place can slow the process down: the file is written by a thread of its
-own, the collector is fed from a bounded queue with short deadlines, and shutting down takes two seconds at
+own, the collector is fed from bounded queues with short deadlines, and shutting down takes two seconds at
 most.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import Token
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context as otel_context
 from opentelemetry import trace
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
     from services.chassis.otlp import OtlpExport
 
 SHUTDOWN_SECONDS: Final = 2.0
+# Boundaries of the RPC histograms; the library's own are meant for milliseconds.
+RPC_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,10 @@ class Telemetry:
         self.tracer: Tracer = tracers.get_tracer("fimbria")
         self.meter: Meter = meters.get_meter("fimbria")
         self.client_duration = self.meter.create_histogram(
-            names.RPC_CLIENT_DURATION, unit="s", description="Time from a call's start to its status."
+            names.RPC_CLIENT_DURATION,
+            unit="s",
+            description="Time from a call's start to its status.",
+            explicit_bucket_boundaries_advisory=RPC_SECONDS,
         )
         self._span_file = span_file
         self._otlp = otlp
@@ -83,6 +88,11 @@ class Telemetry:
     def measures(self) -> bool:
         """Whether metrics go anywhere; without a collector, recording them is skipped."""
         return self._otlp is not None
+
+    def log(self, event: Mapping[str, Any]) -> None:
+        """Sends a finished log line to the collector too, if there is one."""
+        if self._otlp is not None:
+            self._otlp.log(event)
 
     def flush(self) -> None:
         """Writes out the spans that have ended so far to the span file."""

@@ -13,7 +13,7 @@ from opentelemetry import trace
 
 from services.chassis import names
 from services.chassis.errors import NotFound
-from services.chassis.logs import add_trace, mask_secrets
+from services.chassis.logs import add_trace, configure_logging, get_logger, mask_secrets
 from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import Telemetry, init_telemetry, inject, remote_context, span
 
@@ -164,3 +164,11 @@ def test_log_lines_tell_no_secrets() -> None:
         "otlp": "http://127.0.0.1:4317",
         "api_token": "***",
     }
+
+
+def test_a_line_is_written_whatever_is_in_it(
+    capsys: pytest.CaptureFixture[str], telemetry: Telemetry
+) -> None:
+    configure_logging("ipam", CommonSettings())
+    get_logger("services.ipam").info("odd", number=1 << 70, name="\udc80")
+    assert json.loads(capsys.readouterr().err)["number"] == 1 << 70
