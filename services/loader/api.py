@@ -25,8 +25,10 @@ from services.loader.messages import (
     connection_message,
     endpoint_message,
     entry_message,
+    level_of,
     map_message,
     program_message,
+    regeneration_message,
     timestamp,
     traffic_message,
     watch_message,
@@ -82,7 +84,8 @@ class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
         self, request: pb.RegenerateEndpointRequest, context: Context
     ) -> pb.Endpoint:
         node = self._loader.node()
-        return _endpoint(node, await node.manager.regenerate(request.id))
+        level = level_of(request.level)
+        return _endpoint(node, await node.manager.regenerate(request.id, level))
 
     async def WatchEndpoints(
         self, request: pb.WatchEndpointsRequest, context: Context
@@ -248,6 +251,9 @@ class ObserverApi(loader_pb2_grpc.ObserverServiceServicer):
 
 def _endpoint(node: NodeRuntime, endpoint: Endpoint) -> pb.Endpoint:
     message = endpoint_message(endpoint, node.record.name)
+    message.regenerations.extend(
+        regeneration_message(each) for each in node.manager.regenerations(endpoint.record.id)
+    )
     if endpoint.status.state is State.READY:
         # What the node has acknowledged is in force for every endpoint, also where it changed nothing.
         message.policy_revision = max(message.policy_revision, node.policy.policy_revision.value)

@@ -10,6 +10,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.loader.endpoints.endpoint import Endpoint, State
+from services.loader.endpoints.regeneration import Level, Progress, Regeneration
 from services.loader.interfaces import EntryCount, MapInfo, ProgramInfo, TrackedConnection, TrafficCount
 from services.loader.policy.messages import ports_message
 from services.loader.streams.watch import WatchState
@@ -20,6 +21,17 @@ STATES: Final = {
     State.REGENERATING: pb.ENDPOINT_STATE_REGENERATING,
     State.DEGRADED: pb.ENDPOINT_STATE_DEGRADED,
     State.DELETING: pb.ENDPOINT_STATE_DELETING,
+}
+LEVELS: Final = {
+    Level.POLICY: pb.REGENERATION_LEVEL_POLICY,
+    Level.RELOAD: pb.REGENERATION_LEVEL_RELOAD,
+    Level.REBUILD: pb.REGENERATION_LEVEL_REBUILD,
+}
+PROGRESS: Final = {
+    Progress.QUEUED: pb.REGENERATION_STATE_QUEUED,
+    Progress.RUNNING: pb.REGENERATION_STATE_RUNNING,
+    Progress.DONE: pb.REGENERATION_STATE_DONE,
+    Progress.FAILED: pb.REGENERATION_STATE_FAILED,
 }
 ROUTING_MODES: Final = {"tunnel": pb.ROUTING_MODE_TUNNEL, "native": pb.ROUTING_MODE_NATIVE}
 ENFORCEMENTS: Final = {
@@ -72,6 +84,29 @@ def endpoint_message(endpoint: Endpoint, node: str) -> pb.Endpoint:
         node=node,
         create_time=timestamp(int(record.create_time * 1e9)),
     )
+
+
+def level_of(level: int) -> Level:
+    """The level of a request; RELOAD where it names none."""
+    return next((each for each, value in LEVELS.items() if value == level), Level.RELOAD)
+
+
+def regeneration_message(found: Regeneration) -> pb.Regeneration:
+    """One try to bring an endpoint up to date."""
+    message = pb.Regeneration(
+        level=LEVELS[found.level],
+        state=PROGRESS[found.progress],
+        cause=found.cause,
+        error=found.error,
+        attempt=found.attempt,
+        trace_id=found.trace_id,
+    )
+    if found.start_time:
+        message.start_time.FromNanoseconds(int(found.start_time * 1e9))
+        message.duration.FromNanoseconds(int(found.seconds * 1e9))
+    if found.retry_time:
+        message.retry_time.FromNanoseconds(int(found.retry_time * 1e9))
+    return message
 
 
 def entry_message(entry: EntryCount, rule: str) -> pb.KernelPolicyEntry:

@@ -29,10 +29,11 @@ from services.loader.endpoints.endpoint import (
 )
 from services.loader.endpoints.engine import Programs, Regenerator
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
+from services.loader.endpoints.history import KEPT
 from services.loader.endpoints.identity_change import IdentityChange
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.realization import EndpointRealizer
-from services.loader.endpoints.regeneration import Cause, Job, Level
+from services.loader.endpoints.regeneration import Cause, Job, Level, Regeneration
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
 from services.loader.interfaces import (
@@ -196,6 +197,11 @@ class EndpointManager:
         self._registry.get(number)
         await self.regenerator.request(number, level, Cause.OPERATOR)
         return self._registry.get(number)
+
+    def regenerations(self, number: int) -> list[Regeneration]:
+        """What was tried for an endpoint of late and what is going to be, the newest first."""
+        waiting = self.regenerator.pending(number)
+        return [*([waiting] if waiting is not None else []), *self._registry.histories.of(number)][:KEPT]
 
     def subject_changed(self, subject: Subject) -> None:
         """A subject has been realized, or has not: its endpoints' status says so."""
