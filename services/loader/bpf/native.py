@@ -92,6 +92,17 @@ struct bpf_test_run_opts {
     __u32 flags; __u32 cpu; __u32 batch_size; }; int bpf_prog_test_run_opts(int prog_fd, struct
     bpf_test_run_opts *opts);
 
+struct btf_array { __u32 type; __u32 index_type; __u32 nelems; };
+struct btf_member { __u32 name_off; __u32 type; __u32 offset; };
+struct btf *btf__load_from_kernel_by_id(__u32 id);
+void btf__free(struct btf *btf);
+__u32 bpf_map__btf_key_type_id(const struct bpf_map *map);
+__u32 bpf_map__btf_value_type_id(const struct bpf_map *map);
+int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
+int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
+int bpf_program__set_log_level(struct bpf_program *prog, __u32 log_level);
+int ring_buffer__add(struct ring_buffer *rb, int map_fd, int (*fn)(void *, void *, size_t), void *ctx);
+
 int vsnprintf(char *str, size_t size, const char *format, void *args);
 """
 
