@@ -1,0 +1,136 @@
+"""The loader is killed at every place that has a name: not a packet is lost or wrongly passed, and the next
+start puts everything in order.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Final
+
+import grpc
+import pytest
+
+from services.loader.failpoints import PLACES
+from tests.crash.cluster import TCP_FROM_STRANGERS, CrashCluster
+
+pytestmark = pytest.mark.kernel
+
+_numbers = itertools.count(1)
+# Every one of these maps something else than before; the sizes alternate.
+_SIZES: Final = itertools.cycle(["ct4=300000,policy=70000", "ct4=262144,policy=65536"])
+
+
+def _start(cluster: CrashCluster, place: str) -> None:
+    """A start to which the objects, the sizes of maps and the programs on the devices are new."""
+    cluster.node.loader.kill()
+    cluster.node.loader.environment["FIMBRIA_MAP_SIZES"] = next(_SIZES)
+    cluster.choose(place)
+    cluster.node.loader.start(wait=False)
+
+
+def _resize(cluster: CrashCluster, place: str) -> None:
+    cluster.choose(place)
+    with pytest.raises(grpc.RpcError):
+        cluster.resize("ct4", 100_000 + next(_numbers))
+
+
+def _reload(cluster: CrashCluster, place: str) -> None:
+    cluster.choose(place)
+    with pytest.raises(grpc.RpcError):
+        cluster.reload()
+
+
+def _add(cluster: CrashCluster, place: str) -> None:
+    """An ADD whose answer never comes; the runtime tries again after the restart."""
+    cluster.choose(place)
+    pod = cluster.rig.pod(cluster.node, f"late-{next(_numbers)}", app="client")
+    cluster.expected.unknown.add(pod.container_id)
+    assert pod.call("ADD")[0] != 0
+
+
+def _delete(cluster: CrashCluster, place: str) -> None:
+    """A DEL that has to succeed though its loader dies over it."""
+    pod = cluster.add(f"short-{next(_numbers)}", app="client")
+    cluster.expected.there.discard(pod.container_id)
+    cluster.choose(place)
+    pod.delete()
+
+
+def _labels(cluster: CrashCluster, place: str) -> None:
+    """The identity of a pod that sends all the while."""
+    cluster.choose(place)
+    with pytest.raises(grpc.RpcError):
+        cluster.relabel(cluster.near, f"k8s:turn={next(_numbers)}")
+
+
+def _policy(cluster: CrashCluster, place: str) -> None:
+    cluster.choose(place)
+    cluster.apply(TCP_FROM_STRANGERS.format(port=7000 + next(_numbers)))
+
+
+Scenario = Callable[[CrashCluster, str], None]
+
+# Where each place is passed. A place without a scenario fails the test of the table.
+SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
+    "load.compiled": (_start, _reload),
+    "load.loaded": (_start, _reload),
+    "migrate.created": (_start, _resize),
+    "migrate.filled": (_start, _resize),
+    "migrate.committed": (_start, _resize),
+    "migrate.switched": (_start, _resize),
+    "migrate.caught_up": (_start, _resize),
+    "migrate.map_pinned": (_start, _resize),
+    "migrate.done": (_start, _resize),
+    "pin.program": (_start, _reload),
+    "attach.filter": (_add,),
+    "attach.link_created": (),
+    "attach.link_pinned": (),
+    "attach.replaced": (_start,),
+    "slot.row": (_add, _labels),
+    "slot.device": (_add, _labels),
+    "slot.address": (_add, _labels),
+    "subject.row": (_labels, _policy),
+    "subject.turned": (_labels, _policy),
+    "policy.instance_written": (_policy, _labels),
+    "policy.in_force": (_policy, _labels),
+    "policy.old_deleted": (_policy,),
+    "record.written": (_add, _delete, _labels),
+    "record.renamed": (_add, _delete, _labels),
+    "record.deleted": (_delete,),
+    "add.recorded": (_add,),
+    "add.linked": (_add,),
+    "add.realized": (_add,),
+    "add.published": (_add,),
+    "delete.noted": (_delete,),
+    "delete.device": (_delete,),
+    "delete.rows": (_delete,),
+    "identity.policy": (_labels,),
+    "identity.switched": (_labels,),
+    "identity.saved": (_labels,),
+}
+CASES: Final = [(place, scenario) for place in PLACES for scenario in SCENARIOS.get(place, ())]
+
+
+@pytest.mark.parametrize(
+    ("place", "scenario"), CASES, ids=[f"{place}-{scenario.__name__[1:]}" for place, scenario in CASES]
+)
+def test_killed_there_the_node_forwards_and_recovers(
+    cluster: CrashCluster, place: str, scenario: Scenario
+) -> None:
+    if cluster.node.loader.running is None or cluster.node.loader.running.poll() is not None:
+        cluster.restart()
+    try:
+        scenario(cluster, place)
+        cluster.wait_died(place)
+        cluster.restart()
+        cluster.enforced()
+        cluster.require_consistent()
+        cluster.require_traffic()
+    finally:
+        cluster.choose("")
+
+
+def test_every_place_has_a_scenario() -> None:
+    assert set(SCENARIOS) == set(PLACES)
+    assert not [place for place, scenarios in SCENARIOS.items() if not scenarios]
