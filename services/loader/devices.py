@@ -7,8 +7,9 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_network
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from services.chassis.errors import InvalidArgument
 from services.loader.endpoints.endpoint import EndpointRecord
@@ -21,6 +22,7 @@ from services.loader.netlink.endpoint_routes import (
     sync_endpoint_routes,
 )
 from services.loader.netlink.links import LinkSpec
+from services.loader.netlink.netkit import DeviceKind, device_kind
 from services.loader.netlink.node import NodeDevices, NodeNetwork, NodeNetworkSettings, RemoteNode
 
 T = TypeVar("T")
@@ -28,12 +30,20 @@ T = TypeVar("T")
 
 class NetlinkDevices:
     """The :class:`~services.loader.interfaces.NodeLinks` of a real node. With ``endpoint_routes`` the node
-    has routes to each endpoint.
+    has routes to each endpoint. ``endpoint_device`` is the kind of pair that new endpoints get.
     """
 
-    def __init__(self, settings: NodeNetworkSettings, *, endpoint_routes: bool = False) -> None:
+    def __init__(
+        self,
+        settings: NodeNetworkSettings,
+        *,
+        endpoint_routes: bool = False,
+        endpoint_device: Literal["veth", "netkit", "auto"] = "veth",
+    ) -> None:
         self._network = NodeNetwork(settings)
         self._endpoint_routes = endpoint_routes
+        self._endpoint_device = endpoint_device
+        self._kind: DeviceKind = "veth"
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink")
         # The kernel takes 15 ms to be sure that nobody uses a device that is removed; nobody else waits for
         # that.
@@ -45,10 +55,11 @@ class NetlinkDevices:
         """Makes or repairs the node's own devices. Raises FimbriaError."""
         devices = await self._call(self._network.ensure)
         self._mtu, self._route_mtu = devices.mtu, devices.route_mtu
+        self._kind = await self._call(partial(device_kind, self._endpoint_device))
         return devices
 
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        """Makes the veth pair with its addresses and routes, the node's side down."""
+        """Makes the pair of devices with its addresses and routes, the node's side down."""
         if record.spec.mtu > self._mtu:
             raise InvalidArgument(
                 f"network configuration: mtu: got {record.spec.mtu}; the node's is {self._mtu}",
@@ -133,6 +144,7 @@ class NetlinkDevices:
             default_route=record.spec.default_route,
             address6=IPv6Address(record.ipv6) if record.ipv6 else None,
             router6=IPv6Address(record.router_ipv6) if record.router_ipv6 else None,
+            kind=self._kind,
         )
 
 

@@ -152,6 +152,7 @@ async def bring_up(
                 devices=settings.devices,
             ),
             endpoint_routes=settings.endpoint_routes,
+            endpoint_device=settings.endpoint_device,
         )
         devices = await links.ensure()
         kernel = _open_kernel(settings, record, devices)

@@ -101,6 +101,11 @@ class LoaderSettings(CommonSettings):
         False,
         help="Give each endpoint routes of its own on the node, and let the node's stack take packets to it.",
     )
+    endpoint_device: Literal["veth", "netkit", "auto"] = setting(
+        "veth",
+        help="What new endpoints' devices are: veth pairs, netkit pairs (Linux 6.7 and later), or netkit "
+        "where the kernel has it. Endpoints that are there keep theirs.",
+    )
     host_routing: bool = setting(
         True,
         help="Send what leaves by the node's devices there at once, not through the node's stack.",

@@ -103,6 +103,12 @@ int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__set_log_level(struct bpf_program *prog, __u32 log_level);
 int ring_buffer__add(struct ring_buffer *rb, int map_fd, int (*fn)(void *, void *, size_t), void *ctx);
 
+struct bpf_prog_attach_opts { size_t sz; unsigned int flags; int replace_prog_fd; };
+int bpf_prog_attach_opts(int prog_fd, int target, int attach_type, const struct bpf_prog_attach_opts *opts);
+int bpf_prog_query(int target, int attach_type, __u32 query_flags, __u32 *attach_flags, __u32 *prog_ids,
+                   __u32 *prog_cnt);
+int bpf_prog_get_fd_by_id(__u32 id);
+
 int vsnprintf(char *str, size_t size, const char *format, void *args);
 """
 

@@ -1,4 +1,4 @@
-"""A pod's link: a veth pair between the node's namespace and the pod's.
+"""A pod's link: a pair of devices, veth or netkit, between the node's namespace and the pod's.
 
 The pod gets one address of each family as a /32 or /128, and everything it sends goes to the node's router
 address of that family, which no device on that link has: the datapath answers for it. Nothing in the node's
@@ -21,6 +21,7 @@ from ipaddress import IPv4Address, IPv6Address
 from services.chassis.errors import AlreadyExists, FailedPrecondition, FimbriaError, InvalidArgument
 from services.loader.netlink import rtnetlink as rt
 from services.loader.netlink.namespace import NamespaceThread
+from services.loader.netlink.netkit import DeviceKind, create_netkit
 from services.loader.netlink.refusals import kernel_error
 from services.loader.netlink.source_routes import (
     forget_source_rules,
@@ -38,6 +39,7 @@ _MIN_MTU, _MAX_MTU = 576, 65535
 IPV6_MIN_MTU = 1280
 _READY_SECONDS = 0.2
 
+_KINDS: tuple[DeviceKind, ...] = ("veth", "netkit")
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 _netns_thread = NamespaceThread()
@@ -64,6 +66,7 @@ class LinkSpec:
     address6: IPv6Address | None = None
     router6: IPv6Address | None = None
     default_route: bool | None = None
+    kind: DeviceKind = "veth"
 
     @property
     def gateways(self) -> list[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]]:
@@ -194,7 +197,7 @@ def forget_pod_rules(netns_fd: int) -> None:
 
 def is_endpoint_device(link: rt.LinkInfo) -> bool:
     """Whether a device of the node is, by kind and name, the node's side of a link."""
-    return link.kind == "veth" and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
+    return link.kind in _KINDS and link.name.startswith(ENDPOINT_PREFIX) and len(link.name) == _NAME_LENGTH
 
 
 def list_endpoint_links() -> list[HostLink]:
@@ -247,7 +250,8 @@ def check_endpoint_link(spec: LinkSpec, default_routes: tuple[int, ...] = (4, 6)
 
 
 def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: str) -> rt.LinkInfo:
-    create = rt.create_veth(spec.host_name, host_mac, spec.mtu, spec.ifname, pod_mac, spec.netns_fd)
+    pair = create_netkit if spec.kind == "netkit" else rt.create_veth
+    create = pair(spec.host_name, host_mac, spec.mtu, spec.ifname, pod_mac, spec.netns_fd)
     try:
         try:
             node.request([create])
@@ -411,8 +415,10 @@ def _routes(pod: rt.RouteSocket) -> list[rt.RouteInfo]:
 
 def _device_problems(device: rt.LinkInfo, spec: LinkSpec, mac: str) -> list[str]:
     problems = []
-    if device.kind != "veth":
-        problems.append(f"{device.name} is a {device.kind or 'device of no kind'}; expected a veth")
+    # Of whichever kind was asked for when it was made.
+    if device.kind not in _KINDS:
+        expected = " or ".join(_KINDS)
+        problems.append(f"{device.name} is a {device.kind or 'device of no kind'}; expected {expected}")
     if not device.up:
         problems.append(f"{device.name} is down")
     if device.mtu != spec.mtu:

@@ -15,7 +15,7 @@ import os
 import socket
 import struct
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 NLMSG_ERROR, NLMSG_DONE = 2, 3
@@ -225,6 +225,24 @@ class RouteSocket:
 
 def create_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, peer_netns_fd: int) -> Message:
     """A veth pair whose peer is born in another namespace, and is never to be seen in this one."""
+    return create_pair("veth", _VETH_INFO_PEER, (), name, mac, mtu, peer_name, peer_mac, peer_netns_fd)
+
+
+def create_pair(
+    kind: str,
+    peer_attribute: int,
+    options: Iterable[tuple[int, int]],
+    name: str,
+    mac: str,
+    mtu: int,
+    peer_name: str,
+    peer_mac: str,
+    peer_netns_fd: int,
+) -> Message:
+    """A pair of devices of a kind that says by ``peer_attribute`` what the other one is to be.
+
+    ``options`` are the kind's own, each a number of 32 bits.
+    """
     peer = _IFINFO.pack(0, 0, 0, 0, 0) + b"".join(
         (
             _text(IFLA_IFNAME, peer_name),
@@ -233,18 +251,30 @@ def create_veth(name: str, mac: str, mtu: int, peer_name: str, peer_mac: str, pe
             _u32(IFLA_NET_NS_FD, peer_netns_fd),
         )
     )
-    data = _attr(_IFLA_INFO_DATA, _attr(_VETH_INFO_PEER, peer))
+    data = _attr(_IFLA_INFO_DATA, _attr(peer_attribute, peer) + _options(options))
     body = b"".join(
         (
             _IFINFO.pack(0, 0, 0, 0, 0),
             _text(IFLA_IFNAME, name),
             _attr(IFLA_ADDRESS, mac_bytes(mac)),
             _u32(IFLA_MTU, mtu),
-            _attr(IFLA_LINKINFO, _text(_IFLA_INFO_KIND, "veth") + data),
+            _attr(IFLA_LINKINFO, _text(_IFLA_INFO_KIND, kind) + data),
         )
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
-    return Message(f"create veth {name} with peer {peer_name}", RTM_NEWLINK, flags, body)
+    return Message(f"create {kind} {name} with peer {peer_name}", RTM_NEWLINK, flags, body)
+
+
+def create_device(name: str, kind: str, options: Iterable[tuple[int, int]] = ()) -> Message:
+    """One device of a kind, with options as for :func:`create_pair`."""
+    info = _text(_IFLA_INFO_KIND, kind) + _attr(_IFLA_INFO_DATA, _options(options))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _attr(IFLA_LINKINFO, info)
+    flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
+    return Message(f"create {kind} {name}", RTM_NEWLINK, flags, body)
+
+
+def _options(options: Iterable[tuple[int, int]]) -> bytes:
+    return b"".join(_u32(kind, value) for kind, value in options)
 
 
 def set_up(name: str, *, up: bool = True) -> Message:
