@@ -98,6 +98,7 @@ struct btf *btf__load_from_kernel_by_id(__u32 id);
 void btf__free(struct btf *btf);
 __u32 bpf_map__btf_key_type_id(const struct bpf_map *map);
 __u32 bpf_map__btf_value_type_id(const struct bpf_map *map);
+const char *bpf_map__pin_path(const struct bpf_map *map);
 int bpf_map__set_autocreate(struct bpf_map *map, bool autocreate);
 int bpf_program__set_autoload(struct bpf_program *prog, bool autoload);
 int bpf_program__set_log_level(struct bpf_program *prog, __u32 log_level);
@@ -107,7 +108,6 @@ struct bpf_prog_attach_opts { size_t sz; unsigned int flags; int replace_prog_fd
 int bpf_prog_attach_opts(int prog_fd, int target, int attach_type, const struct bpf_prog_attach_opts *opts);
 int bpf_prog_query(int target, int attach_type, __u32 query_flags, __u32 *attach_flags, __u32 *prog_ids,
                    __u32 *prog_cnt);
-int bpf_prog_get_fd_by_id(__u32 id);
 
 int vsnprintf(char *str, size_t size, const char *format, void *args);
 """
