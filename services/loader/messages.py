@@ -161,11 +161,15 @@ def map_message(found: MapInfo) -> pb.MapStatus:
 
 def watch_message(state: WatchState, identity_revision: int = 0) -> pb.WatchStatus:
     """How far a watch has come."""
+    synced = Timestamp()
+    synced.FromNanoseconds(int(state.sync_time * 1e9))
     return pb.WatchStatus(
         name=state.name,
         connected=state.connected,
         revision=state.revision,
         error=state.error,
+        sync_time=synced if state.sync_time else None,
+        synchronized=state.synchronized,
         identity_revision=identity_revision,
     )
 

@@ -11,6 +11,7 @@ from fimbria.policy.v1 import policy_pb2 as pb
 from opentelemetry.trace import SpanKind
 
 from services.chassis import names
+from services.chassis.feed import PROGRESS_SECONDS
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext, remote_context, tracer
 from services.policy import problems
@@ -40,7 +41,7 @@ async def serve_subscription(
     log.info("node subscribed", node=node)
     reader = asyncio.create_task(_read(requests, subscription, distributor, enforcement))
     try:
-        while (message := await subscription.next()) is not None:
+        while (message := await _next(subscription, distributor)) is not None:
             yield message
         await reader
     finally:
@@ -50,6 +51,17 @@ async def serve_subscription(
         if distributor.unsubscribe(subscription):
             enforcement.unsubscribed(node)
             log.info("node unsubscribed", node=node)
+
+
+async def _next(subscription: Subscription, distributor: Distributor) -> Update | Progress | None:
+    """The next message; when nothing happens for long, that the node has all there is."""
+    while True:
+        try:
+            async with asyncio.timeout(PROGRESS_SECONDS):
+                return await subscription.next()
+        except TimeoutError:
+            if distributor.identities_known:
+                subscription.send(Progress(distributor.revision, TraceContext()))
 
 
 async def _read(

@@ -146,5 +146,5 @@ class NodesSync:
                 self._changed.set()
                 continue
             backoff.reset()
-            self.state.revision = revision
+            self.state.in_force(revision)
             self.applied.set(revision)

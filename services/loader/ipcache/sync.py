@@ -48,6 +48,8 @@ class IpcacheSync:
         self._table = IpcacheTable(kernel.ipcache())
         self._retry: asyncio.Task[None] | None = None
         self._complete = False
+        # The feed has said something, if only that there is nothing new, since the kernel was written last.
+        self._news = False
         self._nodes_complete = False
         self.state = WatchState("ipcache")
         self.applied = Watermark()
@@ -119,6 +121,7 @@ class IpcacheSync:
                 ),
             )
         self._table.received(message.revision)
+        self._news = True
         trace = message.events[0].trace if len(message.events) in range(1, _TRACED_EVENTS) else None
         if trace is None or not trace.traceparent:
             self._flush()
@@ -132,7 +135,7 @@ class IpcacheSync:
 
     def _end(self) -> None:
         self._table.end_snapshot()
-        self._complete = True
+        self._complete = self._news = True
         self._settle()
         self._flush()
 
@@ -159,6 +162,9 @@ class IpcacheSync:
             return Changes()
         revision = self._table.applied_revision
         self.state.revision = revision
+        if self._news:
+            self._news = False
+            self.state.in_force(revision, complete=self._complete)
         self.applied.set(revision)
         return changes
 

@@ -289,7 +289,7 @@ class PolicySync:
         revision, stream.progress = stream.progress, None
         self._acknowledged = revision
         self._send(ack_message(revision))
-        self.state.revision = revision.policy
+        self.state.in_force(revision.policy)
         self.policy_revision.set(revision.policy)
         self.identity_revision.set(revision.identity)
 

@@ -8,6 +8,7 @@ its state.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterable, Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -33,12 +34,19 @@ class FeedMessage(Protocol):
 
 @dataclass(slots=True)
 class WatchState:
-    """How a watch is: ``revision`` is what is in force here, ``error`` the last one since it was open."""
+    """How a watch is: ``revision`` is what is in force here, ``error`` the last one since it was open.
+
+    ``sync_time``: when something last came and was in force, in seconds since 1970, 0 when nothing has yet;
+    the services say at least every ten seconds that there is nothing new. ``synchronized``: the first full
+    state has been in force.
+    """
 
     name: str
     connected: bool = False
     revision: int = 0
     error: str = ""
+    sync_time: float = 0.0
+    synchronized: bool = False
 
     def opened(self) -> None:
         """The service has answered."""
@@ -46,6 +54,14 @@ class WatchState:
             _log.info("watch.opened", watch=self.name)
         self.connected = True
         self.error = ""
+
+    def in_force(self, revision: int, *, complete: bool = True) -> None:
+        """What came is in force up to a revision; it is ``complete`` from the end of the first snapshot
+        on.
+        """
+        self.revision = revision
+        self.sync_time = time.time()
+        self.synchronized = self.synchronized or complete
 
     def failed(self, error: str) -> None:
         """The stream broke, or did not open."""

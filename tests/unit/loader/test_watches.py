@@ -185,6 +185,36 @@ async def test_a_service_that_has_lost_its_past_is_heard_from_the_start(ipcache:
     assert ipcache.feed.opened == [0, 0]
 
 
+async def test_a_watch_is_synchronized_with_its_first_full_state(ipcache: Ipcache) -> None:
+    state = ipcache.sync.state
+    ipcache.sync.put_local(["10.244.1.7"], 300, 0)
+    assert (state.synchronized, state.sync_time) == (False, 0.0)
+    ipcache.feed.say(batch(1, put("10.244.2.7", 300, revision=1)))
+    await until(lambda: state.sync_time > 0)
+    assert not state.synchronized
+    ipcache.feed.say(batch(2, complete=True))
+    await until(lambda: state.synchronized)
+    # That there is nothing new is news too; what this node itself does is none.
+    before = state.sync_time
+    ipcache.sync.remove_local(["10.244.1.7"])
+    assert state.sync_time == before
+    ipcache.feed.say(batch(2))
+    await until(lambda: state.sync_time > before)
+    ipcache.feed.say(refusal(grpc.StatusCode.UNAVAILABLE))
+    await until(lambda: not state.connected)
+    assert state.synchronized
+
+
+async def test_a_state_that_the_kernel_refused_is_not_in_force_yet(ipcache: Ipcache) -> None:
+    state = ipcache.sync.state
+    ipcache.kernel.fail = {"write_ipcache"}
+    ipcache.feed.say(batch(3, put("10.244.2.7", 300, revision=3), complete=True))
+    await until(lambda: "refused" in state.error)
+    assert (state.synchronized, state.sync_time) == (False, 0.0)
+    ipcache.kernel.fail = set()
+    await until(lambda: state.synchronized)
+
+
 async def test_a_refused_write_is_visible_and_made_up_for(ipcache: Ipcache) -> None:
     ipcache.kernel.fail = {"write_ipcache"}
     ipcache.feed.say(batch(3, put("10.244.2.7", 300, revision=3), complete=True))
