@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 # "<file>:<line>:<column>: error: <text>", or "fatal error".
@@ -31,13 +32,15 @@ class BpfError(Exception):
 class VerifierError(BpfError):
     """The verifier rejected a program.
 
-    ``detail`` is the last line that says why, ``log`` everything it said.
+    ``detail`` is the last line that says why, ``log`` everything it said; ``log_path`` is the file that keeps
+    it, "" if none does.
     """
 
     def __init__(self, number: int, program: str, log: str) -> None:
         super().__init__(number, f"load program {program}", _last_useful_line(log))
         self.program = program
         self.log = log
+        self.log_path = ""
 
 
 class DatapathUnavailable(Exception):
@@ -130,18 +133,59 @@ class PrivilegeMissing(DatapathUnavailable):
         self.op = op
 
 
-class MapMismatch(Exception):
-    """A pinned map is not what the programs expect. ``pinned`` and ``expected`` are definitions in words."""
+class UnknownVariable(DatapathUnavailable):
+    """The configuration gives a constant that no object declares, or lacks one that an object does."""
 
-    def __init__(self, name: str, path: str, pinned: str, expected: str) -> None:
+    def __init__(self, name: str, known: Iterable[str], *, source: str = "") -> None:
+        self.name = name
+        self.known = tuple(sorted(known))
+        if source:
+            text = f"{source} declares the constant {name}, which the configuration does not give"
+        else:
+            text = f"the programs declare no constant {name}"
+        super().__init__(f"{text}; known: {', '.join(self.known)}; programs and loader are of two versions")
+
+
+class UnknownMap(DatapathUnavailable):
+    """A size is given for a map that no object declares."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.known = tuple(sorted(known))
+        super().__init__(f"FIMBRIA_MAP_SIZES names map {name}; the maps are {', '.join(self.known)}")
+
+
+class MapMismatch(Exception):
+    """What a pinned map holds cannot be carried over into the one that the programs need.
+
+    ``pinned`` and ``expected`` are both in words; ``field`` is the member that is to blame, or "".
+    """
+
+    def __init__(self, name: str, path: str, pinned: str, expected: str, field: str = "") -> None:
+        what = f"{field} of pinned map {name} ({path})" if field else f"pinned map {name} ({path})"
         super().__init__(
-            f"pinned map {name} ({path}) is {pinned}, but the programs need {expected}; stop the loader, "
-            "remove the pin (connections and policy of this node are then built anew) and start it again"
+            f"{what} is {pinned}, but the programs need {expected}, and nothing leads there; go back to the "
+            "version that made it, or stop the loader, remove the pin (connections and translations in it are "
+            "lost, the rest is built anew) and start it again"
         )
         self.name = name
         self.path = path
         self.pinned = pinned
         self.expected = expected
+        self.field = field
+
+
+class MapFull(Exception):
+    """A map holds more than would fit into one of the size that is asked for."""
+
+    def __init__(self, name: str, entries: int, max_entries: int) -> None:
+        super().__init__(
+            f"map {name} holds {entries} entries, which do not fit into max_entries {max_entries}; "
+            "give it a larger size"
+        )
+        self.name = name
+        self.entries = entries
+        self.max_entries = max_entries
 
 
 def _last_useful_line(log: str) -> str:
