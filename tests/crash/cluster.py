@@ -124,6 +124,12 @@ class CrashCluster:
             stub = policy_pb2_grpc.PolicyServiceStub(channel)
             stub.ApplyPolicies(policy_pb2.ApplyPoliciesRequest(manifests=manifest), timeout=10)
 
+    def remove(self, manifest: str) -> None:
+        """Deletes a policy; one that is not there is fine."""
+        with grpc.insecure_channel(self.rig.target("policy")) as channel:
+            stub = policy_pb2_grpc.PolicyServiceStub(channel)
+            stub.DeletePolicies(policy_pb2.DeletePoliciesRequest(manifests=manifest), timeout=10)
+
     def enforced(self) -> None:
         """Returns when every node enforces all policies there are."""
         with grpc.insecure_channel(self.rig.target("policy")) as channel:
