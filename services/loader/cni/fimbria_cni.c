@@ -17,6 +17,7 @@
 #include <limits.h>
 #include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
@@ -420,6 +421,26 @@ static int no_reply(const struct call *call, const struct config *config, const 
 	     config->timeout_seconds);
 }
 
+/*
+ * Nobody heard that the ADD succeeded: the runtime has died meanwhile, knows nothing of it when it comes back, and
+ * will never ask for the DEL.
+ */
+static void undo_add(struct call *call, const struct config *config)
+{
+	struct exchange exchange = { .fd = -1, .timeout_seconds = config->timeout_seconds };
+	struct text request = { 0 }, reply = { 0 };
+	const char *step;
+	bool is_error;
+
+	call->verb = VERB_DEL;
+	call->command = "DEL";
+	clock_gettime(CLOCK_REALTIME, &call->started);
+	build_request(&request, call, config);
+	clock_gettime(CLOCK_MONOTONIC, &exchange.start);
+	if (!ask_loader(&exchange, config->socket, &request, call->netns_fd, &reply, &is_error))
+		queue_delete(call, config->queue, &request, &step);
+}
+
 int main(void)
 {
 	static const char *const verbs[] = { [VERB_ADD] = "ADD", [VERB_DEL] = "DEL", [VERB_CHECK] = "CHECK" };
@@ -430,6 +451,8 @@ int main(void)
 	bool is_error = false;
 	size_t verb;
 
+	/* A runtime that is gone is told by the write's result. */
+	signal(SIGPIPE, SIG_IGN);
 	clock_gettime(CLOCK_REALTIME, &call.started);
 	call.command = environment("CNI_COMMAND");
 	if (!strcmp(call.command, "VERSION"))
@@ -452,7 +475,10 @@ int main(void)
 		return no_reply(&call, &config, &exchange, &request);
 	if (reply.len)
 		text_puts(&reply, "\n");
-	if (!write_all(STDOUT_FILENO, reply.data, reply.len))
+	if (!write_all(STDOUT_FILENO, reply.data, reply.len)) {
+		if (call.verb == VERB_ADD && !is_error)
+			undo_add(&call, &config);
 		return 1;
+	}
 	return is_error ? 1 : 0;
 }
