@@ -8,6 +8,7 @@ survives it: its first process is the parent of all others, and its file systems
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ INIT = Path(__file__).with_name("init.py")
 DEBIAN_PLUGINS = Path("/usr/lib/cni")
 CGROUPS = Path("/sys/fs/cgroup")
 SECONDS = 60.0
+_CGROUP = re.compile(r"fimbria-test-(\d+)-.*")
 
 
 class Machine:
@@ -144,10 +146,22 @@ def wait_until(condition: object, seconds: float = SECONDS) -> None:
         time.sleep(0.02)
 
 
+def sweep_cgroups() -> None:
+    """Removes what test runs that were killed have left."""
+    for directory in [each for hierarchy in _hierarchies() for each in hierarchy.glob("fimbria-test-*")]:
+        match = _CGROUP.fullmatch(directory.name)
+        if match and not alive(int(match[1])):
+            remove_cgroups(directory.name)
+
+
 def remove_cgroups(name: str) -> None:
     """Removes a control group and those in it from every hierarchy; their processes are gone."""
-    for hierarchy in [CGROUPS, *CGROUPS.iterdir()]:
+    for hierarchy in _hierarchies():
         top = hierarchy / name.lstrip("/")
-        if not hierarchy.is_symlink() and top.is_dir():
+        if top.is_dir():
             for directory, _, _ in os.walk(top, topdown=False):
                 os.rmdir(directory)
+
+
+def _hierarchies() -> list[Path]:
+    return [CGROUPS, *(each for each in CGROUPS.iterdir() if each.is_dir() and not each.is_symlink())]
