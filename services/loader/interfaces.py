@@ -367,8 +367,8 @@ class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
     def programs(self) -> list[ProgramInfo]:
         """Loaded programs."""
 
-    def maps(self) -> list[MapInfo]:
-        """Maps."""
+    def maps(self, *, count: bool = True) -> list[MapInfo]:
+        """Maps; with ``count`` their entries are counted, which takes milliseconds for large ones."""
 
     def traffic(self) -> list[TrafficCount]:
         """Packets and bytes by reason and direction."""

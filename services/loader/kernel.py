@@ -342,12 +342,20 @@ class Kernel:
             for program in self._datapath.programs()
         ]
 
-    def maps(self) -> list[MapInfo]:
-        """Maps."""
+    def maps(self, *, count: bool = True) -> list[MapInfo]:
+        """Maps; with ``count`` their entries are counted, which takes milliseconds for large ones."""
         with self._walking:
             return [
-                MapInfo(found.name, found.type, found.max_entries, found.entries)
-                for found in self._datapath.maps(count=True)
+                MapInfo(
+                    found.name,
+                    found.type,
+                    found.max_entries,
+                    found.entries,
+                    id=found.id,
+                    key_size=found.key_size,
+                    value_size=found.value_size,
+                )
+                for found in self._datapath.maps(count=count)
             ]
 
     def traffic(self) -> list[TrafficCount]:

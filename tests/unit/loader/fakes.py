@@ -169,7 +169,7 @@ class FakeKernel:
     def programs(self) -> list[ProgramInfo]:
         return []
 
-    def maps(self) -> list[MapInfo]:
+    def maps(self, *, count: bool = True) -> list[MapInfo]:
         return []
 
     def traffic(self) -> list[TrafficCount]:
