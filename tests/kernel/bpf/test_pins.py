@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from services.loader.bpf import attach, native
-from services.loader.bpf.attach import Hook, filter_program, link_program
+from services.loader.bpf import native
+from services.loader.bpf.attach import Hook, declarations, filter_program, link_program
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.datapath import KernelDatapath, remove_pins
 from services.loader.bpf.errors import BpfError, MapMismatch, VerifierError
@@ -83,7 +83,7 @@ class LibraryBeforeTcx:
 def test_without_tcx_the_nodes_devices_get_filters(
     config: NodeConfig, pin_dir: str, cache_dir: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attach, "lib", LibraryBeforeTcx())
+    monkeypatch.setattr(declarations, "lib", LibraryBeforeTcx())
     datapath = KernelDatapath.open(config, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
     try:
         devices = {program.name: program.devices for program in datapath.programs()}
