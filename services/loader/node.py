@@ -17,9 +17,7 @@ from fimbria.policy.v1 import policy_pb2_grpc
 from services.chassis import names
 from services.chassis.errors import FailedPrecondition, FimbriaError
 from services.chassis.logs import get_logger
-from services.chassis.telemetry import span, tracer
-from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
-from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.chassis.telemetry import span
 from services.loader.clients import IdentityServiceClient, IpamClient
 from services.loader.devices import NetlinkDevices
 from services.loader.endpoints.cni_calls import CniCalls
@@ -34,18 +32,18 @@ from services.loader.flows.log import FlowLog
 from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
 from services.loader.host_addresses import HostAddresses
-from services.loader.host_policy import HostPolicy, failsafe_ports
+from services.loader.host_policy import HostPolicy
 from services.loader.interfaces import DatapathError
 from services.loader.ipcache.identity_labels import IdentityLabels
 from services.loader.ipcache.nodes import Node, NodesSync
 from services.loader.ipcache.sync import IpcacheSync
-from services.loader.kernel import Kernel, NodeRows, PolicyMode
+from services.loader.kernel import Kernel
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
+from services.loader.node_kernel import NodePlace, open_kernel
 from services.loader.policy.cluster_barrier import ClusterBarrier
 from services.loader.policy.subjects import SubjectTable
 from services.loader.policy.sync import PolicySync
 from services.loader.settings import LoaderSettings
-from services.loader.settings_types import cidrs
 from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
@@ -68,7 +66,7 @@ class NodeRuntime:
     pin_directory: str
     kernel: Kernel
     links: NetlinkDevices
-    devices: NodeDevices
+    place: NodePlace
     registry: EndpointRegistry
     releases: Releases
     subjects: SubjectTable
@@ -84,6 +82,11 @@ class NodeRuntime:
     reader: FlowReader
     settings: LoaderSettings
     start_time: float = field(default_factory=time.time)
+
+    @property
+    def devices(self) -> NodeDevices:
+        """The node's own devices as they are now."""
+        return self.place.devices
 
     def background(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What has to run beside the server, with names."""
@@ -155,8 +158,9 @@ async def bring_up(
             endpoint_device=settings.endpoint_device,
         )
         devices = await links.ensure()
-        kernel = _open_kernel(settings, record, devices)
-        runtime = _assemble(settings, record, state, channels, kernel, links, devices)
+        place = NodePlace(devices)
+        kernel = open_kernel(settings, record, place)
+        runtime = _assemble(settings, record, state, channels, kernel, links, place)
         _start_host_policy(settings, kernel, runtime.subjects)
         records = state.load_endpoints()
         restored = await restore(
@@ -184,56 +188,6 @@ async def bring_up(
         return runtime
 
 
-def _open_kernel(settings: LoaderSettings, record: NodeRecord, devices: NodeDevices) -> Kernel:
-    config = NodeConfig(
-        node_name=record.name,
-        node_ipv4=record.ipv4,
-        router_ipv4=record.router_ipv4,
-        pod_cidrs=record.pod_cidrs,
-        host_ifindex=devices.host_ifindex,
-        net_ifindex=devices.net_ifindex,
-        vxlan_ifindex=devices.vxlan_ifindex,
-        mtu=devices.mtu,
-        node_ipv6=record.ipv6,
-        router_ipv6=record.router_ipv6,
-        route_mtu=devices.route_mtu,
-        vxlan_port=settings.vxlan_port,
-        endpoint_routes=settings.endpoint_routes,
-        host_routing=settings.host_routing,
-        masquerade=settings.masquerade,
-        masquerade_ports=settings.masquerade_range,
-    )
-
-    def reopen() -> KernelDatapath:
-        return KernelDatapath.open(
-            config,
-            pin_dir=settings.pins,
-            source_dir=settings.source_dir,
-            cache_dir=settings.cache_dir,
-            devices=devices.nics,
-        )
-
-    started = time.time_ns()
-    try:
-        datapath = reopen()
-    except (BpfError, DatapathUnavailable, MapMismatch) as problem:
-        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
-    _trace_load(datapath.report, started)
-    kernel = Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
-    rows = NodeRows(
-        devices.host_mac,
-        devices.net_mac,
-        failsafe_ports(settings),
-        cidrs("FIMBRIA_MASQUERADE_EXCLUDE", settings.masquerade_exclude),
-    )
-    try:
-        kernel.configure_node(rows)
-    except DatapathError as problem:
-        kernel.close()
-        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
-    return kernel
-
-
 def _start_host_policy(settings: LoaderSettings, kernel: Kernel, subjects: SubjectTable) -> None:
     # Where policies are enforced nowhere the node need not be asked either.
     enabled = settings.host_firewall and settings.policy_enforcement != "never"
@@ -243,33 +197,6 @@ def _start_host_policy(settings: LoaderSettings, kernel: Kernel, subjects: Subje
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
 
 
-def _trace_load(report: LoadReport, started_ns: int) -> None:
-    """Spans for what has just been done, one after the other as it was done."""
-    trace = tracer()
-    at = started_ns
-
-    def done(name: str, seconds: float, attributes: dict[str, Any]) -> None:
-        nonlocal at
-        ended = at + int(seconds * 1e9)
-        trace.start_span(name, start_time=at, attributes=attributes).end(ended)
-        at = ended
-
-    for source in report.objects:
-        done(
-            names.BPF_COMPILE,
-            source.compile_seconds,
-            {names.SOURCE: source.source, names.CACHE_HIT: source.cache_hit},
-        )
-    for source in report.objects:
-        insns = sum(program.verified_insns for program in source.programs)
-        done(
-            names.BPF_LOAD,
-            source.load_seconds,
-            {names.SOURCE: source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
-        )
-    done(names.BPF_ATTACH, report.attach_seconds, {})
-
-
 def _assemble(
     settings: LoaderSettings,
     record: NodeRecord,
@@ -277,7 +204,7 @@ def _assemble(
     channels: Channels,
     kernel: Kernel,
     links: NetlinkDevices,
-    devices: NodeDevices,
+    place: NodePlace,
 ) -> NodeRuntime:
     ipam = IpamClient(channels.ipam, record.name, settings.ipam_target)
     identities = IdentityServiceClient(channels.identity, record.name, record.ipv4, settings.identity_target)
@@ -380,7 +307,7 @@ def _assemble(
         pin_directory=settings.pins,
         kernel=kernel,
         links=links,
-        devices=devices,
+        place=place,
         registry=registry,
         releases=releases,
         subjects=subjects,
@@ -388,7 +315,7 @@ def _assemble(
         ipcache=ipcache,
         nodes=nodes,
         manager=manager,
-        cni=CniCalls(record.name, manager),
+        cni=CniCalls(record.name, manager, registry),
         maker=maker,
         publication=publication,
         labels=IdentityLabels(identities),

@@ -1,0 +1,115 @@
+"""The node's kernel as its settings, its registration and its devices have it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from services.chassis import names
+from services.chassis.errors import FailedPrecondition
+from services.chassis.telemetry import tracer
+from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
+from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.endpoints.records import NodeRecord
+from services.loader.host_policy import failsafe_ports
+from services.loader.interfaces import DatapathError
+from services.loader.kernel import Kernel, NodeRows, PolicyMode
+from services.loader.netlink.node import NodeDevices
+from services.loader.settings import LoaderSettings
+from services.loader.settings_types import cidrs
+
+
+@dataclass(slots=True)
+class NodePlace:
+    """The node's devices as they are now."""
+
+    devices: NodeDevices
+
+
+def node_config(settings: LoaderSettings, record: NodeRecord, devices: NodeDevices) -> NodeConfig:
+    """What the node's programs are configured with."""
+    return NodeConfig(
+        node_name=record.name,
+        node_ipv4=record.ipv4,
+        router_ipv4=record.router_ipv4,
+        pod_cidrs=record.pod_cidrs,
+        host_ifindex=devices.host_ifindex,
+        net_ifindex=devices.net_ifindex,
+        vxlan_ifindex=devices.vxlan_ifindex,
+        mtu=devices.mtu,
+        node_ipv6=record.ipv6,
+        router_ipv6=record.router_ipv6,
+        route_mtu=devices.route_mtu,
+        vxlan_port=settings.vxlan_port,
+        endpoint_routes=settings.endpoint_routes,
+        host_routing=settings.host_routing,
+        masquerade=settings.masquerade,
+        masquerade_ports=settings.masquerade_range,
+    )
+
+
+def node_rows(settings: LoaderSettings, devices: NodeDevices) -> NodeRows:
+    """What of the node itself is in the maps."""
+    return NodeRows(
+        devices.host_mac,
+        devices.net_mac,
+        failsafe_ports(settings),
+        cidrs("FIMBRIA_MASQUERADE_EXCLUDE", settings.masquerade_exclude),
+    )
+
+
+def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) -> Kernel:
+    """Compiles, loads and attaches to the node's devices what is not there yet. What the kernel does later,
+    reloading and resizing, goes by what ``place`` says then. Raises FailedPrecondition.
+    """
+
+    def reopen() -> KernelDatapath:
+        return KernelDatapath.open(
+            node_config(settings, record, place.devices),
+            pin_dir=settings.pins,
+            source_dir=settings.source_dir,
+            cache_dir=settings.cache_dir,
+            devices=place.devices.nics,
+        )
+
+    started = time.time_ns()
+    try:
+        datapath = reopen()
+    except (BpfError, DatapathUnavailable, MapMismatch) as problem:
+        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
+    _trace_load(datapath.report, started)
+    kernel = Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
+    try:
+        kernel.configure_node(node_rows(settings, place.devices))
+    except DatapathError as problem:
+        kernel.close()
+        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
+    return kernel
+
+
+def _trace_load(report: LoadReport, started_ns: int) -> None:
+    """Spans for what has just been done, one after the other as it was done."""
+    trace = tracer()
+    at = started_ns
+
+    def done(name: str, seconds: float, attributes: dict[str, Any]) -> None:
+        nonlocal at
+        ended = at + int(seconds * 1e9)
+        trace.start_span(name, start_time=at, attributes=attributes).end(ended)
+        at = ended
+
+    for source in report.objects:
+        done(
+            names.BPF_COMPILE,
+            source.compile_seconds,
+            {names.SOURCE: source.source, names.CACHE_HIT: source.cache_hit},
+        )
+    for source in report.objects:
+        insns = sum(program.verified_insns for program in source.programs)
+        done(
+            names.BPF_LOAD,
+            source.load_seconds,
+            {names.SOURCE: source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
+        )
+    done(names.BPF_ATTACH, report.attach_seconds, {})
