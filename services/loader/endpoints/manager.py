@@ -146,6 +146,26 @@ class EndpointManager:
             with self._releases.hold(owner):
                 await self._take_apart(owner)
 
+    async def vanished(self, owner: str, ifindex: int) -> None:
+        """The device of an owner's endpoint is gone, and nobody said so: what is left of the endpoint goes
+        too.
+        """
+        async with self._exclusive(owner):
+            endpoint = self._registry.by_owner(owner)
+            if (
+                endpoint is None
+                or endpoint.record.phase is not Phase.READY
+                or endpoint.record.ifindex != ifindex
+            ):
+                return
+            _log.warning(
+                "endpoint.device_vanished",
+                endpoint=endpoint.record.id,
+                device=endpoint.record.spec.host_device,
+            )
+            with self._releases.hold(owner):
+                await self._take_apart(owner)
+
     async def inspect(self, owner: str, netns_fd: int | None) -> tuple[EndpointRecord, list[str]]:
         """An endpoint, and what of it is not as it was made. Raises NotFound (ENDPOINT_NOT_FOUND)."""
         async with self._exclusive(owner):
