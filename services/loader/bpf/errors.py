@@ -165,8 +165,8 @@ class MapMismatch(Exception):
         what = f"{field} of pinned map {name} ({path})" if field else f"pinned map {name} ({path})"
         super().__init__(
             f"{what} is {pinned}, but the programs need {expected}, and nothing leads there; go back to the "
-            "version that made it, or stop the loader, remove the pin (connections and translations in it are "
-            "lost, the rest is built anew) and start it again"
+            "version that made it, or stop the loader, remove the pin (connections in it are lost, the rest is "
+            "built anew) and start it again"
         )
         self.name = name
         self.path = path
