@@ -358,7 +358,8 @@ static __always_inline int host_to_network(struct __sk_buff *skb, struct packet 
 
 	if (likely(!host_endpoint()) || is_discovery(skb, v6))
 		return TC_ACT_OK;
-	if (skb->ingress_ifindex) {
+	/* What a pod sends by a netkit device has come in by none, but is marked. */
+	if (skb->ingress_ifindex || mark_has_identity(skb->mark)) {
 		remote_find(&remote, &p->saddr, v6);
 		if (remote.identity != ID_HOST)
 			return TC_ACT_OK;

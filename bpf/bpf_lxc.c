@@ -26,7 +26,7 @@ static __always_inline int send_on(struct __sk_buff *skb, struct packet *p,
 		dst = endpoint_at(p->dst_slot);
 		if (unlikely(!dst))
 			return DROP(DROP_NO_LXC);
-		return deliver_to_endpoint(skb, p, dst, true, v6);
+		return deliver_to_endpoint(skb, p, dst, src, v6);
 	}
 	if (p->target >= ROUTE_TUNNEL_MIN) {
 		if (unlikely(is_too_big(skb)))
@@ -77,10 +77,7 @@ static __always_inline int from_container_ip(struct __sk_buff *skb, struct packe
 static __always_inline int answer(struct __sk_buff *skb, const struct endpoint *to)
 {
 	metrics_count(REASON_FORWARDED, DIR_EGRESS, skb->len);
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
-	forward_note(FORWARD_PEER, to->ifindex, 0, 0);
-	return bpf_redirect_peer(to->ifindex, 0);
+	return redirect_to_pod(skb, to, to->flags & ENDPOINT_NETKIT);
 }
 
 static __always_inline int from_container_arp(struct __sk_buff *skb, struct packet *p,
@@ -102,7 +99,7 @@ static __always_inline int from_container_ipv6(struct __sk_buff *skb, struct pac
 	return ret ? ret : answer(skb, src);
 }
 
-/* lxc, tc ingress: what the pod sends. */
+/* lxc, tc ingress, or a netkit device's peer: what the pod sends. */
 SEC("tc")
 int from_container(struct __sk_buff *skb)
 {
@@ -188,6 +185,8 @@ int to_container(struct __sk_buff *skb)
 	const struct endpoint *dst;
 	int ret;
 
+	if (skb->mark == MARK_JUDGED)
+		return TC_ACT_OK;
 	/* The node's own: what it hands on has been asked and answered elsewhere. */
 	if (skb->protocol == bpf_htons(ETH_P_ARP))
 		return TC_ACT_OK;

@@ -18,6 +18,12 @@
 /* The node itself, as the one whom host policies are about. */
 #define HOST_SLOT 1
 
+/*
+ * The endpoint's device is a netkit one: what the pod sends is seen in the pod's
+ * own transmission, where redirect_peer does not work.
+ */
+#define ENDPOINT_NETKIT 1
+
 /* One cache line. */
 struct endpoint {
 	__u32 ifindex; /* of the device on the host's side */
@@ -29,7 +35,7 @@ struct endpoint {
 	__u8 host_mac[ETH_ALEN];
 	__be32 ipv4; /* 0: none */
 	struct in6 ipv6; /* zero: none */
-	__u32 flags;
+	__u32 flags; /* ENDPOINT_* */
 	__u32 pad;
 	__u64 rate; /* bytes a second that may leave the node, 0: no limit */
 };

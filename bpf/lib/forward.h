@@ -88,13 +88,28 @@ static __always_inline int deliver_to_host(struct __sk_buff *skb, const struct p
 }
 
 /*
- * Puts the packet straight into the pod's namespace, past the queue of the
- * device on this side. Only from a tc ingress hook. sent_here: a local
- * endpoint sent it, which counts as well.
+ * Puts what has been judged straight into the pod's namespace, past the queue of
+ * the device on this side. That needs a tc ingress hook; from where a netkit
+ * device's program runs it takes the device, by to_container, which the mark tells.
  */
+static __always_inline int redirect_to_pod(struct __sk_buff *skb, const struct endpoint *ep,
+					   const bool from_netkit)
+{
+	if (from_netkit) {
+		skb->mark = MARK_JUDGED;
+		forward_note(FORWARD_REDIRECT, ep->ifindex, 0, 0);
+		return bpf_redirect(ep->ifindex, 0);
+	}
+	if (skb->pkt_type != PACKET_HOST)
+		bpf_skb_change_type(skb, PACKET_HOST);
+	forward_note(FORWARD_PEER, ep->ifindex, 0, 0);
+	return bpf_redirect_peer(ep->ifindex, 0);
+}
+
+/* To a local endpoint. src: the local endpoint that sent it, which counts as well, or NULL. */
 static __always_inline int deliver_to_endpoint(struct __sk_buff *skb, const struct packet *p,
-					       const struct endpoint *ep, const bool sent_here,
-					       const bool v6)
+					       const struct endpoint *ep,
+					       const struct endpoint *src, const bool v6)
 {
 	void *ip = ip_header(skb, v6);
 
@@ -104,18 +119,15 @@ static __always_inline int deliver_to_endpoint(struct __sk_buff *skb, const stru
 		return deliver_to_stack(skb, p);
 	hop_limit_decrement(ip, v6);
 	/* A device's sum over the whole packet is told; in IPv4 the header's checksum makes up for the change. */
-	if (v6 && !sent_here)
+	if (v6 && !src)
 		bpf_csum_update(skb, ~(__u32)bpf_htons(1));
 	set_pod_macs(ip - ETH_HLEN, ep);
-	if (skb->pkt_type != PACKET_HOST)
-		bpf_skb_change_type(skb, PACKET_HOST);
 	clear_metadata(skb);
-	if (sent_here)
+	if (src)
 		metrics_count_local(skb->len);
 	else
 		metrics_count(REASON_FORWARDED, DIR_INGRESS, skb->len);
-	forward_note(FORWARD_PEER, ep->ifindex, 0, 0);
-	return bpf_redirect_peer(ep->ifindex, 0);
+	return redirect_to_pod(skb, ep, src && src->flags & ENDPOINT_NETKIT);
 }
 
 /*

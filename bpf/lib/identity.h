@@ -17,6 +17,8 @@
 #define MARK_MAGIC_MASK 0x0F00
 /* On a packet of the overlay itself. */
 #define MARK_MAGIC_OVERLAY 0x0E00
+/* On its way to an endpoint's device, with all that judges it behind it. A pod's own mark never gets here. */
+#define MARK_JUDGED 0x4E4B0D00
 
 static __always_inline __u32 mark_of_identity(__u32 identity)
 {

@@ -17,7 +17,7 @@ static __always_inline int hand_over(struct __sk_buff *skb, const struct packet 
 		return DROP(DROP_NO_LXC);
 	if (CONFIG(endpoint_routes))
 		return deliver_to_stack(skb, p);
-	return deliver_to_endpoint(skb, p, dst, false, v6);
+	return deliver_to_endpoint(skb, p, dst, NULL, v6);
 }
 
 /*

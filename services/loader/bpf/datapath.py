@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from services.loader.bpf.attach import (
     Hook,
@@ -26,9 +26,11 @@ from services.loader.bpf.attach import (
 from services.loader.bpf.compiler import Compiled, compile_sources
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.drop_reasons import reason_name
+from services.loader.bpf.errors import BpfError
 from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
     CT_ENTRY_EXPIRES,
+    ENDPOINT_NETKIT,
     METRIC_CODEC,
     NODE_EVENTS,
     NODE_STATE_CODEC,
@@ -52,6 +54,7 @@ from services.loader.bpf.layout import (
 from services.loader.bpf.maps import Map
 from services.loader.bpf.nat import EXCLUDED, collect, exclusion_key
 from services.loader.bpf.native import lib
+from services.loader.bpf.netkit import attach_endpoint, is_netkit, peer_program
 from services.loader.bpf.objects import LoadedObject, Program, load_object
 from services.loader.bpf.pins import PinDirectory, remove_pins
 from services.loader.bpf.slots import EndpointSlots
@@ -259,18 +262,20 @@ class KernelDatapath:
         The device's row comes first, since a device without one passes nothing; the address's last, since
         with it others begin to deliver. Raises BpfError; ENODEV for a device that is not there.
         """
+        netkit = is_netkit(row.ifindex)
+        row = replace(row, flags=row.flags | ENDPOINT_NETKIT if netkit else row.flags & ~ENDPOINT_NETKIT)
         self._slots.put_device(row)
-        attach_filters(
-            row.ifindex,
-            {
-                Hook.INGRESS: self._programs["from_container"].fd,
-                Hook.EGRESS: self._programs["to_container"].fd,
-            },
+        attach_endpoint(
+            row.ifindex, self._programs["from_container"].fd, self._programs["to_container"].fd, netkit=netkit
         )
         self._slots.put_addresses(row)
 
     def update_endpoint(self, row: EndpointRow) -> None:
         """Writes the rows of an endpoint that is attached, for a new identity or subject."""
+        present = self._slots.get(row.ifindex)
+        if present is not None:
+            # The device stays what it is.
+            row = replace(row, flags=row.flags | present.flags & ENDPOINT_NETKIT)
         self._slots.put_device(row)
         self._slots.put_addresses(row)
 
@@ -504,10 +509,13 @@ class KernelDatapath:
     def programs(self) -> list[ProgramStatus]:
         """The programs in force, with the devices where it is these that are attached and not older ones."""
         where: dict[int, list[int]] = {}
+        netkits = {row.ifindex for row in self.endpoints() if row.flags & ENDPOINT_NETKIT}
         places = [(endpoint.ifindex, hook) for endpoint in self.endpoints() for hook in Hook]
         places += [(ifindex, hook) for _, ifindex, hook, _ in self._places()]
         for ifindex, hook in places:
             program = filter_program(ifindex, hook) if ifindex else None
+            if program is None and ifindex in netkits and hook is Hook.INGRESS:
+                program = _peer_program(ifindex)
             if program is not None:
                 where.setdefault(program, []).append(ifindex)
         for device, ifindex, _, name in self._places():
@@ -532,6 +540,14 @@ class KernelDatapath:
     def program_fd(self, name: str) -> int:
         """The descriptor of a program, for test runs; it stays this object's."""
         return self._programs[name].fd
+
+
+def _peer_program(ifindex: int) -> int | None:
+    try:
+        return peer_program(ifindex) or None
+    except BpfError:
+        # The device is gone.
+        return None
 
 
 def _u32(value: int) -> bytes:

@@ -208,6 +208,10 @@ def mac_bytes(mac: str) -> bytes:
     raise ValueError(f"{mac!r} is not a MAC address such as 0a:58:0a:f4:01:02")
 
 
+# A bit of EndpointRow.flags: the endpoint's device is a netkit pair.
+ENDPOINT_NETKIT = 1
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointRow:
     """A local endpoint. ``ifindex`` is its device on the host's side; subject and id are 1 or more.

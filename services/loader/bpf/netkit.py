@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import errno
 import os
+from typing import Any
 
+import cffi
+
+from services.loader.bpf.attach import Hook, attach_filters
 from services.loader.bpf.errors import BpfError
 from services.loader.bpf.native import check, ffi, lib, said, sized
 
 # enum bpf_attach_type, newer than Debian 12's headers: what the peer of the device sends.
 _NETKIT_PEER = 55
 _F_REPLACE = 4
+_own = cffi.FFI()
+_own.cdef("int bpf_prog_get_fd_by_id(unsigned int id);")
+_own_lib: Any = _own.dlopen("libbpf.so.1")
 # EINVAL: a kernel that does not know the attach type; ENXIO: another kind of device.
 _NO_NETKIT = (-errno.EINVAL, -errno.ENXIO, -errno.EOPNOTSUPP)
 
@@ -44,6 +51,18 @@ def is_netkit(ifindex: int) -> bool:
         raise
 
 
+def attach_endpoint(ifindex: int, from_container: int, to_container: int, *, netkit: bool) -> None:
+    """Attaches an endpoint's programs (by descriptor) to its device, netkit or not; again replaces in place.
+
+    What the pod sends comes last: until then it is dropped. Raises BpfError; ENODEV: no device.
+    """
+    if not netkit:
+        attach_filters(ifindex, {Hook.INGRESS: from_container, Hook.EGRESS: to_container})
+        return
+    attach_filters(ifindex, {Hook.EGRESS: to_container})
+    attach_peer(ifindex, from_container)
+
+
 def attach_peer(ifindex: int, program: int) -> None:
     """Lets a program (by descriptor) see what the peer sends; the one before it is replaced in one step.
 
@@ -54,7 +73,7 @@ def attach_peer(ifindex: int, program: int) -> None:
     if not present:
         check(lib.bpf_prog_attach_opts(program, ifindex, _NETKIT_PEER, ffi.NULL), op)
         return
-    before = check(lib.bpf_prog_get_fd_by_id(present), op)
+    before = check(_own_lib.bpf_prog_get_fd_by_id(present), op)
     try:
         options = sized("struct bpf_prog_attach_opts", flags=_F_REPLACE, replace_prog_fd=before)
         result = lib.bpf_prog_attach_opts(program, ifindex, _NETKIT_PEER, options)
