@@ -6,6 +6,7 @@ No hardware virtualization is asked for, so that it runs anywhere, some ten time
 
 from __future__ import annotations
 
+import os
 import shlex
 import shutil
 import subprocess
@@ -18,7 +19,10 @@ from tests.kernels.packages import Image
 
 REPORT = "/run/report"
 _INIT = Path(__file__).with_name("init.sh")
-_MEMORY_MB = 1536
+_MEMORY_MB = 1792
+# Two machines with a processor each do more than one with two.
+_CPUS = os.environ.get("FIMBRIA_TEST_CPUS") or "1"
+_CONSOLE_END = 4000
 _EXECUTABLE, _PLAIN, _DIRECTORY = 0o100755, 0o100644, 0o040755
 
 
@@ -32,10 +36,12 @@ class Outcome:
     files: dict[str, str]
 
 
-def run(image: Image, command: Sequence[str], *, directory: str, seconds: float = 600) -> Outcome:
-    """Boots, runs the command as root in the directory, powers off.
+def run(
+    image: Image, command: Sequence[str], *, directory: str, seconds: float = 600, console: Path | None = None
+) -> Outcome:
+    """Boots, runs the command as root in the directory, powers off. ``console`` is written as it goes.
 
-    Raises subprocess.TimeoutExpired for a machine that does not end in time, with its console as output.
+    Raises RuntimeError, with the end of the console, for a machine that does not end in time.
     """
     with tempfile.TemporaryDirectory(prefix="fimbria-kernel-") as scratch:
         initramfs, report = Path(scratch) / "initramfs", Path(scratch) / "report"
@@ -43,16 +49,27 @@ def run(image: Image, command: Sequence[str], *, directory: str, seconds: float 
         report.mkdir()
         script = f"cd {shlex.quote(directory)} && exec {shlex.join(command)}\n"
         (report / "command").write_text(script)
-        done = subprocess.run(
-            _qemu(image, initramfs, report), capture_output=True, text=True, errors="replace",
-            stdin=subprocess.DEVNULL, timeout=seconds, check=False,
-        )  # fmt: skip
+        said = console or Path(scratch) / "console"
+        with said.open("wb") as output:
+            try:
+                done = subprocess.run(
+                    _qemu(image, initramfs, report), stdout=output, stderr=subprocess.PIPE,
+                    stdin=subprocess.DEVNULL, timeout=seconds, check=False,
+                )  # fmt: skip
+            except subprocess.TimeoutExpired:
+                end = _text(said)[-_CONSOLE_END:]
+                raise RuntimeError(f"the machine did not end within {seconds:.0f} s:\n{end}") from None
         if done.returncode:
-            raise RuntimeError(f"qemu: exit {done.returncode}: {done.stderr.strip()}")
+            raise RuntimeError(f"qemu: exit {done.returncode}: {done.stderr.decode().strip()}")
+        told = _text(said)
         files = {path.name: path.read_text() for path in report.iterdir()}
     del files["command"]
     status = files.pop("status", None)
-    return Outcome(int(status) if status else None, done.stdout, files)
+    return Outcome(int(status) if status else None, told, files)
+
+
+def _text(path: Path) -> str:
+    return path.read_text(errors="replace").replace("\r\n", "\n")
 
 
 def _qemu(image: Image, initramfs: Path, report: Path) -> list[str]:
@@ -60,7 +77,7 @@ def _qemu(image: Image, initramfs: Path, report: Path) -> list[str]:
     if program is None:
         raise RuntimeError("qemu-system-x86_64 is missing; `scripts/setup --kernels` installs it")
     return [
-        program, "-accel", "tcg", "-cpu", "max", "-smp", "2", "-m", str(_MEMORY_MB),
+        program, "-accel", "tcg", "-cpu", "max", "-smp", _CPUS, "-m", str(_MEMORY_MB),
         "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none", "-serial", "stdio",
         "-kernel", str(image.vmlinuz), "-initrd", str(initramfs),
         "-append", "console=ttyS0 quiet panic=-1 rdinit=/init",

@@ -31,12 +31,13 @@ class Result:
     packets: int = 0
 
 
-def run_python(kernel: Kernel, *arguments: str, seconds: float = 2400) -> Outcome:
+def run_python(
+    kernel: Kernel, *arguments: str, seconds: float = 2400, console: Path | None = None, **variables: str
+) -> Outcome:
     """Runs this interpreter with arguments, in the repository, in a machine with the kernel."""
-    path = f"PYTHONPATH={REPOSITORY}:{REPOSITORY}/gen"
-    return run(
-        image(kernel), ["env", path, sys.executable, *arguments], directory=str(REPOSITORY), seconds=seconds
-    )
+    variables["PYTHONPATH"] = f"{REPOSITORY}:{REPOSITORY}/gen"
+    command = ["env", *(f"{name}={value}" for name, value in variables.items()), sys.executable, *arguments]
+    return run(image(kernel), command, directory=str(REPOSITORY), seconds=seconds, console=console)
 
 
 def datapath_under(kernel: Kernel) -> Result:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.datapath import SOURCES
+from tests.kernels.conftest import REPORT
 from tests.kernels.objects import complaints
 from tests.kernels.packages import KERNELS, Kernel, kernel
 from tests.kernels.run import REPOSITORY, bandwidth_under, datapath_under, tests_in_c_under
+from tests.kernels.suites import SUITES, Suite, run_suite
 
 # tcx came with 6.6.
 TCX = {"6.1": "clsact", "6.12": "tcx"}
+
+Recorder = Callable[[str, object], None]
 
 pytestmark = pytest.mark.kernel
 every_kernel = pytest.mark.parametrize("under", KERNELS, ids=lambda each: each.name)
@@ -27,6 +32,17 @@ def test_the_datapath_loads_and_treats_packets_right(under: Kernel) -> None:
     assert not result.wrong
     assert result.packets > 0
     assert set(result.attached.values()) == {"clsact", TCX[under.name]}
+
+
+@every_kernel
+@pytest.mark.parametrize("suite", SUITES, ids=lambda each: each.name)
+def test_what_passes_here_passes_there(under: Kernel, suite: Suite, record_property: Recorder) -> None:
+    report = run_suite(under, suite)
+    record_property(REPORT, str(report))
+
+    assert not report.failed, "\n".join(f"{test}:\n{words}" for test, words in report.failed.items())
+    assert not report.unfounded
+    assert report.passed or report.skipped
 
 
 def test_the_tests_in_c_pass() -> None:
