@@ -34,9 +34,9 @@ from services.loader.bpf.errors import BpfError
 from services.loader.netlink.rtnetlink import NetlinkError
 
 __all__ = [
-    "Anchor", "Attached", "Attachment", "Hook", "Kind", "LinkState", "Mode", "Ownership", "Place", "TcxMissing",
-    "attach", "attach_filters", "attach_link", "attach_many", "attach_xdp", "attachments", "detach", "filter_program",
-    "link_program", "link_state", "pin_replacing", "remove_link", "xdp_programs",
+    "Anchor", "Attached", "Attachment", "Hook", "Kind", "LinkState", "Mode", "Ownership", "Place",
+    "TcxMissing", "attach", "attach_filters", "attach_link", "attach_many", "attach_xdp", "attachments",
+    "detach", "filter_program", "link_program", "link_state", "pin_replacing", "remove_link", "xdp_programs",
 ]  # fmt: skip
 
 _NETKIT = {"netkit-primary": NETKIT_PRIMARY, "netkit-peer": NETKIT_PEER}
