@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import grpc
 from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis.errors import error_from_rpc
+from services.chassis.errors import Unavailable, error_from_rpc
 from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.endpoints.records import NodeRecord
 from services.loader.interfaces import Allocation, ResolvedIdentity
@@ -23,6 +24,16 @@ async def call(pending: Awaitable[T], target: str) -> T:
         return await pending
     except grpc.RpcError as error:
         raise error_from_rpc(error, target) from error
+
+
+async def ready(channel: grpc.aio.Channel, target: str, timeout: float = 2.0) -> None:
+    """Returns when a service says that it serves. Raises FimbriaError: Unavailable when it says that it does
+    not.
+    """
+    stub: Any = health_pb2_grpc.HealthStub(channel)
+    answer = await call(stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout), target)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        raise Unavailable(f"{target} is not ready", reason="SERVICE_NOT_READY", metadata={"target": target})
 
 
 class IpamClient:

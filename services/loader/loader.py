@@ -13,7 +13,8 @@ from typing import Any
 
 from services.chassis.errors import FailedPrecondition, FimbriaError, Unavailable
 from services.chassis.logs import get_logger
-from services.loader.clients import IpamClient
+from services.loader.clients import IpamClient, ready
+from services.loader.cni.errors import CniCode, CniError
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.cni.result import CniResult
 from services.loader.endpoints.records import NodeRecord, StateDirectory
@@ -108,6 +109,25 @@ class Loader:
     async def check(self, request: CniRequest) -> CniResult:
         """See :meth:`CniCalls.check`."""
         return await self.node().cni.check(request)
+
+    async def status(self) -> None:
+        """Returns when an ADD could be served. Raises Unavailable, or CniError (LIMITED_CONNECTIVITY) when
+        there are endpoints besides that are not as they should be.
+        """
+        cni = self.node().cni
+        try:
+            await asyncio.gather(
+                ready(self._channels.ipam, self._settings.ipam_target),
+                ready(self._channels.identity, self._settings.identity_target),
+            )
+        except FimbriaError as problem:
+            if cni.limited():
+                raise CniError(CniCode.LIMITED_CONNECTIVITY, problem.message, problem.reason) from problem
+            raise
+
+    async def attachments(self, network: str) -> list[tuple[str, str]]:
+        """See :meth:`CniCalls.attachments`."""
+        return self.node().cni.attachments(network)
 
     # -- registration
 

@@ -20,7 +20,7 @@ from services.chassis.errors import (
     Unavailable,
 )
 
-SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0")
+SUPPORTED_VERSIONS = ("0.3.1", "0.4.0", "1.0.0", "1.1.0")
 CURRENT_VERSION = SUPPORTED_VERSIONS[-1]
 
 INTERFACE_NAME_TAKEN = "INTERFACE_NAME_TAKEN"
@@ -39,6 +39,8 @@ class CniCode(IntEnum):
     DECODE_FAILURE = 6
     INVALID_CONFIG = 7
     TRY_AGAIN_LATER = 11
+    NOT_AVAILABLE = 50
+    LIMITED_CONNECTIVITY = 51
     INTERNAL = 100
     FAILED_PRECONDITION = 101
     NOT_FOUND = 102

@@ -27,10 +27,11 @@
 #include "json_text.h"
 #include "loader_exchange.h"
 
-#define CNI_CURRENT "1.0.0"
+#define CNI_CURRENT "1.1.0"
 #define DEFAULT_SOCKET "/run/fimbria/cni.sock"
 #define DEFAULT_TIMEOUT_SECONDS 60.0
 #define MAX_TIMEOUT_SECONDS 3600.0
+#define STATUS_TIMEOUT_SECONDS 5.0 /* a runtime asks every few seconds, and a late answer is none */
 #define MAX_CONFIG (1024 * 1024)
 #define MAX_CONTAINER_ID 200 /* with the interface name in hex it must fit a file name */
 #define MAX_ARGS (64 * 1024)
@@ -48,9 +49,10 @@ enum cni_code {
 	CNI_DECODE_FAILURE = 6,
 	CNI_INVALID_CONFIG = 7,
 	CNI_TRY_AGAIN_LATER = 11,
+	CNI_NOT_AVAILABLE = 50,
 };
 
-enum verb { VERB_ADD, VERB_DEL, VERB_CHECK };
+enum verb { VERB_ADD, VERB_DEL, VERB_CHECK, VERB_STATUS, VERB_GC };
 
 struct call {
 	enum verb verb;
@@ -62,6 +64,7 @@ struct call {
 	const char *traceparent;
 	int netns_fd;
 	struct timespec started;
+	struct timespec started_boot; /* the same moment on a clock that nobody sets */
 };
 
 struct config {
@@ -75,7 +78,7 @@ struct config {
 	const char *wanted_type;
 };
 
-static const char *const supported_versions[] = { "0.3.1", "0.4.0", "1.0.0" };
+static const char *const supported_versions[] = { "0.3.1", "0.4.0", "1.0.0", "1.1.0" };
 
 /* What errors are written in: the configuration's version as soon as it is known and supported. */
 static const char *error_version = CNI_CURRENT;
@@ -133,7 +136,7 @@ static bool version_supported(const char *version)
 static int print_versions(void)
 {
 	static const char answer[] =
-		"{\"cniVersion\":\"1.0.0\",\"supportedVersions\":[\"0.3.1\",\"0.4.0\",\"1.0.0\"]}\n";
+		"{\"cniVersion\":\"1.1.0\",\"supportedVersions\":[\"0.3.1\",\"0.4.0\",\"1.0.0\",\"1.1.0\"]}\n";
 
 	return write_all(STDOUT_FILENO, answer, sizeof(answer) - 1) ? 0 : 1;
 }
@@ -171,17 +174,28 @@ static const char *ifname_problem(const char *name)
 	return NULL;
 }
 
+/* STATUS and GC are about the network, not about a container. */
+static bool about_container(const struct call *call)
+{
+	return call->verb != VERB_STATUS && call->verb != VERB_GC;
+}
+
 static void read_environment(struct call *call)
 {
 	struct text missing = { 0 };
 	const char *problem;
 
+	call->container_id = call->ifname = call->netns = call->args = "";
+	call->traceparent = environment("TRACEPARENT");
+	if (!utf8_valid(call->traceparent) || strlen(call->traceparent) > 128)
+		call->traceparent = "";
+	if (!about_container(call))
+		return;
 	text_add(&missing, "", 0);
 	call->container_id = environment("CNI_CONTAINERID");
 	call->ifname = environment("CNI_IFNAME");
 	call->netns = environment("CNI_NETNS");
 	call->args = environment("CNI_ARGS");
-	call->traceparent = environment("TRACEPARENT");
 	if (!*call->container_id)
 		text_puts(&missing, " CNI_CONTAINERID");
 	if (!*call->netns && call->verb != VERB_DEL)
@@ -204,8 +218,6 @@ static void read_environment(struct call *call)
 		fail(CNI_INVALID_ENVIRONMENT, "expected a path in UTF-8", "invalid CNI_NETNS \"%.200s\"", call->netns);
 	if (!utf8_valid(call->args) || strlen(call->args) > MAX_ARGS)
 		fail(CNI_INVALID_ENVIRONMENT, "expected KEY=VALUE;KEY=VALUE in UTF-8, at most 64 KiB", "invalid CNI_ARGS");
-	if (!utf8_valid(call->traceparent) || strlen(call->traceparent) > 128)
-		call->traceparent = "";
 }
 
 static void read_config(struct text *raw)
@@ -277,7 +289,7 @@ static void config_defaults(struct config *config)
 		config->queue = queue;
 }
 
-static void parse_config(struct config *config)
+static void parse_config(struct config *config, const struct call *call)
 {
 	struct json_scan scan = { .member = config_member, .arg = config };
 
@@ -294,8 +306,11 @@ static void parse_config(struct config *config)
 		fail(CNI_INVALID_CONFIG, "", "network configuration: \"%s\" must be %s", config->wrong_type,
 		     config->wanted_type);
 	if (!config->cni_version || !version_supported(config->cni_version))
-		fail(CNI_INCOMPATIBLE_VERSION, "supported: 0.3.1, 0.4.0, 1.0.0", "incompatible cniVersion \"%s\"",
+		fail(CNI_INCOMPATIBLE_VERSION, "supported: 0.3.1, 0.4.0, 1.0.0, 1.1.0", "incompatible cniVersion \"%s\"",
 		     config->cni_version ? config->cni_version : "");
+	if (!about_container(call) && strcmp(config->cni_version, "1.1.0"))
+		fail(CNI_INCOMPATIBLE_VERSION, "expected 1.1.0 or later", "cniVersion %s has no %s", config->cni_version,
+		     call->command);
 	if (!config->name || !is_cni_name(config->name))
 		fail(CNI_INVALID_CONFIG, "expected alphanumerics, '_', '.' and '-', starting with an alphanumeric",
 		     "network configuration: missing or invalid \"name\" \"%s\"", config->name ? config->name : "");
@@ -321,7 +336,7 @@ static void open_netns(struct call *call)
 		call->netns_fd = -1;
 		errno = EINVAL;
 	}
-	if (call->netns_fd >= 0 || call->verb == VERB_DEL)
+	if (call->netns_fd >= 0 || call->verb == VERB_DEL || !about_container(call))
 		return;
 	if (errno == ENOENT || errno == ENOTDIR)
 		fail(CNI_UNKNOWN_CONTAINER, strerror(errno), "CNI_NETNS \"%s\" does not exist", call->netns);
@@ -333,12 +348,17 @@ static void open_netns(struct call *call)
 
 /* ---- the loader ---- */
 
+static long long nanoseconds(const struct timespec *time)
+{
+	return (long long)time->tv_sec * 1000000000LL + time->tv_nsec;
+}
+
 static void build_request(struct text *out, const struct call *call, const struct config *config)
 {
-	char number[96];
+	char number[128];
 
-	snprintf(number, sizeof(number), "{\"protocol\":%d,\"startedNs\":%lld,\"command\":", PROTOCOL,
-		 (long long)call->started.tv_sec * 1000000000LL + call->started.tv_nsec);
+	snprintf(number, sizeof(number), "{\"protocol\":%d,\"startedNs\":%lld,\"startedBootNs\":%lld,\"command\":",
+		 PROTOCOL, nanoseconds(&call->started), nanoseconds(&call->started_boot));
 	text_puts(out, number);
 	text_add_string(out, call->command);
 	text_puts(out, ",\"containerId\":");
@@ -382,8 +402,7 @@ static bool queue_delete(const struct call *call, const char *dir, const struct 
 		at += (size_t)snprintf(name + at, sizeof(name) - at, "%02x", (unsigned char)*c);
 	snprintf(name + at, sizeof(name) - at, ".json");
 	clock_gettime(CLOCK_MONOTONIC, &now);
-	snprintf(temporary, sizeof(temporary), ".%d-%lld.tmp", (int)getpid(),
-		 (long long)now.tv_sec * 1000000000LL + now.tv_nsec);
+	snprintf(temporary, sizeof(temporary), ".%d-%lld.tmp", (int)getpid(), nanoseconds(&now));
 	*step = "cannot create a file in the queue directory";
 	fd = openat(dir_fd, temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
 	if (fd < 0)
@@ -414,6 +433,9 @@ static int no_reply(const struct call *call, const struct config *config, const 
 		fail(CNI_IO_FAILURE, strerror(errno), "%s, and the DEL cannot be kept for later: %s \"%s\"",
 		     exchange->problem, step, config->queue);
 	}
+	if (call->verb == VERB_STATUS)
+		fail(CNI_NOT_AVAILABLE, why, "%s (socket \"%s\", timeout %g s)", exchange->problem, config->socket,
+		     exchange->timeout_seconds);
 	if (exchange->error == EPROTO)
 		fail(CNI_IO_FAILURE, config->socket, "what answers on the loader's socket is not understood: %s",
 		     exchange->problem);
@@ -435,6 +457,7 @@ static void undo_add(struct call *call, const struct config *config)
 	call->verb = VERB_DEL;
 	call->command = "DEL";
 	clock_gettime(CLOCK_REALTIME, &call->started);
+	clock_gettime(CLOCK_BOOTTIME, &call->started_boot);
 	build_request(&request, call, config);
 	clock_gettime(CLOCK_MONOTONIC, &exchange.start);
 	if (!ask_loader(&exchange, config->socket, &request, call->netns_fd, &reply, &is_error))
@@ -443,7 +466,8 @@ static void undo_add(struct call *call, const struct config *config)
 
 int main(void)
 {
-	static const char *const verbs[] = { [VERB_ADD] = "ADD", [VERB_DEL] = "DEL", [VERB_CHECK] = "CHECK" };
+	static const char *const verbs[] = { [VERB_ADD] = "ADD", [VERB_DEL] = "DEL", [VERB_CHECK] = "CHECK",
+					     [VERB_STATUS] = "STATUS", [VERB_GC] = "GC" };
 	struct call call = { .netns_fd = -1 };
 	struct config config = { 0 };
 	struct exchange exchange = { .fd = -1 };
@@ -454,6 +478,7 @@ int main(void)
 	/* A runtime that is gone is told by the write's result. */
 	signal(SIGPIPE, SIG_IGN);
 	clock_gettime(CLOCK_REALTIME, &call.started);
+	clock_gettime(CLOCK_BOOTTIME, &call.started_boot);
 	call.command = environment("CNI_COMMAND");
 	if (!strcmp(call.command, "VERSION"))
 		return print_versions();
@@ -461,15 +486,17 @@ int main(void)
 		if (!strcmp(call.command, verbs[verb]))
 			break;
 	if (verb == sizeof(verbs) / sizeof(*verbs))
-		fail(CNI_INVALID_ENVIRONMENT, "expected ADD, DEL, CHECK or VERSION", "%s CNI_COMMAND \"%s\"",
+		fail(CNI_INVALID_ENVIRONMENT, "expected ADD, DEL, CHECK, STATUS, GC or VERSION", "%s CNI_COMMAND \"%s\"",
 		     *call.command ? "unknown" : "missing", call.command);
 	call.verb = (enum verb)verb;
 	read_environment(&call);
 	read_config(&config.raw);
-	parse_config(&config);
+	parse_config(&config, &call);
 	open_netns(&call);
 	build_request(&request, &call, &config);
 	exchange.timeout_seconds = config.timeout_seconds;
+	if (call.verb == VERB_STATUS && exchange.timeout_seconds > STATUS_TIMEOUT_SECONDS)
+		exchange.timeout_seconds = STATUS_TIMEOUT_SECONDS;
 	clock_gettime(CLOCK_MONOTONIC, &exchange.start);
 	if (!ask_loader(&exchange, config.socket, &request, call.netns_fd, &reply, &is_error))
 		return no_reply(&call, &config, &exchange, &request);

@@ -80,7 +80,7 @@ def parse_pod(args: Mapping[str, str], config: Mapping[str, Any], container_id: 
     Without Kubernetes' arguments the pod is named after its container, in the namespace ``default``.
     Raises CniError 4 for CNI_ARGS, 7 for the configuration, 2 for a request that would have to be ignored.
     """
-    refuse_unsupported(config)
+    refuse_unsupported(config, args)
     namespace = args.get("K8S_POD_NAMESPACE", DEFAULT_NAMESPACE)
     name = args.get("K8S_POD_NAME", container_id)
     if "K8S_POD_NAME" not in args or "K8S_POD_INFRA_CONTAINER_ID" not in args:
@@ -108,14 +108,18 @@ def parse_pod(args: Mapping[str, str], config: Mapping[str, Any], container_id: 
     return pod
 
 
-def refuse_unsupported(config: Mapping[str, Any]) -> None:
-    """Raises CniError 2 when the configuration asks for something that would silently not be done."""
+def refuse_unsupported(config: Mapping[str, Any], args: Mapping[str, str]) -> None:
+    """Raises CniError 2 when a call asks for something that would silently not be done."""
     asked = (
         ("ipam", config.get("ipam")),
         ("ipMasq", config.get("ipMasq")),
         ("args.cni.ips", _peek(config, "args", "cni", "ips")),
+        ("CNI_ARGS: IP", args.get("IP")),
         ("runtimeConfig.ips", _peek(config, "runtimeConfig", "ips")),
-        ("runtimeConfig.mac", _peek(config, "runtimeConfig", "mac")),
+        ("runtimeConfig.ipRanges", _peek(config, "runtimeConfig", "ipRanges")),
+        ("runtimeConfig.aliases", _peek(config, "runtimeConfig", "aliases")),
+        ("runtimeConfig.deviceID", _peek(config, "runtimeConfig", "deviceID")),
+        ("runtimeConfig.infinibandGUID", _peek(config, "runtimeConfig", "infinibandGUID")),
         ("runtimeConfig.portMappings", _peek(config, "runtimeConfig", "portMappings")),
     )
     for field, value in asked:

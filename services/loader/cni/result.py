@@ -18,14 +18,19 @@ from typing import Any
 
 import orjson
 
+from services.loader.cni.prev_result import NOTHING, PrevResult, merge
+
 
 @dataclass(frozen=True, slots=True)
 class CniInterface:
-    """An interface; ``sandbox`` is the namespace path of one in the container, empty for one on the node."""
+    """An interface; ``sandbox`` is the namespace path of one in the container, empty for one on the node.
+    ``mtu`` is 0 where nothing is said of it.
+    """
 
     name: str
     mac: str
     sandbox: str = ""
+    mtu: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,46 +70,46 @@ class CniResult:
         netns_path: str,
         addresses: Sequence[tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]],
         dns: Mapping[str, Any] | None = None,
+        mtu: int = 0,
+        default_routes: Sequence[int] = (4, 6),
     ) -> CniResult:
-        """The result for one veth pair. ``addresses`` are an address and its router by family; each gives a
-        default route.
+        """The result for one veth pair. ``addresses`` are an address and its router by family; those of the
+        IP versions in ``default_routes`` have a default route.
         """
         return cls(
-            interfaces=(CniInterface(host_name, host_mac), CniInterface(ifname, pod_mac, netns_path)),
+            interfaces=(
+                CniInterface(host_name, host_mac, mtu=mtu),
+                CniInterface(ifname, pod_mac, netns_path, mtu),
+            ),
             ips=tuple(CniIp(ip_interface(address), router, 1) for address, router in addresses),
             routes=tuple(
                 CniRoute(ip_network("0.0.0.0/0" if router.version == 4 else "::/0"), router)
                 for _, router in addresses
+                if router.version in default_routes
             ),
             dns=dns or {},
         )
 
-    def render(self, version: str) -> bytes:
-        """The result JSON of a supported ``version``; before 1.0.0 each address tells its IP version."""
-        return orjson.dumps(
-            {
-                "cniVersion": version,
-                "interfaces": [
-                    {
-                        "name": interface.name,
-                        "mac": interface.mac,
-                        **({"sandbox": interface.sandbox} if interface.sandbox else {}),
-                    }
-                    for interface in self.interfaces
-                ],
-                "ips": [
-                    {
-                        **({} if version == "1.0.0" else {"version": str(ip.address.version)}),
-                        "interface": ip.interface,
-                        "address": str(ip.address),
-                        "gateway": str(ip.gateway),
-                    }
-                    for ip in self.ips
-                ],
-                "routes": [{"dst": str(route.dst), "gw": str(route.gw)} for route in self.routes],
-                "dns": dict(self.dns),
-            }
-        )
+    def render(self, version: str, prev: PrevResult = NOTHING) -> bytes:
+        """The result JSON of a supported ``version``, behind what the plugins before made."""
+        own = {
+            "interfaces": [
+                {
+                    "name": interface.name,
+                    "mac": interface.mac,
+                    **({"mtu": interface.mtu} if interface.mtu else {}),
+                    **({"sandbox": interface.sandbox} if interface.sandbox else {}),
+                }
+                for interface in self.interfaces
+            ],
+            "ips": [
+                {"interface": ip.interface, "address": str(ip.address), "gateway": str(ip.gateway)}
+                for ip in self.ips
+            ],
+            "routes": [{"dst": str(route.dst), "gw": str(route.gw)} for route in self.routes],
+            "dns": dict(self.dns),
+        }
+        return orjson.dumps({"cniVersion": version, **merge(prev, own, version)})
 
 
 def prev_result_problems(prev: Mapping[str, Any], actual: CniResult) -> list[str]:
@@ -124,6 +129,10 @@ def prev_result_problems(prev: Mapping[str, Any], actual: CniResult) -> list[str
         if mac and str(mac).lower() != interface.mac.lower():
             problems.append(
                 f"prevResult.interfaces[{interface.name}].mac is {mac!r}; it is {interface.mac!r}"
+            )
+        if interface.mtu and told.get("mtu", interface.mtu) != interface.mtu:
+            problems.append(
+                f"prevResult.interfaces[{interface.name}].mtu is {told.get('mtu')!r}; it is {interface.mtu}"
             )
         if told.get("sandbox", "") != interface.sandbox:
             problems.append(

@@ -24,7 +24,7 @@ from services.chassis.logs import get_logger
 from services.loader.cni import wire
 from services.loader.cni.delete_queue import DeleteQueue, QueuedDelete
 from services.loader.cni.errors import CniCode, CniError, cni_error, retryable
-from services.loader.cni.request import AddRequest, CniRequest, decode, parse_request
+from services.loader.cni.request import AddRequest, CniRequest, GcRequest, decode, parse_request
 from services.loader.cni.result import CniResult, prev_result_problems
 
 _NS_GET_NSTYPE = 0xB703  # linux/nsfs.h
@@ -39,7 +39,7 @@ class CniHandler(Protocol):
     """Does what a runtime asks. Raises FimbriaError (or CniError, to choose the code itself)."""
 
     async def add(self, request: AddRequest) -> CniResult:
-        """Makes the attachment. A failure leaves nothing of it behind."""
+        """Makes the attachment, or returns the one that is there. A failure leaves nothing of it behind."""
 
     async def delete(self, request: CniRequest) -> None:
         """Removes the attachment and all that belongs to it; one that is not there is a success."""
@@ -49,6 +49,12 @@ class CniHandler(Protocol):
 
         Raises NotFound when there is none, CniError CHECK_FAILED when the kernel's state is another.
         """
+
+    async def status(self) -> None:
+        """Returns when an ADD could be served now. Raises FimbriaError, or CniError LIMITED_CONNECTIVITY."""
+
+    async def attachments(self, network: str) -> list[tuple[str, str]]:
+        """Container and interface of all that a network has here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +77,8 @@ class CniServer:
         self._accepting: asyncio.Task[None] | None = None
         self._calls: set[asyncio.Task[None]] = set()
         self._locks: dict[tuple[str, str], tuple[asyncio.Lock, int]] = {}
+        # When the plugin of each attachment's ADD started (CLOCK_BOOTTIME).
+        self._added: dict[tuple[str, str], int] = {}
 
     async def start(self) -> None:
         """Begins to serve. Raises FailedPrecondition (CNI_SOCKET_BUSY, CNI_SOCKET_UNUSABLE)."""
@@ -223,6 +231,10 @@ class CniServer:
         await _send(connection, kind, body)
 
     async def _answer(self, request: CniRequest, payload: bytes, gone: asyncio.Task[None]) -> bytes:
+        if request.command == "STATUS":
+            return await self._status()
+        if isinstance(request, GcRequest):
+            return await self._collect(request)
         async with self._exclusive(request.key):
             if isinstance(request, AddRequest):
                 return await self._add(request, gone)
@@ -237,10 +249,52 @@ class CniServer:
         if gone.done():
             raise wire.ConnectionLost("the plugin gave up before its turn came")
         result = await self._handler.add(request)
-        if gone.done():
+        # One that only repeated an ADD which was answered leaves the attachment to that.
+        if gone.done() and request.key not in self._added:
             await self._undo(request)
             raise wire.ConnectionLost("the plugin gave up; the ADD was undone")
-        return result.render(request.version)
+        self._added[request.key] = request.started_boot_ns
+        return result.render(request.version, request.prev)
+
+    async def _status(self) -> bytes:
+        try:
+            await self._handler.status()
+        except FimbriaError as exc:
+            told = cni_error(exc, "STATUS")
+            raise CniError(CniCode.NOT_AVAILABLE, told.msg, told.details) from exc
+        return b""
+
+    async def _collect(self, request: GcRequest) -> bytes:
+        await self.drain_queue()
+        stale = [key for key in await self._handler.attachments(request.network) if key not in request.valid]
+        outcomes = await asyncio.gather(*(self._collect_one(key, request) for key in stale))
+        problems = [outcome for outcome in outcomes if outcome]
+        problems += [
+            f"{'/'.join(waiting.request.key)}: its DEL still waits"
+            for waiting in self._queue.waiting()
+            if waiting.request.network == request.network and waiting.request.key not in request.valid
+        ]
+        if problems:
+            raise CniError(
+                CniCode.TRY_AGAIN_LATER,
+                f"{len(problems)} attachments of {request.network} could not be removed; {problems[0]}",
+                "; ".join(problems),
+            )
+        return b""
+
+    async def _collect_one(self, key: tuple[str, str], request: GcRequest) -> str:
+        """Removes what the runtime knows nothing of; what went wrong, or nothing."""
+        container_id, ifname = key
+        fields = {name: getattr(request, name) for name in CniRequest.__slots__}
+        fields |= {"command": "DEL", "container_id": container_id, "ifname": ifname, "netns_fd": None}
+        async with self._exclusive(key):
+            try:
+                await self._delete_now(CniRequest(**fields))
+            except Exception as exc:
+                _log.warning("cni.gc_failed", container_id=container_id, ifname=ifname, error=str(exc))
+                return f"{container_id}/{ifname}: {exc}"
+        _log.info("cni.gc_removed", container_id=container_id, ifname=ifname)
+        return ""
 
     async def _check(self, request: CniRequest) -> bytes:
         if request.version == "0.3.1":
@@ -269,8 +323,13 @@ class CniServer:
         return b""
 
     async def _delete_now(self, request: CniRequest) -> None:
+        if 0 < request.started_boot_ns < self._added.get(request.key, 0):
+            # Held up on its way, in the queue most likely: what is there now came after it.
+            _log.warning("cni.del_outdated", container_id=request.container_id, ifname=request.ifname)
+            return
         with suppress(NotFound):
             await self._handler.delete(request)
+        self._added.pop(request.key, None)
 
     async def _delete_queued(self, queued: QueuedDelete) -> bool:
         request = queued.request
@@ -290,7 +349,8 @@ class CniServer:
 
     async def _undo(self, request: AddRequest) -> None:
         fields = {name: getattr(request, name) for name in CniRequest.__slots__}
-        deletion = CniRequest(**{**fields, "command": "DEL", "started_ns": time.time_ns()})
+        now = {"started_ns": time.time_ns(), "started_boot_ns": time.clock_gettime_ns(time.CLOCK_BOOTTIME)}
+        deletion = CniRequest(**{**fields, **now, "command": "DEL"})
         try:
             await self._delete_now(deletion)
         except FimbriaError as exc:
@@ -336,7 +396,7 @@ def _inode(path: Path) -> tuple[int, int]:
 
 def _check_netns(request: CniRequest) -> None:
     """The descriptor must be a network namespace, and not the node's own."""
-    if request.netns_fd is None or request.command == "DEL":
+    if request.netns_fd is None or request.command not in ("ADD", "CHECK"):
         return
     status, own = os.fstat(request.netns_fd), os.stat("/proc/self/ns/net")
     try:

@@ -108,11 +108,14 @@ class SmallHandler:
 
     calls: list[CniRequest] = field(default_factory=list)
     attached: dict[tuple[str, str], CniResult] = field(default_factory=dict)
+    networks: dict[tuple[str, str], str] = field(default_factory=dict)
     failure: Exception | None = None
     gate: asyncio.Event | None = None
 
     async def add(self, request: AddRequest) -> CniResult:
         await self._enter(request)
+        if request.key in self.attached:
+            return self.attached[request.key]
         number = len(self.attached) + 2
         result = CniResult.for_link(
             host_name=f"lxc{number:012x}",
@@ -126,6 +129,7 @@ class SmallHandler:
             ],
         )
         self.attached[request.key] = result
+        self.networks[request.key] = request.network
         return result
 
     async def delete(self, request: CniRequest) -> None:
@@ -137,6 +141,13 @@ class SmallHandler:
         if request.key not in self.attached:
             raise NotFound(f"container {request.container_id} is not known", reason="ENDPOINT_NOT_FOUND")
         return self.attached[request.key]
+
+    async def status(self) -> None:
+        if self.failure is not None:
+            raise self.failure
+
+    async def attachments(self, network: str) -> list[tuple[str, str]]:
+        return [key for key in self.attached if self.networks[key] == network]
 
     async def _enter(self, request: CniRequest) -> None:
         self.calls.append(request)

@@ -29,7 +29,7 @@ async def eventually(condition: object, seconds: float = 5.0) -> None:
         await asyncio.sleep(0.005)
 
 
-@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0"])
+@pytest.mark.parametrize("version", ["0.3.1", "0.4.0", "1.0.0", "1.1.0"])
 async def test_an_add_returns_a_result_of_its_version(
     runtime: Runtime, server: CniServer, handler: SmallHandler, pod: Namespace, version: str
 ) -> None:
@@ -37,7 +37,7 @@ async def test_an_add_returns_a_result_of_its_version(
     assert answer.status == 0
     assert answer.json["cniVersion"] == version
     assert answer.json["interfaces"][1] == {"name": "eth0", "mac": "02:00:00:00:00:02", "sandbox": pod.path}
-    assert ("version" in answer.json["ips"][0]) == (version != "1.0.0")
+    assert ("version" in answer.json["ips"][0]) == (version < "1.0.0")
     (request,) = handler.calls
     assert isinstance(request, AddRequest)
     assert request.pod.name == "web"

@@ -57,14 +57,17 @@ def frame(body: bytes, kind: int = 0, magic: bytes = b"FCN1", length: int | None
 def test_version_needs_nothing(runtime: Runtime) -> None:
     answer = runtime.call("VERSION", conf=b"", CNI_CONTAINERID="-", CNI_IFNAME="-", CNI_NETNS="-")
     assert answer.status == 0
-    assert answer.json == {"cniVersion": "1.0.0", "supportedVersions": ["0.3.1", "0.4.0", "1.0.0"]}
+    assert answer.json == {
+        "cniVersion": "1.1.0",
+        "supportedVersions": ["0.3.1", "0.4.0", "1.0.0", "1.1.0"],
+    }
 
 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
         ({"CNI_COMMAND": "-"}, "CNI_COMMAND"),
-        ({"CNI_COMMAND": "GC"}, "CNI_COMMAND"),
+        ({"CNI_COMMAND": "PING"}, "CNI_COMMAND"),
         ({"CNI_COMMAND": "add"}, "CNI_COMMAND"),
         ({"CNI_CONTAINERID": "-"}, "CNI_CONTAINERID"),
         ({"CNI_CONTAINERID": ""}, "CNI_CONTAINERID"),
@@ -104,11 +107,11 @@ def test_a_namespace_that_does_not_exist_is_code_3(runtime: Runtime) -> None:
         assert "/run/netns/fcni-none" in answer.msg
 
 
-@pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", "1.1.0", "2.0.0", "", None])
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0", "0.3.0", "1.2.0", "2.0.0", "", None])
 def test_another_version_is_code_1(runtime: Runtime, version: str | None) -> None:
     answer = runtime.call("ADD", "/proc/self/ns/net", runtime.config(cniVersion=version))
     assert answer.code == 1
-    assert answer.json["cniVersion"] == "1.0.0"
+    assert answer.json["cniVersion"] == "1.1.0"
 
 
 def test_an_error_is_in_the_version_of_the_configuration(runtime: Runtime) -> None:

@@ -49,14 +49,14 @@ def test_an_add_arrives_whole() -> None:
     assert request.started_ns == 1700000000000000000
     assert request.traceparent.startswith("00-")
     assert request.pod.name == "web"
-    assert request.rate == 0
+    assert request.interface.rate == 0
 
 
 def test_a_rate_arrives_with_the_add() -> None:
     config = {"cniVersion": "1.0.0", "runtimeConfig": {"bandwidth": {"egressRate": 8000}}}
     request = parsed(config=config)
     assert isinstance(request, AddRequest)
-    assert request.rate == 1000
+    assert request.interface.rate == 1000
     config["runtimeConfig"] = {"bandwidth": {"egressRate": -8}}
     assert code_of(config=config) is CniCode.INVALID_CONFIG
     assert not isinstance(parsed(command="DEL", config=config), AddRequest)
@@ -67,7 +67,9 @@ def test_a_rate_arrives_with_the_add() -> None:
     [
         ({"protocol": 2}, CniCode.DECODE_FAILURE),
         ({"protocol": _ABSENT}, CniCode.DECODE_FAILURE),
-        ({"command": "GC"}, CniCode.INVALID_ENVIRONMENT),
+        ({"command": "PING"}, CniCode.INVALID_ENVIRONMENT),
+        ({"command": "GC"}, CniCode.INCOMPATIBLE_VERSION),
+        ({"command": "STATUS"}, CniCode.INCOMPATIBLE_VERSION),
         ({"containerId": "../x"}, CniCode.INVALID_ENVIRONMENT),
         ({"containerId": "c1\n"}, CniCode.INVALID_ENVIRONMENT),
         ({"containerId": ""}, CniCode.INVALID_ENVIRONMENT),
@@ -104,9 +106,9 @@ def test_what_is_no_request_is_a_decode_failure(text: bytes) -> None:
 
 def test_an_error_is_told_in_the_version_asked_for_when_that_is_known() -> None:
     assert decode(payload(config={"cniVersion": "0.4.0"})).version == "0.4.0"
-    assert decode(payload(config={"cniVersion": "9"})).version == "1.0.0"
-    assert decode(payload(config={"cniVersion": ["0.4.0"]})).version == "1.0.0"
-    assert decode(payload(config=_ABSENT)).version == "1.0.0"
+    assert decode(payload(config={"cniVersion": "9"})).version == "1.1.0"
+    assert decode(payload(config={"cniVersion": ["0.4.0"]})).version == "1.1.0"
+    assert decode(payload(config=_ABSENT)).version == "1.1.0"
 
 
 @pytest.mark.parametrize("name", ["eth0", "net1", "a" * 15, "été0", "e-th_0.1@x"])

@@ -131,7 +131,7 @@ def test_details_name_reason_metadata_and_fields() -> None:
 
 
 def test_an_unknown_version_is_answered_in_the_current_one() -> None:
-    assert json.loads(CniError(CniCode.INTERNAL, "x").render("7"))["cniVersion"] == "1.0.0"
+    assert json.loads(CniError(CniCode.INTERNAL, "x").render("7"))["cniVersion"] == "1.1.0"
 
 
 def test_both_families_are_told_and_compared() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from fimbria.identity.v1 import identity_pb2
 
+from services.loader.cni.interface_settings import InterfaceSettings
 from services.loader.cni.pod import Pod
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.endpoints.cni_calls import CniCalls
@@ -100,7 +101,7 @@ class NodeUnderTest:
             publication=self.publication,
             clock=lambda: 1.0,
         )
-        self.cni = CniCalls("node-1", self.manager)
+        self.cni = CniCalls("node-1", self.manager, self.registry)
         self.running = asyncio.create_task(self.policy.run())
 
     def _changed(self, subject: Subject) -> None:
@@ -141,12 +142,12 @@ class NodeUnderTest:
 def request(
     command: str, container: str = "c1", netns: str = "/run/netns/web", ifname: str = "eth0"
 ) -> CniRequest:
-    return CniRequest(command, container, ifname, netns, 3, {}, {}, 0, "")
+    return CniRequest(command, container, ifname, netns, 3, {}, {}, 0, "", 0)
 
 
 def add(container: str = "c1", app: str = "web", netns: str = "/run/netns/web", rate: int = 0) -> AddRequest:
     pod = Pod("shop", app, {"app": app}, {}, ())
-    return AddRequest("ADD", container, "eth0", netns, 3, {}, {}, 0, "", pod, rate)
+    return AddRequest("ADD", container, "eth0", netns, 3, {}, {}, 0, "", 0, pod, InterfaceSettings(rate=rate))
 
 
 def only(node: NodeUnderTest) -> Endpoint:
