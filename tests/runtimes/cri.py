@@ -105,13 +105,13 @@ class Cri:
 
     def network_ready(self) -> bool:
         """Whether containerd has read a network configuration."""
-        answer = self._stub.Status(self._messages.StatusRequest(), timeout=SECONDS)
+        answer = self._stub.Status(self._messages.StatusRequest(), wait_for_ready=True, timeout=SECONDS)
         return any(each.type == "NetworkReady" and each.status for each in answer.status.conditions)
 
 
 @contextmanager
 def connect(socket: Path, modules: tuple[ModuleType, ModuleType], cgroup: str) -> Iterator[Cri]:
-    """A client of the containerd that serves ``socket``."""
+    """A client of the containerd that serves ``socket``, whatever becomes of that meanwhile."""
     messages, stubs = modules
     with grpc.insecure_channel(f"unix:{socket}") as channel:
         yield Cri(messages, stubs.RuntimeServiceStub(channel), cgroup)

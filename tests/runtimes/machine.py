@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from tests.kernel.loader.rig import PLUGIN, Node
@@ -61,9 +62,11 @@ class Machine:
         """The command line that runs ``arguments`` in the machine."""
         return ["nsenter", f"--target={self._first}", "--net", "--mount", "--pid", "--", *arguments]
 
-    def start(self, *arguments: str, environment: Mapping[str, str] | None = None) -> Run:
-        """Starts a program in the machine."""
-        return Run(self.inside(*arguments), {**os.environ, **(environment or {})})
+    def start(
+        self, *arguments: str, environment: Mapping[str, str] | None = None, log: Path | None = None
+    ) -> Run:
+        """Starts a program in the machine; what it prints is kept, or goes to a file."""
+        return Run(self.inside(*arguments), {**os.environ, **(environment or {})}, log)
 
     def run(self, *arguments: str, environment: Mapping[str, str] | None = None, check: bool = True) -> str:
         """Runs a program in the machine to its end and returns what it printed."""
@@ -88,16 +91,17 @@ class Machine:
 class Run:
     """A program that runs in the machine."""
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str], log: Path | None) -> None:
         self.command = list(command)
-        self.process = subprocess.Popen(
-            self.command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=dict(environment),
-        )
+        with log.open("a") if log else nullcontext(subprocess.PIPE) as output:
+            self.process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                text=True,
+                env=dict(environment),
+            )
 
     @property
     def pid(self) -> int:

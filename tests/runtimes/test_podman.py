@@ -45,7 +45,7 @@ def test_containers_get_addresses_and_talk(rig: Rig, podman: Podman) -> None:
     assert podman.ask("client", web) == "web"
     assert podman.ask("web", client) == "client"
     (node,) = rig.nodes
-    assert {(each.spec.pod_name, each.status.ipv4) for each in node.endpoints()} == {
+    assert {(each.pod_name, each.ipv4) for each in node.endpoints()} == {
         ("web", web),
         ("client", client),
     }
