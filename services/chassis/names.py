@@ -65,6 +65,12 @@ FLOWS_LOST: Final = "fimbria.flows.lost"
 REGENERATION_DURATION: Final = "fimbria.endpoint.regeneration.duration"
 REGENERATION_RETRIES: Final = "fimbria.endpoint.regeneration.retries"
 BPF_PHASE_DURATION: Final = "fimbria.bpf.phase.duration"
+REGENERATIONS: Final = "fimbria.endpoint.regenerations"
+PROGRAMS_ATTACHED: Final = "fimbria.programs.attached"
+MAP_PRESSURE: Final = "fimbria.map.pressure"
+MAP_ENTRIES: Final = "fimbria.map.entries"
+WATCH_SYNC_AGE: Final = "fimbria.watch.sync.age"
+WATCH_CONNECTED: Final = "fimbria.watch.connected"
 
 # Attributes of metrics.
 REASON: Final = "reason"
@@ -72,6 +78,9 @@ DIRECTION: Final = "direction"
 STATE: Final = "state"
 PHASE: Final = "phase"
 OUTCOME: Final = "outcome"
+PROGRAM: Final = "program"
+KIND: Final = "kind"
+WATCH: Final = "watch"
 
 # Keys of structured log lines.
 LOG_TRACE_ID: Final = "trace_id"

@@ -56,6 +56,15 @@ class _Request:
     timer: asyncio.TimerHandle | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Regenerations that wait for a worker, that run, and that have failed and wait for their next try."""
+
+    queued: int
+    running: int
+    retrying: int
+
+
 class Regenerator:
     """Runs ``work(job, programs)`` for what is asked for. ``failed(endpoint, problem)`` is told of every
     failure; ``rebuild`` compiles and loads the node's programs anew and moves all of its devices to them.
@@ -111,6 +120,12 @@ class Regenerator:
         if request.timer is not None:
             found.retry_time = time.time() + max(request.timer.when() - self._now(), 0.0)
         return found
+
+    def load(self) -> Load:
+        """How much there is to do. May be called from any thread."""
+        requests = list(self._requests.values())
+        retrying = sum(request.timer is not None for request in requests)
+        return Load(len(requests) - retrying, len(self._running), retrying)
 
     @contextmanager
     def creating(self) -> Iterator[None]:
