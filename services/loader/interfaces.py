@@ -336,6 +336,11 @@ class EndpointKernel(Protocol):
 class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
     """All of the node's kernel state."""
 
+    def node_unhooked(self) -> list[str]:
+        """Which of the node's own devices do not run a program that they should, in words. For a thread, as
+        :meth:`unhooked`.
+        """
+
     def reload(self, *, rebuild: bool) -> ReloadReport:
         """Loads the programs and moves every device of the node to them, those of endpoints too; with
         ``rebuild`` they are compiled anew even if the cache has them. Blocks other writes meanwhile: for a

@@ -255,6 +255,16 @@ class Kernel:
 
     # -- the node
 
+    def node_unhooked(self) -> list[str]:
+        """Which of the node's own devices do not run a program that they should, in words."""
+        with _refusals():
+            running = {program.name: set(program.devices) for program in self._datapath.programs()}
+            return [
+                f"{device} does not run {program}"
+                for device, ifindex, _, program in self._datapath.places()
+                if ifindex not in running.get(program, ())
+            ]
+
     def configure_node(self, node: NodeRows) -> None:
         """Writes what the programs on the node's own devices go by."""
         ports = [

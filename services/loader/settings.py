@@ -166,6 +166,12 @@ class LoaderSettings(CommonSettings):
     conntrack_gc_seconds: float = setting(
         30.0, help="Seconds between two rounds of conntrack garbage collection.", minimum=0.1
     )
+    refresh_seconds: float = setting(
+        300.0,
+        help="Seconds between two looks at everything that the kernel holds for the node, in which what "
+        "differs from the loader's records is repaired. 0: never.",
+        minimum=0,
+    )
     flow_buffer: int = setting(
         4096, help="How many of the newest flows are remembered.", minimum=1, maximum=1_000_000
     )

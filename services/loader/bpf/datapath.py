@@ -230,7 +230,7 @@ class KernelDatapath:
             undo.pop_all()
         return datapath
 
-    def _places(self) -> list[tuple[str, int, Hook, str]]:
+    def places(self) -> list[tuple[str, int, Hook, str]]:
         """(device, ifindex, hook, program) of the node's own devices, of those programs that there are."""
         places = [(HOST_DEVICE, self.config.host_ifindex, *each) for each in _HOST_PROGRAMS]
         if self.config.vxlan_ifindex:
@@ -241,7 +241,7 @@ class KernelDatapath:
 
     def _attach_node(self) -> None:
         filters: dict[int, dict[Hook, int]] = {}
-        for device, ifindex, hook, name in self._places():
+        for device, ifindex, hook, name in self.places():
             program = self._programs[name].fd
             if not attach_link(self.pins.link(device, name), ifindex, hook, program):
                 filters.setdefault(ifindex, {})[hook] = program
@@ -511,14 +511,14 @@ class KernelDatapath:
         where: dict[int, list[int]] = {}
         netkits = {row.ifindex for row in self.endpoints() if row.flags & ENDPOINT_NETKIT}
         places = [(endpoint.ifindex, hook) for endpoint in self.endpoints() for hook in Hook]
-        places += [(ifindex, hook) for _, ifindex, hook, _ in self._places()]
+        places += [(ifindex, hook) for _, ifindex, hook, _ in self.places()]
         for ifindex, hook in places:
             program = filter_program(ifindex, hook) if ifindex else None
             if program is None and ifindex in netkits and hook is Hook.INGRESS:
                 program = _peer_program(ifindex)
             if program is not None:
                 where.setdefault(program, []).append(ifindex)
-        for device, ifindex, _, name in self._places():
+        for device, ifindex, _, name in self.places():
             program = link_program(self.pins.link(device, name))
             if program is not None:
                 where.setdefault(program, []).append(ifindex)

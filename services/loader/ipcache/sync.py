@@ -102,6 +102,23 @@ class IpcacheSync:
         waiting = self._table.waiting
         return any(host_prefix(address) in waiting for address in addresses)
 
+    async def verify(self) -> int:
+        """Compares the kernel's ipcache with what was written there, and writes what differs; returns how
+        many entries did. Raises DatapathError.
+        """
+        before = dict(self._table.kernel())
+        differing = await asyncio.to_thread(_differences, before, self._kernel.ipcache)
+        # What was written meanwhile is right.
+        unchanged = {
+            prefix: held
+            for prefix, held in differing.items()
+            if self._table.kernel().get(prefix) == before.get(prefix)
+        }
+        if unchanged:
+            self._table.found(unchanged)
+            self._flush()
+        return len(unchanged)
+
     def _take(self, message: pb.WatchIpCacheResponse) -> None:
         for event in message.events:
             entry = event.entry
@@ -175,3 +192,14 @@ class IpcacheSync:
             # The retry is this loop; a failure in it must not start another.
             self._flush()
         self.state.error = ""
+
+
+def _differences(
+    known: Mapping[str, Meaning], read: Callable[[], Mapping[str, Meaning]]
+) -> dict[str, Meaning | None]:
+    found = read()
+    return {
+        prefix: found.get(prefix)
+        for prefix in known.keys() | found.keys()
+        if known.get(prefix) != found.get(prefix)
+    }

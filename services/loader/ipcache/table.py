@@ -83,6 +83,15 @@ class IpcacheTable:
         """What the kernel holds, as far as this table has written it."""
         return self._kernel
 
+    def found(self, entries: Mapping[str, Meaning | None]) -> None:
+        """The kernel holds these, or None, and not what was written there."""
+        for prefix, held in entries.items():
+            if held is None:
+                self._kernel.pop(prefix, None)
+            else:
+                self._kernel[prefix] = held
+            self._dirty.add(prefix)
+
     def owner(self, prefix: str) -> str:
         """What an address belongs to, as the feed says; empty when it does not."""
         entry = self._feed.get(prefix)

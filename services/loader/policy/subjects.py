@@ -93,6 +93,9 @@ class SubjectTable:
         self._by_number: dict[int, Subject] = {}
         self._by_key: dict[SubjectKey, Subject] = {}
         self._host: Subject | None = None
+        # Numbers and instances that are removed in a moment.
+        self._leaving: set[int] = set()
+        self._retiring: set[int] = set()
 
     def __iter__(self) -> Iterator[Subject]:
         return iter(list(self._by_number.values()))
@@ -127,7 +130,14 @@ class SubjectTable:
         del self._by_number[subject.number]
         del self._by_key[subject.key]
 
+        self._leaving.add(subject.number)
+        if subject.realized is not None:
+            self._retiring.add(subject.realized.instance)
+
         def remove() -> None:
+            self._leaving.discard(subject.number)
+            if subject.realized is not None:
+                self._retiring.discard(subject.realized.instance)
             try:
                 self._kernel.delete_subject(subject.number)
                 if subject.realized is not None:
@@ -180,6 +190,13 @@ class SubjectTable:
         """Every entry that the kernel holds, by instance. From any thread. Raises DatapathError."""
         return self._kernel.policy()
 
+    def agrees(self, subject: Subject, entries: Entries) -> bool:
+        """Whether the kernel holds what it was last given for the subject. Raises DatapathError."""
+        known = subject.realized
+        return known is None or (
+            self._kernel.holds(subject.number, known) and entries.get(known.instance, {}) == known.entries
+        )
+
     def compare(self, subject: Subject, entries: Entries) -> Plan | None:
         """Compares the subject with the kernel itself and writes what differs. ``entries`` were read from the
         kernel when the subject was as it is now. Raises DatapathError.
@@ -198,22 +215,41 @@ class SubjectTable:
         """:meth:`compare` with what is read here and now."""
         return self.compare(subject, self._kernel.policy())
 
-    def sweep(self) -> tuple[int, int]:
-        """Removes rows and entries that belong to no subject; returns how many of each. Raises
-        DatapathError.
+    def strays(self) -> tuple[list[int], dict[int, tuple[EntryKey, ...]]]:
+        """Rows that belong to no subject, and by instance entries that no subject's policy is made of, but
+        for those that are on their way out. Raises DatapathError.
         """
-        rows = [number for number in self._kernel.subjects() if number not in self._by_number]
-        for number in rows:
-            self._kernel.delete_subject(number)
+        rows = [
+            number
+            for number in self._kernel.subjects()
+            if number not in self._by_number and number not in self._leaving
+        ]
         kept = {
             subject.realized.instance for subject in self._by_number.values() if subject.realized is not None
         }
-        entries = 0
-        for instance, found in self._kernel.policy().items():
-            if instance not in kept:
-                self._kernel.delete_policy(instance, list(found))
-                entries += len(found)
-        return len(rows), entries
+        kept |= self._retiring
+        found = self._kernel.policy()
+        return rows, {number: tuple(keys) for number, keys in found.items() if number not in kept}
+
+    def sweep(self) -> tuple[int, int]:
+        """Removes what :meth:`strays` finds; returns how many rows and entries that were. Raises
+        DatapathError.
+        """
+        rows, entries = self.strays()
+        for number in rows:
+            self._kernel.delete_subject(number)
+        for instance, keys in entries.items():
+            self._kernel.delete_policy(instance, keys)
+        return len(rows), sum(map(len, entries.values()))
+
+    def remove_stray_subject(self, number: int) -> None:
+        """Removes a row, if it belongs to no subject. Raises DatapathError."""
+        if number not in self._by_number:
+            self._kernel.delete_subject(number)
+
+    def remove_stray_entries(self, instance: int, keys: tuple[EntryKey, ...]) -> None:
+        """Removes entries that :meth:`strays` has found. Raises DatapathError."""
+        self._kernel.delete_policy(instance, keys)
 
     def _add(self, subject: Subject) -> None:
         self._by_number[subject.number] = subject
@@ -252,6 +288,7 @@ class SubjectTable:
 
     def _retire(self, instance: int, keys: tuple[EntryKey, ...]) -> None:
         def remove() -> None:
+            self._retiring.discard(instance)
             try:
                 self._kernel.delete_policy(instance, keys)
                 failpoints.passed("policy.old_deleted")
@@ -259,6 +296,7 @@ class SubjectTable:
                 _log.warning("policy.retire_failed", instance=instance, entries=len(keys), error=str(problem))
 
         if keys:
+            self._retiring.add(instance)
             self._later(RETIRE_SECONDS, remove)
 
     def _read_back(self, subject: Subject) -> None:

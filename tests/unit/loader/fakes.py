@@ -125,6 +125,9 @@ class FakeKernel:
     def unhooked(self) -> frozenset[int]:
         return frozenset(self.endpoints.keys() - self.hooked)
 
+    def node_unhooked(self) -> list[str]:
+        return []
+
     def _row(self, record: EndpointRecord) -> None:
         self.endpoints[record.ifindex] = AttachedEndpoint(
             record.ifindex,
