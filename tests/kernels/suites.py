@@ -18,8 +18,8 @@ from tests.kernels.packages import CACHE, Kernel
 from tests.kernels.run import REPOSITORY, run_python
 
 REPORTS = CACHE / "reports"
-# Emulated, this machine's work takes ten to twenty times as long.
-SLOWNESS = 15
+# Emulated, this machine's work takes some ten times as long.
+SLOWNESS = 8
 _OBJECTS = REPOSITORY / "build" / "bpf-cache"
 _BOOT_SECONDS = 120
 _JUNIT = "junit.xml"
@@ -91,19 +91,19 @@ def run_suite(kernel: Kernel, wanted: Suite) -> Report:
     """
     compile_sources(str(REPOSITORY / "bpf"), SOURCES, str(_OBJECTS))
     REPORTS.mkdir(parents=True, exist_ok=True)
-    kept = REPORTS / f"{kernel.name}-{wanted.name}"
+    console, junit = (REPORTS / f"{kernel.name}-{wanted.name}.{kind}" for kind in ("console", "xml"))
     arguments = ("-q", "--color=no", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist")
     outcome = run_python(
         kernel, "-m", "pytest", *arguments, f"--junitxml={REPORT}/{_JUNIT}", *wanted.tests,
-        seconds=wanted.seconds + _BOOT_SECONDS, console=kept.with_suffix(".console"),
+        seconds=wanted.seconds + _BOOT_SECONDS, console=console,
         FIMBRIA_TEST_SLOWNESS=str(SLOWNESS), FIMBRIA_TEST_OBJECTS=str(_OBJECTS),
     )  # fmt: skip
     if _JUNIT not in outcome.files:
         raise RuntimeError(
             f"under {kernel.name} {wanted.name} did not get to its end:\n{outcome.console[-4000:]}"
         )
-    kept.with_suffix(".xml").write_text(outcome.files[_JUNIT])
-    return read_report(kernel.name, wanted.name, kept.with_suffix(".xml"))
+    junit.write_text(outcome.files[_JUNIT])
+    return read_report(kernel.name, wanted.name, junit)
 
 
 def read_report(kernel: str, name: str, junit: Path) -> Report:

@@ -1,0 +1,46 @@
+"""What a newcomer types, in that order: a lab, two pods, a probe, a policy, and nothing left at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cli.__main__ import run
+from cli.lab import sweep
+from cli.lab.paths import LabPaths
+from tests.cluster.conftest import CLIENT, STRANGER, WEB
+from tests.cluster.policies import CLIENT_TO_WEB
+from tests.patience import patient
+
+pytestmark = pytest.mark.cluster
+
+DENIED = 4
+
+
+def test_a_lab_from_up_to_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    directory = tmp_path / "lab"
+    manifest = tmp_path / "policy.yaml"
+    manifest.write_text(CLIENT_TO_WEB)
+
+    def fimbria(*arguments: str) -> int:
+        return run(["--dir", str(directory), *arguments])
+
+    def probe(source: str, port: str) -> int:
+        return fimbria("lab", "probe", source, WEB, port, "--timeout", str(patient(0.5)))
+
+    try:
+        assert fimbria("lab", "up") == 0
+        assert fimbria("lab", "run", WEB, "--label", "app=web", "--port", "http:80/TCP") == 0
+        assert fimbria("lab", "run", CLIENT, "--label", "app=client") == 0
+        assert fimbria("lab", "run", STRANGER, "--label", "app=stranger") == 0
+        assert probe(STRANGER, "80/TCP") == 0
+        assert fimbria("policy", "apply", "-f", str(manifest)) == 0
+        assert probe(CLIENT, "80/TCP") == 0
+        assert probe(STRANGER, "80/TCP") == DENIED
+        assert probe(CLIENT, "81/TCP") == DENIED
+        assert fimbria("lab", "delete", STRANGER) == 0
+    finally:
+        assert fimbria("lab", "down") == 0
+    assert sweep.leftovers(LabPaths.of(directory)) == []
+    assert not directory.exists()
