@@ -164,9 +164,9 @@ class MapMismatch(Exception):
     def __init__(self, name: str, path: str, pinned: str, expected: str, field: str = "") -> None:
         what = f"{field} of pinned map {name} ({path})" if field else f"pinned map {name} ({path})"
         super().__init__(
-            f"{what} is {pinned}, but the programs need {expected}, and nothing leads there; go back to the "
-            "version that made it, or stop the loader, remove the pin (connections in it are lost, the rest is "
-            "built anew) and start it again"
+            f"{what} is {pinned}, but the programs need {expected}, and nothing leads there; go back to "
+            "the version that made it, or stop the loader, remove the pin (connections are lost, the rest is "
+            "made anew) and start it again"
         )
         self.name = name
         self.path = path

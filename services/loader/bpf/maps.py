@@ -8,15 +8,19 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from services.loader.bpf.btf import Layout, kernel_type_information
 from services.loader.bpf.errors import BpfError
 from services.loader.bpf.native import check, ffi, lib, said, sized
 
 # enum bpf_map_type
 _TYPE_NAMES = {
-    1: "hash", 2: "array", 3: "prog_array", 5: "percpu_hash", 6: "percpu_array", 9: "lru_hash", 11:
-    "lpm_trie", 27: "ringbuf", }  # fmt: skip
+    1: "hash", 2: "array", 3: "prog_array", 5: "percpu_hash", 6: "percpu_array", 9: "lru_hash",
+    10: "lru_percpu_hash", 11: "lpm_trie", 27: "ringbuf",
+}  # fmt: skip
+_PER_CPU = ("percpu_hash", "percpu_array", "lru_percpu_hash")
 
 _BATCH = 4096
+_NOEXIST = 1  # BPF_NOEXIST
 # The kernel's own, not in errno: what an operation says that a map type does not have.
 _ENOTSUPP = 524
 _NO_BATCH = (errno.EINVAL, errno.EOPNOTSUPP, _ENOTSUPP)
@@ -33,6 +37,11 @@ class MapDefinition:
     flags: int
 
     @property
+    def per_cpu(self) -> bool:
+        """Whether each CPU has a value of its own."""
+        return self.type_name in _PER_CPU
+
+    @property
     def type_name(self) -> str:
         """The type as bpftool calls it."""
         return _TYPE_NAMES.get(self.type, f"type {self.type}")
@@ -44,23 +53,102 @@ class MapDefinition:
         )
 
 
-def describe(fd: int) -> tuple[int, MapDefinition]:
-    """A map's kernel id and definition."""
+def _information(fd: int) -> Any:
     info = ffi.new("struct bpf_map_info *")
     size = ffi.new("__u32 *", ffi.sizeof("struct bpf_map_info"))
     check(lib.bpf_obj_get_info_by_fd(fd, info, size), "read map information")
+    return info
+
+
+def describe(fd: int) -> tuple[int, MapDefinition]:
+    """A map's kernel id and definition."""
+    info = _information(fd)
     return int(info.id), MapDefinition(
         info.type, info.key_size, info.value_size, info.max_entries, info.map_flags
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Elements of a map, keys and values each one after the other."""
+
+    keys: bytes | bytearray | memoryview
+    values: bytes | bytearray | memoryview
+    key_size: int
+    value_size: int
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[bytes, bytes]], key_size: int, value_size: int) -> Chunk:
+        """These elements."""
+        keys, values = (b"".join(row[part] for row in rows) for part in (0, 1))
+        return cls(keys, values, key_size, value_size)
+
+    @property
+    def count(self) -> int:
+        """Elements."""
+        return len(self.keys) // self.key_size
+
+    def rows(self) -> Iterator[tuple[bytes, bytes]]:
+        """Key and value of each."""
+        keys, values, of_key, of_value = bytes(self.keys), bytes(self.values), self.key_size, self.value_size
+        return zip(
+            (keys[at : at + of_key] for at in range(0, len(keys), of_key)),
+            (values[at : at + of_value] for at in range(0, len(values), of_value)),
+            strict=True,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class MapShape:
+    """A map in the kernel: its definition, and the layouts of key and value where it came with BTF."""
+
+    definition: MapDefinition
+    key: Layout | None = None
+    value: Layout | None = None
+
+
+def shape_of(fd: int) -> MapShape:
+    """A map's shape. Raises BpfError."""
+    info = _information(fd)
+    definition = describe(fd)[1]
+    if not info.btf_id:
+        return MapShape(definition)
+    with kernel_type_information(info.btf_id) as types:
+        return MapShape(definition, types.layout(info.btf_key_type_id), types.layout(info.btf_value_type_id))
+
+
+def open_pinned(path: str, name: str) -> Map | None:
+    """The map that is pinned there, or None. Raises BpfError."""
+    fd = lib.bpf_obj_get(path.encode())
+    if fd == -errno.ENOENT:
+        said()
+        return None
+    return Map(name, check(fd, f"open pinned map {path}"))
+
+
+def charged_bytes(fd: int) -> int:
+    """What the kernel charges for a map or a program, in bytes."""
+    with open(f"/proc/self/fdinfo/{fd}", encoding="ascii") as table:
+        for line in table:
+            if line.startswith("memlock:"):
+                return int(line.split()[1])
+    return 0
+
+
 class Map:
-    """An open map. Owns ``fd``. Methods raise BpfError that names the map; any thread may call them."""
+    """An open map. Owns ``fd``. Methods raise BpfError that names the map; any thread may call them.
+
+    ``cell_size`` is how many bytes a value has outside the kernel: of a per-CPU map one for each possible
+    CPU, each of a multiple of 8 bytes.
+    """
 
     def __init__(self, name: str, fd: int) -> None:
         self.name = name
         self.fd = fd
         self.id, self.definition = describe(fd)
+        self.cell_size = self.definition.value_size
+        if self.definition.per_cpu:
+            self.cell_size = (self.cell_size + 7) // 8 * 8 * int(lib.libbpf_num_possible_cpus())
 
     def close(self) -> None:
         """Closes the descriptor; the map lives on in its pin and programs."""
@@ -70,7 +158,7 @@ class Map:
 
     def get(self, key: bytes) -> bytes | None:
         """The value at ``key``, or None."""
-        value = ffi.new("char[]", self.definition.value_size)
+        value = ffi.new("char[]", self.cell_size)
         result = lib.bpf_map_lookup_elem(self.fd, ffi.from_buffer(key), value)
         if result == -errno.ENOENT:
             return None
@@ -126,39 +214,68 @@ class Map:
         said()
         return removed + sum(self.delete(key) for key in keys[done:])
 
+    def insert(self, key: bytes, value: bytes) -> bool:
+        """Adds an element; returns whether it was not there before, else it stays as it is."""
+        result = lib.bpf_map_update_elem(self.fd, ffi.from_buffer(key), ffi.from_buffer(value), _NOEXIST)
+        if result == -errno.EEXIST:
+            return False
+        check(result, f"write map {self.name}")
+        return True
+
     def items(self) -> Iterator[tuple[bytes, bytes]]:
         """Every element once; those that come or go meanwhile may be among them or not."""
         yield from self.items_of(self.definition.value_size)
 
     def items_of(self, value_size: int) -> Iterator[tuple[bytes, bytes]]:
         """As :meth:`items` for a map whose values are larger outside the kernel (per-CPU ones)."""
+        for chunk in self._chunks(value_size, _BATCH):
+            yield from chunk.rows()
+
+    def chunks(self, most: int = _BATCH) -> Iterator[Chunk]:
+        """What it holds, as :meth:`items`, about so many elements at once; values of ``cell_size``."""
+        return self._chunks(self.cell_size, most)
+
+    def put_chunk(self, chunk: Chunk) -> None:
+        """Adds or replaces elements; of an error's chunk the first ones may be written."""
+        if not chunk.count:
+            return
+        count = ffi.new("__u32 *", chunk.count)
+        keys, values = ffi.from_buffer(chunk.keys), ffi.from_buffer(chunk.values)
+        result = lib.bpf_map_update_batch(self.fd, keys, values, count, sized("struct bpf_map_batch_opts"))
+        if -result in _NO_BATCH and count[0] in (0, chunk.count):
+            said()
+            for key, value in chunk.rows():
+                self.put(key, value)
+            return
+        check(result, f"write {chunk.count} elements of map {self.name}")
+
+    def _chunks(self, value_size: int, most: int) -> Iterator[Chunk]:
         key_size = self.definition.key_size
-        chunk = min(_BATCH, self.definition.max_entries)
+        room = min(most, self.definition.max_entries)
         previous: Any = ffi.NULL
         tokens = [ffi.new("char[]", max(key_size, 4)) for _ in range(2)]
         turn = 0
         while True:
-            keys, values = ffi.new("char[]", chunk * key_size), ffi.new("char[]", chunk * value_size)
-            count = ffi.new("__u32 *", chunk)
+            keys, values = bytearray(room * key_size), bytearray(room * value_size)
+            count = ffi.new("__u32 *", room)
             result = lib.bpf_map_lookup_batch(
-                self.fd, previous, tokens[turn], keys, values, count, sized("struct bpf_map_batch_opts")
-            )
+                self.fd, previous, tokens[turn], ffi.from_buffer(keys), ffi.from_buffer(values), count,
+                sized("struct bpf_map_batch_opts"),
+            )  # fmt: skip
             if result == -errno.ENOSPC:
                 # One bucket alone holds more than the chunk.
-                chunk *= 2
+                room *= 2
                 continue
             if -result in _NO_BATCH and previous == ffi.NULL:
                 said()
-                yield from self._items_one_by_one(value_size)
+                rows = list(self._items_one_by_one(value_size))
+                yield Chunk.of(rows, key_size, value_size)
                 return
             if result not in (0, -errno.ENOENT):
                 check(result, f"read map {self.name}")
-            key_bytes, value_bytes = bytes(ffi.buffer(keys)), bytes(ffi.buffer(values))
-            for index in range(count[0]):
-                yield (
-                    key_bytes[index * key_size : (index + 1) * key_size],
-                    value_bytes[index * value_size : (index + 1) * value_size],
-                )
+            found = int(count[0])
+            del keys[found * key_size :], values[found * value_size :]
+            yield Chunk(keys, values, key_size, value_size)
             if result:
                 return
             previous, turn = tokens[turn], 1 - turn
