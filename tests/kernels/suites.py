@@ -92,7 +92,7 @@ def run_suite(kernel: Kernel, wanted: Suite) -> Report:
     compile_sources(str(REPOSITORY / "bpf"), SOURCES, str(_OBJECTS))
     REPORTS.mkdir(parents=True, exist_ok=True)
     console, junit = (REPORTS / f"{kernel.name}-{wanted.name}.{kind}" for kind in ("console", "xml"))
-    arguments = ("-q", "--color=no", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist")
+    arguments = ("-v", "--color=no", "--tb=short", "-p", "no:cacheprovider", "-p", "no:xdist")
     outcome = run_python(
         kernel, "-m", "pytest", *arguments, f"--junitxml={REPORT}/{_JUNIT}", *wanted.tests,
         seconds=wanted.seconds + _BOOT_SECONDS, console=console,
