@@ -139,7 +139,12 @@ class _Channel(grpc.aio.Channel):
         source = self._telemetry or current()
         if source is not None and source.measures:
             source.client_duration.record(
-                seconds, {names.RPC_METHOD: path.lstrip("/"), names.RPC_STATUS: code.name}
+                seconds,
+                {
+                    names.RPC_SYSTEM: names.RPC_SYSTEM_GRPC,
+                    names.RPC_METHOD: path.lstrip("/"),
+                    names.RPC_STATUS: code.name,
+                },
             )
 
 

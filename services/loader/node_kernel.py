@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
-from typing import Any
 
-from services.chassis import names
 from services.chassis.errors import FailedPrecondition
-from services.chassis.telemetry import tracer
-from services.loader.bpf.datapath import KernelDatapath, LoadReport, NodeConfig
+from services.loader.bpf.datapath import KernelDatapath, NodeConfig
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
 from services.loader.endpoints.records import NodeRecord
 from services.loader.host_policy import failsafe_ports
 from services.loader.interfaces import DatapathError
 from services.loader.kernel import Kernel, NodeRows, PolicyMode
+from services.loader.load_trace import traced_open
 from services.loader.netlink.node import NodeDevices
 from services.loader.settings import LoaderSettings
 from services.loader.settings_types import cidrs
@@ -65,20 +62,20 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
     """
 
     def reopen() -> KernelDatapath:
-        return KernelDatapath.open(
-            node_config(settings, record, place.devices),
-            pin_dir=settings.pins,
-            source_dir=settings.source_dir,
-            cache_dir=settings.cache_dir,
-            devices=place.devices.nics,
+        return traced_open(
+            lambda: KernelDatapath.open(
+                node_config(settings, record, place.devices),
+                pin_dir=settings.pins,
+                source_dir=settings.source_dir,
+                cache_dir=settings.cache_dir,
+                devices=place.devices.nics,
+            )
         )
 
-    started = time.time_ns()
     try:
         datapath = reopen()
     except (BpfError, DatapathUnavailable, MapMismatch) as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
-    _trace_load(datapath.report, started)
     kernel = Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
     try:
         kernel.configure_node(node_rows(settings, place.devices))
@@ -86,30 +83,3 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
         kernel.close()
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
     return kernel
-
-
-def _trace_load(report: LoadReport, started_ns: int) -> None:
-    """Spans for what has just been done, one after the other as it was done."""
-    trace = tracer()
-    at = started_ns
-
-    def done(name: str, seconds: float, attributes: dict[str, Any]) -> None:
-        nonlocal at
-        ended = at + int(seconds * 1e9)
-        trace.start_span(name, start_time=at, attributes=attributes).end(ended)
-        at = ended
-
-    for source in report.objects:
-        done(
-            names.BPF_COMPILE,
-            source.compile_seconds,
-            {names.SOURCE: source.source, names.CACHE_HIT: source.cache_hit},
-        )
-    for source in report.objects:
-        insns = sum(program.verified_insns for program in source.programs)
-        done(
-            names.BPF_LOAD,
-            source.load_seconds,
-            {names.SOURCE: source.source, names.INSNS: insns, names.VERIFIER_TIME: source.load_seconds},
-        )
-    done(names.BPF_ATTACH, report.attach_seconds, {})

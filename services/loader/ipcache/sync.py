@@ -15,6 +15,7 @@ from services.chassis.telemetry import remote_context, span
 from services.loader.endpoints.endpoint import host_prefix
 from services.loader.interfaces import DatapathError, IpcacheKernel
 from services.loader.ipcache.table import Changes, FeedEntry, IpcacheTable, Meaning
+from services.loader.measure_points import in_bpf_phase
 from services.loader.streams.backoff import Backoff
 from services.loader.streams.watch import WatchState, follow
 from services.loader.streams.watermark import Watermark
@@ -169,7 +170,8 @@ class IpcacheSync:
         changes = self._table.changes()
         try:
             if changes:
-                self._kernel.write_ipcache(changes)
+                with in_bpf_phase("maps.sync"):
+                    self._kernel.write_ipcache(changes)
                 self._table.written(changes)
         except DatapathError as problem:
             self.state.error = str(problem)

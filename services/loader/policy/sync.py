@@ -172,7 +172,7 @@ class PolicySync:
         self._write(subject, self._table.realize)
 
     def _write(self, subject: Subject, write: Callable[[Subject], Plan | None]) -> None:
-        with span(names.BPF_MAPS_SYNC) as current:
+        with span(names.BPF_MAPS_SYNC) as current, measure_points.in_bpf_phase("maps.sync"):
             try:
                 done = write(subject)
             except DatapathError:
