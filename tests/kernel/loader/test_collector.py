@@ -1,0 +1,222 @@
+"""What a collector is told of a node: a real loader, its services, and a real kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.collector import Collector, Received, Span, collecting
+from tests.kernel.echo import echo_server
+from tests.kernel.loader.rig import Node, Pod, Rig
+from tests.kernel.loader.traffic import reaches
+from tests.kernel.netlink.namespaces import Namespaces
+
+pytestmark = pytest.mark.kernel
+
+FROM_CLIENTS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
+"""
+
+
+@dataclass
+class Watched:
+    """A node all of whose processes tell a collector, after a pod's life on it."""
+
+    rig: Rig
+    node: Node
+    web: Pod
+    number: int
+    identity: int
+    collector: Collector
+    revision: int
+
+    @property
+    def received(self) -> Received:
+        return self.collector.received
+
+    def children(self, parent: Span) -> dict[str, Span]:
+        """By name."""
+        return {span.name: span for span in self.received.spans if span.parent_id == parent.span_id}
+
+    def regenerations(self, **attributes: object) -> list[Span]:
+        """Those with these attributes, in order."""
+        found = [
+            span
+            for span in self.received.named("endpoint.regenerate")
+            if span.attributes.get("endpoint.id") == self.number
+            and attributes.items() <= span.attributes.items()
+        ]
+        return sorted(found, key=lambda span: span.start_ns)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
+    directory = tmp_path_factory.mktemp("watched")
+    # A unix socket reaches into every network namespace.
+    with Namespaces() as namespaces, collecting(f"unix:{directory}/otlp.sock") as collector:
+        rig = Rig(directory, namespaces, nodes=1)
+        node = rig.nodes[0]
+        for process in (*rig.services.values(), node.loader):
+            process.environment = {
+                "FIMBRIA_OTLP_ENDPOINT": collector.endpoint,
+                "FIMBRIA_INSTANCE": process.name,
+            }
+        try:
+            rig.start()
+            web, client = rig.pod(node, "web", app="web"), rig.pod(node, "client", app="client")
+            web.add()
+            client.add()
+            with echo_server(web.namespace, 80):
+                assert reaches(client, web, 80)
+            revision = rig.apply(FROM_CLIENTS)
+            (endpoint,) = [each for each in node.endpoints() if each.pod_name == "web"]
+            node.update_labels(
+                endpoint.id,
+                ["k8s:app=web", "k8s:tier=front", "k8s:io.kubernetes.pod.namespace=shop"],
+            )
+            # A round of metrics with all that.
+            collector.wait(
+                lambda received: [
+                    point for point in received.points("fimbria.endpoints", state="ready") if point.value == 2
+                ]
+            )
+            client.delete()
+            assert node.loader.terminate() == 0
+            for service in rig.services.values():
+                assert service.terminate() == 0
+            yield Watched(rig, node, web, endpoint.id, endpoint.identity, collector, revision)
+        finally:
+            rig.close()
+
+
+def test_one_trace_leads_from_the_runtime_through_the_services_to_the_kernel(watched: Watched) -> None:
+    (add,) = [
+        span
+        for span in watched.received.named("cni.add")
+        if span.attributes["container.id"] == watched.web.container_id
+    ]
+    assert add.parent_id == "" and not add.failed
+    assert add.attributes == {
+        "node.name": "node-1",
+        "container.id": watched.web.container_id,
+        "pod": "shop/web",
+        "endpoint.id": watched.number,
+        "identity": watched.identity,
+    }
+    found = watched.children(add)
+    assert {
+        "ipam.Allocate",
+        "identity.Resolve",
+        "policy.Subscribe",
+        "endpoint.link",
+        "endpoint.regenerate",
+    } <= (found.keys())
+    for name, service in (("ipam.Allocate", "ipam"), ("identity.Resolve", "identity")):
+        served = watched.children(found[name])[name]
+        assert (found[name].service, served.service) == ("node-1", service)
+        assert served.attributes["rpc.response.status_code"] == "OK"
+
+
+def test_a_regeneration_says_what_was_done_to_which_endpoint_and_why(watched: Watched) -> None:
+    (made,) = watched.regenerations(cause="created")
+    assert made.attributes["level"] == "reload"
+    (labels,) = watched.regenerations(cause="labels")
+    assert labels.attributes["identity"] != watched.identity
+    assert labels.attributes["policy.revision"] == watched.revision
+    assert [span.name for span in watched.received.trace(labels.trace_id)].count("identity.update") == 1
+    for span in (made, labels):
+        assert {"endpoint.id", "identity", "level", "cause", "node.name", "policy.revision"} == (
+            span.attributes.keys()
+        )
+        steps = watched.children(span)
+        assert {"bpf.maps.sync", "bpf.attach", "endpoint.realized"} <= steps.keys()
+        for step in steps.values():
+            assert span.start_ns <= step.start_ns <= step.end_ns <= span.end_ns
+
+
+def test_the_trace_of_a_policy_ends_in_the_maps_of_the_node(watched: Watched) -> None:
+    (applied,) = watched.received.named("policy.ApplyPolicies")
+    (regenerated,) = [
+        span for span in watched.regenerations(cause="policy") if span.trace_id == applied.trace_id
+    ]
+    assert regenerated.attributes["level"] == "policy"
+    assert regenerated.attributes["policy.revision"] == watched.revision
+    assert watched.children(regenerated)["bpf.maps.sync"].attributes["adds"] >= 1
+
+
+def test_a_start_says_what_was_compiled_loaded_and_attached(watched: Watched) -> None:
+    (start,) = watched.received.named("loader.restart")
+    steps = [span for span in watched.received.spans if span.parent_id == start.span_id]
+    compiled = {span.attributes["source"] for span in steps if span.name == "bpf.compile"}
+    assert "bpf_lxc.c" in compiled
+    assert all("cache.hit" in span.attributes for span in steps if span.name == "bpf.compile")
+    loaded = {span.attributes["source"]: span for span in steps if span.name == "bpf.load"}
+    assert loaded["bpf_lxc.c"].attributes["insns"] > 1000
+    assert loaded["bpf_lxc.c"].attributes["verifier.time"] > 0
+    assert [span.name for span in steps].count("bpf.attach") == 1
+
+
+def test_lines_of_the_log_have_the_ids_of_their_spans(watched: Watched) -> None:
+    (created,) = [
+        line
+        for line in watched.received.lines
+        if line.body == "endpoint.created" and line.attributes["endpoint"] == watched.number
+    ]
+    (add,) = [
+        span
+        for span in watched.received.named("cni.add")
+        if span.attributes["container.id"] == watched.web.container_id
+    ]
+    assert (created.trace_id, created.span_id) == (add.trace_id, add.span_id)
+    assert (created.severity, created.attributes["pod"]) == ("info", "shop/web")
+    # The same line is on standard error.
+    assert created.trace_id in watched.node.loader.log.read_text()
+    known = {(span.trace_id, span.span_id) for span in watched.received.spans}
+    assert {(line.trace_id, line.span_id) for line in watched.received.lines if line.span_id} <= known
+
+
+def test_regenerations_are_told_by_level_and_phase(watched: Watched) -> None:
+    metric = watched.received.metrics["node-1", "fimbria.endpoint.regeneration.duration"]
+    assert (metric.kind, metric.unit) == ("histogram", "s")
+    assert metric.points[0].bounds[0] < 0.001
+    counts = {(point.attributes["level"], point.attributes["phase"]): point.count for point in metric.points}
+    assert counts["reload", "attach"] >= 2
+    assert counts["policy", "policy"] >= 2
+    assert {level for level, phase in counts if phase == "total"} == {"reload", "policy"}
+    assert {point.attributes["outcome"] for point in metric.points} == {"success"}
+    phases = watched.received.metrics["node-1", "fimbria.bpf.phase.duration"]
+    assert phases.unit == "s"
+    assert {"compile", "load", "attach", "maps.sync"} <= {
+        point.attributes["phase"] for point in phases.points
+    }
+
+
+def test_gauges_tell_of_maps_programs_endpoints_and_watches(watched: Watched) -> None:
+    received = watched.received
+    units = {name: metric.unit for (service, name), metric in received.metrics.items() if service == "node-1"}
+    assert units["fimbria.map.pressure"] == "1"
+    pressures = received.points("fimbria.map.pressure")
+    assert len(pressures) >= 5
+    assert all(0 <= point.value <= 1 for point in pressures)
+    assert {point.attributes["map"] for point in pressures} == {
+        point.attributes["map"] for point in received.points("fimbria.map.entries")
+    }
+    (attached,) = received.points("fimbria.programs.attached", program="from_container")
+    assert attached.value == 2
+    assert units["fimbria.watch.sync.age"] == "s"
+    assert {point.attributes["watch"] for point in received.points("fimbria.watch.sync.age")} == {
+        "nodes",
+        "ipcache",
+        "policy",
+    }
+    assert all(point.value < 60 for point in received.points("fimbria.watch.sync.age"))
+    assert received.points("fimbria.endpoint.regenerations", state="running")
+    assert received.points("fimbria.flows.lost")
+    assert received.points("fimbria.datapath.packets", reason="forwarded")
