@@ -48,6 +48,7 @@ _ATTR = struct.Struct("=HH")
 _NLA_TYPE_MASK = 0x3FFF
 # A batch's acknowledgements have to fit into the socket's receive buffer, 208 KiB unless somebody changed it.
 _BATCH = 64
+_NLM_F_ECHO = 0x8
 _ACKED = NLM_F_REQUEST | NLM_F_ACK
 
 
@@ -157,7 +158,7 @@ def _make_qdiscs(route: FilterSocket, ifindexes: set[int]) -> dict[int, NetlinkE
                 refused[ifindex] = NetlinkError(
                     errno.EEXIST,
                     operation,
-                    "it has an ingress qdisc; remove that, or let FIMBRIA_ATTACH_MODE be tcx",
+                    "it has an ingress qdisc; remove it, or let FIMBRIA_ATTACH_MODE be tcx",
                 )
     return refused
 
@@ -166,7 +167,8 @@ def _qdisc(route: FilterSocket, ifindex: int) -> str:
     body = _TCMSG.pack(0, ifindex, 0, _CLSACT_PARENT, 0)
     try:
         ((answer, *_),) = route.request(
-            [Message(f"look up the qdisc of device {ifindex}", _RTM_GETQDISC, _ACKED, body)]
+            # Without ECHO the answer goes to those that listen, and not to who asked.
+            [Message(f"look up the qdisc of device {ifindex}", _RTM_GETQDISC, _ACKED | _NLM_F_ECHO, body)]
         )
     except (NetlinkError, ValueError):
         return ""

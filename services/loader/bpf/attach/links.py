@@ -46,27 +46,31 @@ def put_link(pin: str, program: int, holds: Callable[[LinkState], bool], create:
     raises) and takes over the pin's name, and with it the old one ends. Raises BpfError.
     """
     link = open_pin(pin)
-    if link is not None:
-        try:
-            if holds(_state(link)):
-                result = lib.bpf_link_update(link, program, ffi.NULL)
-                # ENOLINK: its device went just now.
-                if result != -errno.ENOLINK:
-                    check(result, f"update link {pin}")
-                    passed("attach.replaced")
-                    return True
-                said()
-        finally:
-            os.close(link)
-    created = create()
     try:
-        passed("attach.link_created")
-        os.makedirs(os.path.dirname(pin), mode=0o700, exist_ok=True)
-        pin_replacing(created, pin)
-        passed("attach.link_pinned")
+        if link is not None and holds(_state(link)):
+            result = lib.bpf_link_update(link, program, ffi.NULL)
+            # ENOLINK: its device went just now.
+            if result != -errno.ENOLINK:
+                check(result, f"update link {pin}")
+                passed("attach.replaced")
+                return True
+            said()
+        created = create()
+        try:
+            passed("attach.link_created")
+            os.makedirs(os.path.dirname(pin), mode=0o700, exist_ok=True)
+            pin_replacing(created, pin)
+            passed("attach.link_pinned")
+        finally:
+            os.close(created)
+        if link is not None:
+            # Without its pin it ends too, but only when the kernel comes to it.
+            lib.bpf_link_detach(link)
+            said()
+        return False
     finally:
-        os.close(created)
-    return False
+        if link is not None:
+            os.close(link)
 
 
 def remove_link(pin: str) -> bool:

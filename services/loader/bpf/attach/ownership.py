@@ -13,12 +13,13 @@ from services.loader.bpf.pins import PinDirectory
 
 
 class Ownership:
-    """A program is the node's if it uses one of its maps, or is one that is pinned for it (by name and tag).
+    """A program is the node's if it uses one of its maps, or is pinned for it. Names and tags do not tell:
+    those of another node are the same.
 
     It remembers what it has judged: make one for each round of work.
     """
 
-    def __init__(self, maps: Iterable[int], programs: Iterable[tuple[str, str]] = ()) -> None:
+    def __init__(self, maps: Iterable[int], programs: Iterable[int] = ()) -> None:
         self._maps = frozenset(maps)
         self._programs = frozenset(programs)
         self._judged: dict[int, tuple[bool, str]] = {}
@@ -27,14 +28,13 @@ class Ownership:
     def of_pins(cls, pins: PinDirectory) -> Ownership:
         """What a node has pinned, half-made and superseded maps and programs included."""
         maps: set[int] = set()
-        programs: set[tuple[str, str]] = set()
+        programs: set[int] = set()
         for directory in (pins.path, os.path.join(pins.path, "pending"), os.path.join(pins.path, "next")):
             for fd in _pinned(os.path.join(directory, "maps")):
                 maps.add(describe(fd)[0])
                 os.close(fd)
             for fd in _pinned(os.path.join(directory, "progs")):
-                info = program_info(fd)
-                programs.add((_name(info), bytes(info.tag).hex()))
+                programs.add(int(program_info(fd).id))
                 maps |= program_maps(fd)
                 os.close(fd)
         return cls(maps, programs)
@@ -63,10 +63,8 @@ class Ownership:
         if fd < 0:
             return False, ""
         try:
-            info = program_info(fd)
-            name = _name(info)
-            ours = (name, bytes(info.tag).hex()) in self._programs
-            return ours or not self._maps.isdisjoint(program_maps(fd)), name
+            ours = program in self._programs or not self._maps.isdisjoint(program_maps(fd))
+            return ours, program_name(fd)
         except BpfError:
             return False, ""
         finally:
@@ -75,11 +73,7 @@ class Ownership:
 
 def program_name(fd: int) -> str:
     """A loaded program's name in the kernel, at most 15 characters."""
-    return _name(program_info(fd))
-
-
-def _name(info: object) -> str:
-    return str(ffi.string(info.name).decode(errors="replace"))  # type: ignore[attr-defined]
+    return str(ffi.string(program_info(fd).name).decode(errors="replace"))
 
 
 def _pinned(directory: str) -> Iterable[int]:
