@@ -103,45 +103,56 @@ class Churn:
                 self.tell(name)
                 try:
                     action(chance)
+                    self._count(name)
                 except grpc.RpcError as error:
                     if error.code() not in _AWAY:
                         self.problems.append(f"{name}: {error.code().name} {error.details()}")
                 except Exception as error:
                     self.problems.append(f"{name}: {type(error).__name__} {error}")
-                self.done[name] = self.done.get(name, 0) + 1
             # Time for the other side to get its turn.
             self._stop.wait(chance.uniform(0.005, 0.05))
+
+    def _count(self, what: str) -> None:
+        self.done[what] = self.done.get(what, 0) + 1
 
     # -- pods
 
     def _add(self, chance: random.Random) -> None:
+        """One pod, or several at once."""
         clean = [each for each in self._free if not _connected(each)]
-        if len(self._pods) >= _MOST_PODS or not clean:
-            return
-        self._numbers += 1
-        namespace = chance.choice(clean)
-        self._free.remove(namespace)
-        pod = Pod(self._cluster.node, f"churn-{self._numbers}", namespace, {"app": "client"})
+        threads: list[threading.Thread] = []
+        for namespace in chance.sample(clean, min(len(clean), chance.choice((1, 1, 3)))):
+            if len(self._pods) + len(threads) >= _MOST_PODS:
+                break
+            self._numbers += 1
+            self._free.remove(namespace)
+            pod = Pod(self._cluster.node, f"churn-{self._numbers}", namespace, {"app": "client"})
+            threads.append(threading.Thread(target=self._add_one, args=(pod, chance.random() < 0.5)))
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    def _add_one(self, pod: Pod, again: bool) -> None:
         expected = self._cluster.expected
         expected.unknown.add(pod.container_id)
         code, answer = pod.call("ADD")
-        if code == 0:
-            expected.unknown.discard(pod.container_id)
-            expected.there.add(pod.container_id)
-            pod.ipv4 = str(answer["ips"][0]["address"]).partition("/")[0]
-            self._pods.append(pod)
-            if not reaches(pod, self._cluster.web, _ECHO_PORT):
-                self.problems.append(f"{pod.name} was added and does not reach web")
-            return
-        if answer.get("code") != _TRY_AGAIN:
+        if code and answer.get("code") != _TRY_AGAIN:
             self.problems.append(f"ADD of {pod.name} failed with {answer}")
         # A runtime may try again, or give the pod up.
-        if chance.random() < 0.5 and pod.call("ADD")[0] == 0:
-            expected.unknown.discard(pod.container_id)
-            expected.there.add(pod.container_id)
-            self._pods.append(pod)
-        else:
+        if code and again:
+            code, answer = pod.call("ADD")
+        if code:
+            self._count("add failed")
             self._remove(pod)
+            return
+        self._count("added")
+        expected.there.add(pod.container_id)
+        expected.unknown.discard(pod.container_id)
+        pod.ipv4 = str(answer["ips"][0]["address"]).partition("/")[0]
+        self._pods.append(pod)
+        if not reaches(pod, self._cluster.web, _ECHO_PORT):
+            self.problems.append(f"{pod.name} was added and does not reach web")
 
     def _delete(self, chance: random.Random) -> None:
         if self._pods:
@@ -154,6 +165,7 @@ class Churn:
         code, answer = pod.call("DEL")
         if code:
             self.problems.append(f"DEL of {pod.name} failed with {answer}")
+        self._count("deleted")
         expected.unknown.discard(pod.container_id)
         self._free.append(pod.namespace)
 

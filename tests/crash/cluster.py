@@ -7,7 +7,7 @@ import itertools
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import grpc
@@ -17,7 +17,7 @@ from fimbria.policy.v1 import policy_pb2, policy_pb2_grpc
 from services.loader.failpoints import VARIABLE
 from tests.crash.flows import Flow, FlowKind, Traffic, show, traffic
 from tests.crash.invariants import Expected, every_problem, quick_problems
-from tests.kernel.loader.rig import Node, Pod, Rig
+from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespaces
 
 # How long a node may take to become consistent after its loader serves.
@@ -80,29 +80,31 @@ class CrashCluster:
     def flowing(self) -> Iterator[None]:
         """Traffic for as long as the block lasts."""
 
-        def flow(name: str, kind: FlowKind, source: Pod, interval: float, target: Pod | None = None) -> Flow:
+        def flow(
+            name: str,
+            kind: FlowKind,
+            source: Pod,
+            interval: float,
+            target: Pod | None = None,
+            v6: bool = False,
+        ) -> Flow:
             to = target or self.web
-            path, passes = to.namespace.path, source is not self.stranger and source is not self.outsider
+            passes = source is not self.stranger and source is not self.outsider
+            address = to.ipv6 if v6 and to.ipv6 else to.ipv4
             return Flow(
-                name,
-                kind,
-                source.namespace.path,
-                path,
-                to.ipv4,
-                next(_PORTS),
-                interval,
-                passes,
+                name, kind, source.namespace.path, to.namespace.path, address, next(_PORTS), interval, passes
             )
 
+        # About a thousand packets a second, and their answers.
         flows = [
             flow("local", "udp", self.near, 0.004),
             flow("remote", "udp", self.client, 0.004),
-            flow("outward", "udp", self.web, 0.008, self.client),
-            flow("local-new", "fresh", self.near, 0.008),
+            flow("outward", "udp", self.web, 0.008, self.client, v6=True),
+            flow("local-new", "fresh", self.near, 0.008, v6=True),
             flow("remote-new", "fresh", self.client, 0.008),
             flow("local-denied", "fresh", self.outsider, 0.008),
-            flow("remote-denied", "fresh", self.stranger, 0.008),
-            flow("connection", "tcp", self.client, 0.01),
+            flow("remote-denied", "fresh", self.stranger, 0.008, v6=True),
+            flow("connection", "tcp", self.client, 0.01, v6=True),
         ]
         with traffic(flows) as self.traffic:
             yield
@@ -221,10 +223,12 @@ def settle(look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS) -> No
 
 
 @contextlib.contextmanager
-def crash_cluster(directory: Path) -> Iterator[CrashCluster]:
-    """A cluster with pods and traffic, for as long as the block lasts."""
+def crash_cluster(directory: Path, flags: Sequence[str] = ()) -> Iterator[CrashCluster]:
+    """A cluster of both families with pods and traffic, for as long as the block lasts; ``flags`` are more of
+    the loaders'.
+    """
     with Namespaces() as namespaces:
-        rig = Rig(directory, namespaces)
+        rig = Rig(directory, namespaces, cidrs=DUAL_POOL, flags=flags)
         try:
             made = CrashCluster(rig)
             made.start()

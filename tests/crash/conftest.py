@@ -11,7 +11,11 @@ from tests.crash.cluster import CrashCluster, crash_cluster
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[CrashCluster]:
+def cluster(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CrashCluster]:
+    """A module's LOADER_FLAGS are the loaders'."""
     ensure_bpffs()
-    with crash_cluster(tmp_path_factory.mktemp("crash")) as made:
+    flags = getattr(request.module, "LOADER_FLAGS", ())
+    with crash_cluster(tmp_path_factory.mktemp("crash"), flags) as made:
         yield made

@@ -1,4 +1,4 @@
-"""SIGKILL at random times; see :mod:`tests.crash.kills`. In two files, for two cores."""
+"""SIGKILL at random times as in the other file, on nodes without an overlay and with routes per endpoint."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from tests.crash.cluster import CrashCluster
 from tests.crash.kills import kill_at_random, seeds
 
 pytestmark = pytest.mark.kernel
+LOADER_FLAGS = ("--routing-mode=native", "--endpoint-routes=true")
 
 
 @pytest.mark.parametrize("seed", seeds(3, 5))
