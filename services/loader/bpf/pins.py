@@ -1,4 +1,8 @@
-"""The node's directory in bpffs: ``maps/<map>``, ``links/<device>/<program>``, ``progs/<program>``."""
+"""The node's directory in bpffs: ``maps/<map>``, ``links/<device>/<program>``, ``progs/<program>``.
+
+``pending`` and ``next`` are there while maps are migrated, each with ``maps`` and ``progs`` of its own: what
+is in ``pending`` never was in force, what is in ``next`` is about to be.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +29,32 @@ class PinDirectory:
         """The programs in force, by name."""
         return os.path.join(self.path, "progs")
 
+    @property
+    def pending(self) -> PinDirectory:
+        """What is being prepared."""
+        return PinDirectory(os.path.join(self.path, "pending"))
+
+    @property
+    def next(self) -> PinDirectory:
+        """What has been decided on."""
+        return PinDirectory(os.path.join(self.path, "next"))
+
+    def map_path(self, name: str) -> str:
+        """Where a map is pinned."""
+        return os.path.join(self.maps, name)
+
+    def program_path(self, name: str) -> str:
+        """Where a program is pinned."""
+        return os.path.join(self.programs, name)
+
+    def map_names(self) -> list[str]:
+        """The maps that are pinned."""
+        return names_in(self.maps)
+
+    def program_names(self) -> list[str]:
+        """The programs that are pinned."""
+        return names_in(self.programs)
+
     def link(self, device: str, program: str) -> str:
         """Where the link of a program on a device is pinned."""
         return os.path.join(self.path, "links", device, program)
@@ -42,6 +72,14 @@ class PinDirectory:
             *(os.path.dirname(self.link(device, "")) for device in devices),
         ):
             os.makedirs(path, mode=0o700, exist_ok=True)
+
+
+def names_in(directory: str) -> list[str]:
+    """What is pinned in a directory; nothing if it is not there."""
+    try:
+        return sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
 
 
 def is_on_bpffs(path: str) -> bool:

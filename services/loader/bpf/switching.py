@@ -1,0 +1,175 @@
+"""Which program runs on which device of the node, and all of them moved to others at once.
+
+Endpoint devices are those in the map ``endpoint_dev``: the kernel itself knows them, loader or not.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from services.loader.bpf.attach import Anchor, Hook, Mode, Ownership, Place, attach_many, attachments
+from services.loader.bpf.errors import BpfError
+from services.loader.bpf.maps import Map
+from services.loader.bpf.native import check, lib
+from services.loader.bpf.netkit import attach_peer, is_netkit
+from services.loader.bpf.objects import Program, describe_program
+from services.loader.bpf.pins import PinDirectory
+
+FROM_CONTAINER, TO_CONTAINER = "from_container", "to_container"
+_GONE = (6, 19)  # ENXIO, ENODEV
+
+
+@dataclass(frozen=True, slots=True)
+class AttachOptions:
+    """What holds programs on devices: ``mode`` on the node's own, ``endpoint_mode`` on endpoints'."""
+
+    mode: Mode = Mode.AUTO
+    endpoint_mode: Mode = Mode.CLSACT
+    anchor: Anchor = Anchor.LAST
+
+
+@dataclass(frozen=True, slots=True)
+class DevicePlace:
+    """A program's place on one of the node's own devices."""
+
+    device: str
+    ifindex: int
+    hook: Hook
+    program: str
+
+
+@dataclass(frozen=True, slots=True)
+class Switchboard:
+    """The node's devices. Methods raise BpfError, or OSError for a pin."""
+
+    pins: PinDirectory
+    places: Sequence[DevicePlace]
+    options: AttachOptions = AttachOptions()
+
+    def switch(self, programs: Mapping[str, int], endpoints: Iterable[int]) -> int:
+        """Moves every device to these programs (descriptors by name), each in place; returns how many of the
+        endpoints have them now. A device that is gone is passed over. When others refuse, all have been
+        tried, and the first refusal is raised.
+        """
+        ours = Ownership.of_pins(self.pins)
+        node = [
+            Place(
+                each.ifindex,
+                each.hook,
+                programs[each.program],
+                pin=self.pins.link(each.device, each.program),
+                exclusive=each.device.startswith("fimbria_"),
+            )
+            for each in self.places
+            if each.program in programs
+        ]
+        problems = self._attach(node, self.options.mode, ours)
+        moved = 0
+        if FROM_CONTAINER in programs and TO_CONTAINER in programs:
+            devices = list(endpoints)
+            netkits = [ifindex for ifindex in devices if is_netkit(ifindex)]
+            others = [ifindex for ifindex in devices if ifindex not in netkits]
+            hooks = ((Hook.INGRESS, FROM_CONTAINER), (Hook.EGRESS, TO_CONTAINER))
+            containers = [
+                Place(ifindex, hook, programs[name], pin=self._endpoint_pin(ifindex, name), exclusive=True)
+                for ifindex in others
+                for hook, name in hooks
+            ]
+            containers += [
+                Place(ifindex, Hook.EGRESS, programs[TO_CONTAINER], exclusive=True) for ifindex in netkits
+            ]
+            refused = self._attach(containers, self.options.endpoint_mode, ours)
+            for ifindex in netkits:
+                try:
+                    attach_peer(ifindex, programs[FROM_CONTAINER])
+                except BpfError as problem:
+                    if problem.errno not in _GONE:
+                        refused.append(problem)
+            moved = len(netkits) + len(others) - len(refused)
+            problems += refused
+        if problems:
+            raise problems[0]
+        return moved
+
+    def running(self, endpoints: Iterable[int]) -> dict[tuple[int, str], int]:
+        """The kernel's ids of our programs, by interface index and hook."""
+        devices = [*(each.ifindex for each in self.places), *endpoints]
+        found = attachments(devices, Ownership.of_pins(self.pins))
+        return {
+            (ifindex, each.hook): each.program for ifindex, here in found.items() for each in reversed(here)
+        }
+
+    def in_place(self, programs: Mapping[str, int], endpoints: Sequence[int]) -> bool:
+        """Whether exactly these programs (the kernel's ids by name) run on all devices that there are."""
+        running = self.running(endpoints)
+        for each in self.places:
+            wanted = programs.get(each.program)
+            if wanted is not None and running.get((each.ifindex, each.hook.label)) != wanted:
+                return False
+        alive = {ifindex for ifindex, _ in running}
+        for ifindex in endpoints:
+            sent = running.get((ifindex, Hook.INGRESS.label)) or running.get((ifindex, "netkit-peer"))
+            received = running.get((ifindex, Hook.EGRESS.label))
+            wanted_pair = (programs.get(FROM_CONTAINER), programs.get(TO_CONTAINER))
+            if (ifindex in alive or _exists(ifindex)) and (sent, received) != wanted_pair:
+                return False
+        return True
+
+    def _attach(self, places: Sequence[Place], mode: Mode, ours: Ownership) -> list[BpfError]:
+        results = attach_many(places, mode=mode, anchor=self.options.anchor, ours=ours)
+        return [each.error for each in results if each.error is not None and not each.device_gone]
+
+    def _endpoint_pin(self, ifindex: int, program: str) -> str:
+        if self.options.endpoint_mode is Mode.CLSACT:
+            return ""
+        try:
+            return self.pins.link(socket.if_indextoname(ifindex), program)
+        except OSError:
+            return ""
+
+
+def endpoint_devices(table: Map | None) -> list[int]:
+    """Interface indexes of the endpoints in ``endpoint_dev``."""
+    if table is None:
+        return []
+    return sorted(int.from_bytes(key, sys.byteorder) for key, _ in table.items())
+
+
+def open_programs(*directories: str) -> dict[str, Program]:
+    """The pinned programs by name, of an earlier directory rather than a later one; descriptors are the
+    caller's to close. Raises BpfError.
+    """
+    found: dict[str, Program] = {}
+    for directory in directories:
+        try:
+            names = os.listdir(directory)
+        except FileNotFoundError:
+            continue
+        for name in names:
+            if name not in found and not name.endswith("_new"):
+                fd = check(lib.bpf_obj_get(os.path.join(directory, name).encode()), f"open program {name}")
+                found[name] = describe_program(name, fd)
+    return found
+
+
+def close_programs(programs: Mapping[str, Program]) -> None:
+    """Closes their descriptors."""
+    for program in programs.values():
+        os.close(program.fd)
+
+
+def descriptors(programs: Mapping[str, Program]) -> dict[str, int]:
+    """Their descriptors by name."""
+    return {name: program.fd for name, program in programs.items()}
+
+
+def _exists(ifindex: int) -> bool:
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError:
+        return False
+    return True
