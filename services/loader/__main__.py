@@ -21,6 +21,9 @@ from services.loader.node import Channels
 from services.loader.settings import LoaderSettings
 
 QUEUE_SECONDS = 10.0
+# The name that health is asked for: unlike the process itself, which lives from its start on, the node is
+# ready when it is registered and restored and every watch has brought its first full state into force.
+READINESS = "fimbria.loader.v1.readiness"
 
 log = get_logger(__name__)
 
@@ -36,7 +39,13 @@ async def build(context: ServiceContext[LoaderSettings]) -> AsyncIterator[None]:
         identity=await context.stack.enter_async_context(open_channel(settings.identity_target)),
         policy=await context.stack.enter_async_context(open_channel(settings.policy_target)),
     )
-    loader = Loader(settings, channels, context.background)
+    context.server.set_serving(READINESS, False)
+    loader = Loader(
+        settings,
+        channels,
+        context.background,
+        ready=lambda: context.server.set_serving(READINESS, True),
+    )
     context.stack.push_async_callback(loader.close)
     if context.telemetry.measures:
         measure_points.use(context.telemetry.meter)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing, nullcontext
+from itertools import islice
 from typing import Any, Final, TypeAlias
 
 import grpc
@@ -28,7 +29,10 @@ from services.loader.messages import (
     level_of,
     map_message,
     program_message,
+    refusal,
     regeneration_message,
+    reload_message,
+    row_message,
     timestamp,
     traffic_message,
     watch_message,
@@ -39,6 +43,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 WAIT_SECONDS: Final = 30.0
 DEFAULT_CONNECTIONS: Final = 100
+# Entries of a map that are read at once: a few milliseconds' worth, in a thread.
+_ENTRIES: Final = 1024
 
 
 class EndpointApi(loader_pb2_grpc.EndpointServiceServicer):
@@ -132,6 +138,8 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
                 watch_message(node.policy.state, node.policy.identity_revision.value),
             ],
             endpoints=len(node.registry),
+            synchronized=node.synchronized,
+            problems=node.problems(),
             metrics=[traffic_message(count) for count in node.kernel.traffic()],
             start_time=timestamp(int(node.start_time * 1e9)),
             lost_events=node.kernel.lost_events(),
@@ -158,7 +166,7 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
                 return pb.ListPolicyEntriesResponse(ingress_enforced=True, egress_enforced=True)
             entries = node.kernel.policy_counts(head.instance)
         except DatapathError as problem:
-            raise _refused(problem) from problem
+            raise refusal(problem) from problem
         entries.sort(key=lambda entry: entry.key)
         return pb.ListPolicyEntriesResponse(
             entries=[
@@ -182,7 +190,7 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
                 scope="ipcache",
             )
         except DatapathError as problem:
-            raise _refused(problem) from problem
+            raise refusal(problem) from problem
         return pb.ListIpCacheResponse(
             entries=[
                 pb.KernelIpCacheEntry(
@@ -201,10 +209,64 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
         try:
             connections, total = await asyncio.to_thread(node.kernel.connections, limit)
         except DatapathError as problem:
-            raise _refused(problem) from problem
+            raise refusal(problem) from problem
         return pb.ListConnectionsResponse(
             connections=[connection_message(connection) for connection in connections], total=total
         )
+
+    async def CollectOrphans(
+        self, request: pb.CollectOrphansRequest, context: Context
+    ) -> pb.CollectOrphansResponse:
+        node = self._loader.node()
+        try:
+            found, skipped = await node.orphans.collect(remove=not request.dry_run)
+        except (DatapathError, OSError) as problem:
+            raise Internal(str(problem), reason="DATAPATH_FAILED") from problem
+        return pb.CollectOrphansResponse(
+            orphans=[
+                pb.Orphan(
+                    kind=each.orphan.kind,
+                    name=each.orphan.name,
+                    detail=each.orphan.detail,
+                    removed=each.removed,
+                    error=each.error,
+                )
+                for each in found
+            ],
+            skipped=skipped,
+        )
+
+    async def ListMapEntries(
+        self, request: pb.ListMapEntriesRequest, context: Context
+    ) -> AsyncIterator[pb.MapEntry]:
+        kernel = self._loader.node().kernel
+        try:
+            rows = await asyncio.to_thread(kernel.map_entries, request.map, request.limit)
+            while chunk := await asyncio.to_thread(lambda: list(islice(rows, _ENTRIES))):
+                for row in chunk:
+                    yield row_message(row)
+        except DatapathError as problem:
+            raise refusal(problem) from problem
+
+    async def ResizeMap(self, request: pb.ResizeMapRequest, context: Context) -> pb.MapStatus:
+        kernel = self._loader.node().kernel
+        try:
+            # It is done to its end even if the caller goes away.
+            resized = await asyncio.shield(
+                asyncio.to_thread(kernel.resize_map, request.map, request.max_entries)
+            )
+        except DatapathError as problem:
+            raise refusal(problem) from problem
+        return map_message(resized)
+
+    async def Reload(self, request: pb.ReloadRequest, context: Context) -> pb.ReloadResponse:
+        kernel = self._loader.node().kernel
+        rebuild = request.level == pb.REGENERATION_LEVEL_REBUILD
+        try:
+            report = await asyncio.shield(asyncio.to_thread(kernel.reload, rebuild=rebuild))
+        except DatapathError as problem:
+            raise refusal(problem) from problem
+        return reload_message(report)
 
     async def WaitApplied(self, request: pb.WaitAppliedRequest, context: Context) -> pb.WaitAppliedResponse:
         node = self._loader.node()
@@ -246,7 +308,7 @@ class ObserverApi(loader_pb2_grpc.ObserverServiceServicer):
                             flow = flow_message(item, node.record.name, node.labels.get)
                             yield pb.GetFlowsResponse(flow=flow)
             except DatapathError as problem:
-                raise _refused(problem) from problem
+                raise refusal(problem) from problem
 
 
 def _endpoint(node: NodeRuntime, endpoint: Endpoint) -> pb.Endpoint:
@@ -266,7 +328,3 @@ def _applied(node: NodeRuntime) -> dict[str, int]:
         "policy_revision": node.policy.policy_revision.value,
         "node_revision": node.nodes.applied.value,
     }
-
-
-def _refused(problem: DatapathError) -> Internal:
-    return Internal(str(problem), reason="DATAPATH_FAILED")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import grpc
 from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
@@ -16,6 +16,8 @@ from services.loader.endpoints.records import NodeRecord
 from services.loader.interfaces import Allocation, ResolvedIdentity
 
 T = TypeVar("T")
+
+_PAGE: Final = 1000
 
 
 async def call(pending: Awaitable[T], target: str) -> T:
@@ -71,6 +73,18 @@ class IpamClient:
         request = ipam_pb2.ReleaseRequest(node=self._node, owner=owner)
         await call(self._addresses.Release(request, timeout=self._timeout), self._target)
 
+    async def held(self) -> Mapping[str, tuple[str, ...]]:
+        """All addresses that are held on this node, by owner."""
+        found: dict[str, tuple[str, ...]] = {}
+        request = ipam_pb2.ListAddressesRequest(node=self._node, page_size=_PAGE)
+        while True:
+            answer = await call(self._addresses.ListAddresses(request, timeout=self._timeout), self._target)
+            for each in answer.addresses:
+                found[each.owner] = tuple(address for address in (each.address, each.ipv6) if address)
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token
+
 
 class IdentityServiceClient:
     """The identity service on behalf of one node."""
@@ -119,3 +133,16 @@ class IdentityServiceClient:
         """Takes prefixes back."""
         request = identity_pb2.WithdrawRequest(node=self._node, prefixes=prefixes)
         await call(self._ipcache.Withdraw(request, timeout=self._timeout), self._target)
+
+    async def published_here(self) -> Mapping[str, str]:
+        """Every prefix that this node has published, with its owner's name."""
+        found: dict[str, str] = {}
+        request = identity_pb2.ListIpCacheEntriesRequest(node=self._node, page_size=_PAGE)
+        while True:
+            answer = await call(
+                self._ipcache.ListIpCacheEntries(request, timeout=self._timeout), self._target
+            )
+            found.update((entry.prefix, entry.owner) for entry in answer.entries)
+            if not answer.next_page_token:
+                return found
+            request.page_token = answer.next_page_token

@@ -18,7 +18,9 @@ from services.loader.netlink import links
 from services.loader.netlink.endpoint_routes import (
     EndpointRoutes,
     add_endpoint_routes,
+    delete_endpoint_route,
     endpoint_route_problems,
+    list_endpoint_routes,
     sync_endpoint_routes,
 )
 from services.loader.netlink.links import LinkSpec
@@ -105,6 +107,14 @@ class NetlinkDevices:
         """Makes the routes to these endpoints, and no others; where endpoints have none, removes all."""
         wanted = [_routes(record) for record in records] if self._endpoint_routes else []
         await self._call(lambda: sync_endpoint_routes(wanted))
+
+    async def list_endpoint_routes(self) -> list[tuple[int, str]]:
+        """Interface index and address of every route to an endpoint."""
+        return await self._call(list_endpoint_routes)
+
+    async def delete_endpoint_route(self, ifindex: int, address: str) -> None:
+        """Removes a route to an endpoint; one that is not there is fine."""
+        await self._call(lambda: delete_endpoint_route(ifindex, address))
 
     async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
         """Routes the pod CIDRs of these nodes, and of no others, as the routing mode has it."""

@@ -7,7 +7,7 @@ real ones, and a fake of each is a few dictionaries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
@@ -217,6 +217,17 @@ class MapInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class StrayPin:
+    """A pin that nothing in force needs: ``kind`` is "pin", "link" or "map"; ``path`` is relative to the
+    node's directory.
+    """
+
+    kind: str
+    path: str
+    detail: str
+
+
+@dataclass(frozen=True, slots=True)
 class MapRow:
     """One element of a map: its bytes, of a per-CPU map one value after the other, and both as JSON by field
     names, "" where the map has no type information.
@@ -363,6 +374,14 @@ class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
         first element; walking it may take long: for a thread.
         """
 
+    def stray_pins(self, devices: Collection[str]) -> list[StrayPin]:
+        """Pins that nothing in force needs, but for those of these devices and of the node's own. For a
+        thread.
+        """
+
+    def remove_stray_pin(self, stray: StrayPin) -> None:
+        """Removes what :meth:`stray_pins` has found. Raises OSError."""
+
     def collect_connections(self) -> Collected:
         """Removes expired connections. May take long: for a thread."""
 
@@ -460,6 +479,12 @@ class NodeLinks(Protocol):
         them. Raises FimbriaError.
         """
 
+    async def list_endpoint_routes(self) -> list[tuple[int, str]]:
+        """Interface index and address of every route to an endpoint."""
+
+    async def delete_endpoint_route(self, ifindex: int, address: str) -> None:
+        """Removes a route to an endpoint, with the neighbour entry; one that is not there is fine."""
+
     async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
         """Routes the pod CIDRs of these nodes, and of no others. Raises FimbriaError."""
 
@@ -491,6 +516,9 @@ class AddressClient(Protocol):
     async def release(self, owner: str) -> None:
         """Gives the owner's addresses back."""
 
+    async def held(self) -> Mapping[str, tuple[str, ...]]:
+        """All addresses that are held on this node, by owner."""
+
 
 class IdentityClient(Protocol):
     """Identities and the cluster's ipcache. Methods raise FimbriaError."""
@@ -508,3 +536,6 @@ class IdentityClient(Protocol):
 
     async def withdraw(self, prefixes: Sequence[str]) -> None:
         """Takes prefixes back."""
+
+    async def published_here(self) -> Mapping[str, str]:
+        """Every prefix that this node has published, with its owner's name."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
@@ -26,6 +26,7 @@ from services.loader.bpf.layout import (
     PolicyValue,
     SubjectRow,
 )
+from services.loader.bpf.stray_pins import find_stray_pins, remove_stray_pin
 from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.interfaces import (
     AttachedEndpoint,
@@ -41,6 +42,7 @@ from services.loader.interfaces import (
     ProgramInfo,
     ReloadReport,
     ReportKind,
+    StrayPin,
     SubjectHead,
     TrackedConnection,
     TrafficCount,
@@ -314,6 +316,23 @@ class Kernel:
     def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
         """What a map holds."""
         raise MapNotFound(f"map {name} cannot be listed yet (limit {limit})", map=name)
+
+    def stray_pins(self, devices: Collection[str]) -> list[StrayPin]:
+        """Pins that nothing in force needs."""
+        with _refusals(), self._walking:
+            own = self._datapath
+            found = find_stray_pins(
+                own.pins,
+                maps={found.name for found in own.maps()},
+                programs={program.name for program in own.programs()},
+                devices={*devices, *(device for device, *_ in own.places())},
+            )
+        return [StrayPin(stray.kind, stray.path, stray.detail) for stray in found]
+
+    def remove_stray_pin(self, stray: StrayPin) -> None:
+        """Removes what :meth:`stray_pins` has found. Raises OSError."""
+        with self._walking:
+            remove_stray_pin(self._datapath.pins, stray.path)
 
     def collect_connections(self) -> Collected:
         """Removes expired connections."""

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import fcntl
 import os
+import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -26,8 +27,10 @@ _log = get_logger(__name__)
 
 
 class Loader:
-    """Holds the node. Also the :class:`~services.loader.cni.server.CniHandler`: before the node is ready,
-    every call is asked to come again.
+    """Holds the node; ``ready`` is called when it is registered, restored and synchronized.
+
+    Also the :class:`~services.loader.cni.server.CniHandler`: before the node is there, every call is asked to
+    come again.
     """
 
     def __init__(
@@ -35,10 +38,12 @@ class Loader:
         settings: LoaderSettings,
         channels: Channels,
         background: Callable[[Coroutine[Any, Any, Any], str], object],
+        ready: Callable[[], None] = lambda: None,
     ) -> None:
         self._settings = settings
         self._channels = channels
         self._background = background
+        self._ready = ready
         self._ipv4 = settings.underlay_ipv4()
         self._ipv6 = settings.underlay_ipv6()
         self._state = StateDirectory(Path(settings.state_dir))
@@ -185,6 +190,12 @@ class Loader:
         for name, work in runtime.background():
             # Outside of the span and the call that led here: these go on for as long as the process does.
             contextvars.Context().run(self._background, work, name)
+        contextvars.Context().run(self._background, self._tell_ready(runtime), "readiness")
+
+    async def _tell_ready(self, runtime: NodeRuntime) -> None:
+        await runtime.wait_synchronized()
+        _log.info("node.synchronized", seconds=round(time.time() - runtime.start_time, 3))
+        self._ready()
 
 
 class StateLock:

@@ -22,12 +22,16 @@ from services.loader.clients import IdentityServiceClient, IpamClient
 from services.loader.devices import NetlinkDevices
 from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.device_watch import DeviceWatch
+from services.loader.endpoints.endpoint import State
 from services.loader.endpoints.manager import EndpointManager
+from services.loader.endpoints.orphans import OrphanFinder
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.records import NodeRecord, StateDirectory
+from services.loader.endpoints.refresh import Refresh
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
-from services.loader.endpoints.restore import restore
+from services.loader.endpoints.restore import Restoration, boot_id
 from services.loader.flows.log import FlowLog
 from services.loader.flows.reader import FlowReader, NodeNames
 from services.loader.gc import collect_conntrack
@@ -39,12 +43,14 @@ from services.loader.ipcache.nodes import Node, NodesSync
 from services.loader.ipcache.sync import IpcacheSync
 from services.loader.kernel import Kernel
 from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
-from services.loader.node_kernel import NodePlace, open_kernel
+from services.loader.node_devices import NodeDeviceKeeper, appearance
+from services.loader.node_kernel import NodePlace, node_indexes, node_rows, open_kernel
 from services.loader.policy.cluster_barrier import ClusterBarrier
 from services.loader.policy.subjects import SubjectTable
 from services.loader.policy.sync import PolicySync
 from services.loader.settings import LoaderSettings
 from services.loader.streams.backoff import Backoff
+from services.loader.streams.watch import WatchState
 
 _log = get_logger(__name__)
 
@@ -74,6 +80,11 @@ class NodeRuntime:
     ipcache: IpcacheSync
     nodes: NodesSync
     manager: EndpointManager
+    watch: DeviceWatch
+    refresh: Refresh
+    keeper: NodeDeviceKeeper
+    orphans: OrphanFinder
+    state: StateDirectory
     cni: CniCalls
     maker: EndpointMaker
     publication: Publication
@@ -96,6 +107,10 @@ class NodeRuntime:
             ("nodes", self.nodes.run()),
             ("addresses", HostAddresses(self.ipcache, self.record.pod_cidrs).run()),
             ("releases", self.releases.run()),
+            ("node-devices", self.keeper.run()),
+            ("endpoint-devices", self.watch.run()),
+            ("refresh", self.refresh.run(self.settings.refresh_seconds)),
+            ("leftovers", self.give_back_leftovers()),
             ("publication", self.publish_all()),
             (
                 "conntrack-gc",
@@ -124,6 +139,61 @@ class NodeRuntime:
                 for record in records:
                     self.manager.published(record.id, revision)
                 _log.info("publication.done", endpoints=len(records))
+
+    async def give_back_leftovers(self) -> None:
+        """Gives back, once after a start, what the services hold for endpoints that are not here."""
+        backoff = Backoff(first=1.0, most=60.0)
+        while True:
+            try:
+                found, skipped = await self.orphans.collect(remove=True)
+            except (FimbriaError, DatapathError, OSError) as problem:
+                skipped = str(problem)
+            else:
+                if not skipped or self.state.damaged:
+                    _log.info("leftovers.given_back", orphans=len(found), skipped=skipped)
+                    return
+            await asyncio.sleep(backoff.next())
+
+    async def repair_devices(self) -> None:
+        """Makes the node's own devices again or corrects them, and brings the datapath along. Raises
+        FimbriaError, DatapathError.
+        """
+        devices = await self.links.ensure()
+        unhooked = await asyncio.to_thread(self.kernel.node_unhooked)
+        if devices != self.place.devices or unhooked:
+            _log.warning("node.devices_changed", nics=[name for name, _ in devices.nics])
+            self.place.devices = devices
+            await asyncio.to_thread(self.kernel.reload, rebuild=False)
+        self.kernel.configure_node(node_rows(self.settings, devices))
+        self.nodes.again()
+
+    @property
+    def synchronized(self) -> bool:
+        """Whether every watch has brought its first full state into force."""
+        return all(state.synchronized for state in self.watches)
+
+    @property
+    def watches(self) -> tuple[WatchState, WatchState, WatchState]:
+        """How the watches of nodes, ipcache and policy are."""
+        return self.nodes.state, self.ipcache.state, self.policy.state
+
+    async def wait_synchronized(self) -> None:
+        """Returns when :attr:`synchronized`."""
+        for state in self.watches:
+            await state.ready.wait()
+
+    def problems(self) -> list[str]:
+        """What is wrong with the node, in words."""
+        found = [self.keeper.problem] if self.keeper.problem else []
+        for state in self.watches:
+            if state.error:
+                found.append(f"the watch of {state.name}: {state.error}")
+        degraded = [each.record.id for each in self.registry if each.status.state is State.DEGRADED]
+        if degraded:
+            shown = ", ".join(map(str, degraded[:10])) + (", …" if len(degraded) > 10 else "")
+            found.append(f"{len(degraded)} endpoints are degraded: {shown}")
+        found += [f"{each.path} cannot be read: {each.problem}" for each in self.state.damaged]
+        return found
 
     async def close(self) -> None:
         """Lets go of everything. What is pinned goes on forwarding."""
@@ -162,18 +232,17 @@ async def bring_up(
         kernel = open_kernel(settings, record, place)
         runtime = _assemble(settings, record, state, channels, kernel, links, place)
         _start_host_policy(settings, kernel, runtime.subjects)
-        records = state.load_endpoints()
-        restored = await restore(
-            records,
-            damaged=bool(state.damaged),
+        restored = await Restoration(
+            state=state,
             registry=runtime.registry,
             subjects=runtime.subjects,
             kernel=kernel,
             links=links,
             maker=runtime.maker,
             ipcache=runtime.ipcache,
+            orphans=runtime.orphans,
             failed=runtime.manager.realization_failed,
-        )
+        ).run(boot_id())
         for damaged in state.damaged:
             _log.error("state.damaged", path=str(damaged.path), error=damaged.problem)
         current.set_attribute(names.RESTORED_ENDPOINTS, restored.kept)
@@ -301,8 +370,45 @@ def _assemble(
         barrier=barrier,
         publication=publication,
     )
+    runtime: NodeRuntime | None = None
+
+    async def repair() -> None:
+        if runtime is not None:
+            await runtime.repair_devices()
+
+    keeper = NodeDeviceKeeper(appearance, repair)
+    watch = DeviceWatch(
+        registry=registry,
+        manager=manager,
+        kernel=kernel,
+        links=links,
+        node_devices=lambda: node_indexes(place.devices),
+        node_changed=keeper.ask,
+    )
+    refresh = Refresh(
+        registry=registry,
+        subjects=subjects,
+        kernel=kernel,
+        policy=policy,
+        ipcache=ipcache,
+        regenerator=manager.regenerator,
+        devices=watch,
+        node=lambda unhooked: keeper.ask(force=unhooked),
+    )
+    orphans = OrphanFinder(
+        registry=registry,
+        subjects=subjects,
+        kernel=kernel,
+        links=links,
+        manager=manager,
+        releases=releases,
+        publication=publication,
+        addresses=ipam,
+        identities=identities,
+        damaged=lambda: bool(state.damaged),
+    )
     flows = FlowLog(NodeNames(registry, ipcache, policy, subjects), capacity=settings.flow_buffer)
-    return NodeRuntime(
+    runtime = NodeRuntime(
         record=record,
         pin_directory=settings.pins,
         kernel=kernel,
@@ -315,6 +421,11 @@ def _assemble(
         ipcache=ipcache,
         nodes=nodes,
         manager=manager,
+        watch=watch,
+        refresh=refresh,
+        keeper=keeper,
+        orphans=orphans,
+        state=state,
         cni=CniCalls(record.name, manager, registry),
         maker=maker,
         publication=publication,
@@ -323,6 +434,7 @@ def _assemble(
         reader=FlowReader(kernel, flows),
         settings=settings,
     )
+    return runtime
 
 
 def _above(numbers: Any) -> int:

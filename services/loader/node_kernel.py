@@ -24,6 +24,12 @@ class NodePlace:
     devices: NodeDevices
 
 
+def node_indexes(devices: NodeDevices) -> frozenset[int]:
+    """Interface indexes of the node's own devices."""
+    own = {devices.host_ifindex, devices.net_ifindex, devices.vxlan_ifindex}
+    return frozenset(own | {ifindex for _, ifindex in devices.nics}) - {0}
+
+
 def node_config(settings: LoaderSettings, record: NodeRecord, devices: NodeDevices) -> NodeConfig:
     """What the node's programs are configured with."""
     return NodeConfig(

@@ -43,6 +43,17 @@ class Publication:
         async with self._turn:
             await self._identities.withdraw(prefixes)
 
+    def prefixes(self) -> set[str]:
+        """Prefixes of endpoints that are here or are being made."""
+        ready = [each.record for each in self._registry if each.record.phase is Phase.READY]
+        return {prefix for record in (*ready, *self._early.values()) for prefix in record.prefixes}
+
+    async def withdraw_unless_known(self, prefix: str) -> None:
+        """Takes a prefix back if no endpoint has it by then. Raises FimbriaError."""
+        async with self._turn:
+            if prefix not in self.prefixes():
+                await self._identities.withdraw([prefix])
+
     async def publish_all(self) -> tuple[list[EndpointRecord], int]:
         """Tells of everything there is and of nothing else; returns that, and the revision. Raises
         FimbriaError.

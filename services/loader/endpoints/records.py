@@ -158,6 +158,21 @@ class StateDirectory:
         }
         _write(self._root / "node.json", document)
 
+    def load_boot(self) -> str:
+        """The boot in which the endpoints were last seen; empty when that is not known."""
+        path = self._root / "boot.json"
+        try:
+            return str(_read(path)["boot_id"])
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError, KeyError, TypeError) as problem:
+            self._set_aside(path, problem)
+            return ""
+
+    def save_boot(self, boot: str) -> None:
+        """The endpoints that there are belong to this boot. Raises OSError."""
+        _write(self._root / "boot.json", {"boot_id": boot})
+
     def numbers(self, name: str, *, at_least: int = 1, ahead: int = _NUMBERS_AHEAD) -> Numbers:
         """A sequence of numbers that never gives one out twice, whatever dies; it starts at ``at_least`` or
         later.

@@ -38,6 +38,9 @@ class Releases:
     def __len__(self) -> int:
         return len(self._pending)
 
+    def __contains__(self, owner: str) -> bool:
+        return owner in self._pending
+
     def add(self, owner: str, prefixes: Sequence[str] = ()) -> None:
         """Notes that the owner's addresses and prefixes have to be given back; without prefixes those noted
         before stay noted. Raises OSError.

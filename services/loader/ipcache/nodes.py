@@ -102,6 +102,11 @@ class NodesSync:
             )
             group.create_task(self._realize())
 
+    def again(self) -> None:
+        """Makes the routes again: devices that they lead to have come anew."""
+        if self._complete:
+            self._changed.set()
+
     def _begin(self) -> None:
         self._named = set()
 

@@ -70,6 +70,36 @@ def sync_endpoint_routes(wanted: Iterable[EndpointRoutes]) -> tuple[int, int]:
             raise kernel_error(exc, "endpoint routes") from exc
 
 
+def list_endpoint_routes() -> list[tuple[int, str]]:
+    """(ifindex, address) of every endpoint route. Raises as :func:`add_endpoint_routes`."""
+    with rt.RouteSocket() as node:
+        try:
+            devices = {
+                link.ifindex
+                for link in rt.links(*node.request([rt.dump_links()]))
+                if is_endpoint_device(link)
+            }
+            return sorted(_present(node, devices)[0])
+        except OSError as exc:
+            raise kernel_error(exc, "endpoint routes") from exc
+
+
+def delete_endpoint_route(ifindex: int, address: str) -> None:
+    """Removes a route and its neighbour entry; what is not there is fine. Raises as
+    :func:`add_endpoint_routes`.
+    """
+    with rt.RouteSocket() as node:
+        try:
+            node.request(
+                [
+                    rt.delete_endpoint_route(ifindex, address, protocol=ROUTE_PROTOCOL),
+                    rt.delete_neighbour(ifindex, address),
+                ]
+            )
+        except OSError as exc:
+            raise kernel_error(exc, "endpoint routes") from exc
+
+
 def endpoint_route_problems(wanted: EndpointRoutes) -> list[str]:
     """What of an endpoint's routes is missing or different, in words. Raises as
     :func:`add_endpoint_routes`.

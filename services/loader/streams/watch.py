@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
 import grpc
@@ -38,7 +38,7 @@ class WatchState:
 
     ``sync_time``: when something last came and was in force, in seconds since 1970, 0 when nothing has yet;
     the services say at least every ten seconds that there is nothing new. ``synchronized``: the first full
-    state has been in force.
+    state has been in force; ``ready`` is set from then on.
     """
 
     name: str
@@ -47,6 +47,7 @@ class WatchState:
     error: str = ""
     sync_time: float = 0.0
     synchronized: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     def opened(self) -> None:
         """The service has answered."""
@@ -62,6 +63,8 @@ class WatchState:
         self.revision = revision
         self.sync_time = time.time()
         self.synchronized = self.synchronized or complete
+        if self.synchronized:
+            self.ready.set()
 
     def failed(self, error: str) -> None:
         """The stream broke, or did not open."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.chassis.errors import Unavailable
@@ -23,6 +23,7 @@ from services.loader.interfaces import (
     ProgramInfo,
     ReloadReport,
     ResolvedIdentity,
+    StrayPin,
     SubjectHead,
     TrackedConnection,
     TrafficCount,
@@ -52,6 +53,7 @@ class FakeKernel:
         self.addresses: dict[str, Meaning] = {}
         self.endpoints: dict[int, AttachedEndpoint] = {}
         self.hooked: set[int] = set()
+        self.pins: list[StrayPin] = []
         self.fail: set[str] = set()
         self.writes: list[str] = []
 
@@ -127,6 +129,12 @@ class FakeKernel:
 
     def node_unhooked(self) -> list[str]:
         return []
+
+    def stray_pins(self, devices: Collection[str]) -> list[StrayPin]:
+        return list(self.pins)
+
+    def remove_stray_pin(self, stray: StrayPin) -> None:
+        self.pins.remove(stray)
 
     def _row(self, record: EndpointRecord) -> None:
         self.endpoints[record.ifindex] = AttachedEndpoint(
@@ -210,6 +218,7 @@ class FakeLinks:
     up: set[str] = field(default_factory=set)
     routes: list[str] = field(default_factory=list)
     endpoint_routes: list[str] = field(default_factory=list)
+    stray_routes: list[tuple[int, str]] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)
     next_ifindex: int = 100
     gate: asyncio.Event = field(default_factory=asyncio.Event)
@@ -247,6 +256,12 @@ class FakeLinks:
     async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
         self._refuse("sync_endpoint_routes")
         self.endpoint_routes = [address for record in records for address in record.addresses]
+
+    async def list_endpoint_routes(self) -> list[tuple[int, str]]:
+        return list(self.stray_routes)
+
+    async def delete_endpoint_route(self, ifindex: int, address: str) -> None:
+        self.stray_routes.remove((ifindex, address))
 
     async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
         self._refuse("set_remote_nodes")
@@ -289,6 +304,14 @@ class FakeServices:
         await self._call("release")
         if owner in self.owners:
             self.free.insert(0, self.owners.pop(owner))
+
+    async def held(self) -> Mapping[str, tuple[str, ...]]:
+        await self._call("held")
+        return {owner: (address,) for owner, address in self.owners.items()}
+
+    async def published_here(self) -> Mapping[str, str]:
+        await self._call("published_here")
+        return dict.fromkeys(self.published, "shop/web")
 
     async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
         await self._call("resolve")

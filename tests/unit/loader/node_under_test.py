@@ -17,11 +17,12 @@ from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
 from services.loader.endpoints.endpoint import Endpoint
 from services.loader.endpoints.manager import EndpointManager
+from services.loader.endpoints.orphans import OrphanFinder
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.records import StateDirectory
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
-from services.loader.endpoints.restore import Restored, restore
+from services.loader.endpoints.restore import Restoration, Restored
 from services.loader.ipcache.sync import IpcacheSync
 from services.loader.policy.subjects import Subject, SubjectTable
 from services.loader.policy.sync import PolicySync
@@ -47,6 +48,7 @@ class NodeUnderTest:
     services: FakeServices
     policy_service: FakePolicyService
     barrier: FakeBarrier = field(default_factory=FakeBarrier)
+    boot: str = "boot-1"
 
     def start(self) -> None:
         self.state = StateDirectory(self.directory)
@@ -101,6 +103,18 @@ class NodeUnderTest:
             publication=self.publication,
             clock=lambda: 1.0,
         )
+        self.orphans = OrphanFinder(
+            registry=self.registry,
+            subjects=self.subjects,
+            kernel=self.kernel,
+            links=self.links,
+            manager=self.manager,
+            releases=self.releases,
+            publication=self.publication,
+            addresses=self.services,
+            identities=self.services,
+            damaged=lambda: bool(self.state.damaged),
+        )
         self.cni = CniCalls("node-1", self.manager, self.registry)
         self.running = asyncio.create_task(self.policy.run())
 
@@ -117,18 +131,17 @@ class NodeUnderTest:
     async def restart(self) -> Restored:
         await self.stop()
         self.start()
-        records = self.state.load_endpoints()
-        return await restore(
-            records,
-            damaged=bool(self.state.damaged),
+        return await Restoration(
+            state=self.state,
             registry=self.registry,
             subjects=self.subjects,
             kernel=self.kernel,
             links=self.links,
             maker=self.maker,
             ipcache=self.ipcache,
+            orphans=self.orphans,
             failed=self.manager.realization_failed,
-        )
+        ).run(self.boot)
 
     async def nothing_left(self) -> None:
         assert len(self.registry) == 0

@@ -93,7 +93,7 @@ async def test_a_restart_takes_both_up_with_their_routes(node: NodeUnderTest) ->
     node.kernel.writes.clear()
     assert await node.restart() == Restored(1, 0, 0)
     assert only(node).record == before
-    assert set(node.kernel.writes) == {"attach"}
+    assert set(node.kernel.writes) == set()
     assert node.links.endpoint_routes == ["10.0.0.2", "fd00::2"]
     assert node.kernel.addresses == dict.fromkeys(BOTH, Meaning(256))
 
