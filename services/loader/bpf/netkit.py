@@ -8,20 +8,13 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
-
-import cffi
 
 from services.loader.bpf.attach import Hook, attach_filters
+from services.loader.bpf.attach.declarations import NETKIT_PEER
 from services.loader.bpf.errors import BpfError
 from services.loader.bpf.native import check, ffi, lib, said, sized
 
-# enum bpf_attach_type, newer than Debian 12's headers: what the peer of the device sends.
-_NETKIT_PEER = 55
 _F_REPLACE = 4
-_own = cffi.FFI()
-_own.cdef("int bpf_prog_get_fd_by_id(unsigned int id);")
-_own_lib: Any = _own.dlopen("libbpf.so.1")
 # EINVAL: a kernel that does not know the attach type; ENXIO: another kind of device.
 _NO_NETKIT = (-errno.EINVAL, -errno.ENXIO, -errno.EOPNOTSUPP)
 
@@ -33,7 +26,7 @@ def peer_program(ifindex: int) -> int | None:
     """
     ids = ffi.new("__u32[8]")
     count = ffi.new("__u32 *", 8)
-    result = lib.bpf_prog_query(ifindex, _NETKIT_PEER, 0, ffi.NULL, ids, count)
+    result = lib.bpf_prog_query(ifindex, NETKIT_PEER, 0, ffi.NULL, ids, count)
     if result in _NO_NETKIT:
         said()
         return None
@@ -71,12 +64,12 @@ def attach_peer(ifindex: int, program: int) -> None:
     op = f"attach to the peer of device {ifindex}"
     present = peer_program(ifindex)
     if not present:
-        check(lib.bpf_prog_attach_opts(program, ifindex, _NETKIT_PEER, ffi.NULL), op)
+        check(lib.bpf_prog_attach_opts(program, ifindex, NETKIT_PEER, ffi.NULL), op)
         return
-    before = check(_own_lib.bpf_prog_get_fd_by_id(present), op)
+    before = check(lib.bpf_prog_get_fd_by_id(present), op)
     try:
         options = sized("struct bpf_prog_attach_opts", flags=_F_REPLACE, replace_prog_fd=before)
-        result = lib.bpf_prog_attach_opts(program, ifindex, _NETKIT_PEER, options)
+        result = lib.bpf_prog_attach_opts(program, ifindex, NETKIT_PEER, options)
         # The kernel refuses to replace a program by itself.
         if result == -errno.EEXIST:
             said()
