@@ -9,9 +9,25 @@ from fimbria.loader.v1 import loader_pb2 as pb
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from services.chassis.errors import FailedPrecondition, FimbriaError, Internal, InvalidArgument, NotFound
 from services.loader.endpoints.endpoint import Endpoint, State
 from services.loader.endpoints.regeneration import Level, Progress, Regeneration
-from services.loader.interfaces import EntryCount, MapInfo, ProgramInfo, TrackedConnection, TrafficCount
+from services.loader.interfaces import (
+    DatapathError,
+    DatapathRefused,
+    EntryCount,
+    MapHasNoEntries,
+    MapInfo,
+    MapNotFound,
+    MapNotResizable,
+    MapRow,
+    MapSizeInvalid,
+    MapTooSmall,
+    ProgramInfo,
+    ReloadReport,
+    TrackedConnection,
+    TrafficCount,
+)
 from services.loader.policy.messages import ports_message
 from services.loader.streams.watch import WatchState
 
@@ -53,6 +69,13 @@ def timestamp(nanoseconds: int) -> Timestamp:
     """A time since the epoch."""
     message = Timestamp()
     message.FromNanoseconds(nanoseconds)
+    return message
+
+
+def duration(seconds: float) -> Duration:
+    """A span of time."""
+    message = Duration()
+    message.FromNanoseconds(int(seconds * 1e9))
     return message
 
 
@@ -127,51 +150,105 @@ def entry_message(entry: EntryCount, rule: str) -> pb.KernelPolicyEntry:
 
 def connection_message(connection: TrackedConnection) -> pb.Connection:
     """A tracked connection."""
-    expires_in = Duration()
-    expires_in.FromNanoseconds(int(connection.expires_in * 1e9))
     return pb.Connection(
         source=connection.source,
         source_port=connection.source_port,
         destination=connection.destination,
         destination_port=connection.destination_port,
         protocol=connection.protocol,
-        expires_in=expires_in,
+        expires_in=duration(connection.expires_in),
         closing=connection.closing,
     )
 
 
 def program_message(program: ProgramInfo) -> pb.ProgramStatus:
     """A loaded program."""
-    return pb.ProgramStatus(
+    message = pb.ProgramStatus(
         name=program.name,
         id=program.id,
         tag=program.tag,
         verified_insns=program.verified_insns,
         devices=program.devices,
+        attachments=[
+            pb.ProgramAttachment(device=place.device, hook=place.hook, kind=place.kind)
+            for place in program.attachments
+        ],
+        instructions=program.instructions,
+        memory_bytes=program.memory_bytes,
     )
+    if program.load_time:
+        message.load_time.CopyFrom(timestamp(int(program.load_time * 1e9)))
+    return message
 
 
 def map_message(found: MapInfo) -> pb.MapStatus:
     """A map."""
-    message = pb.MapStatus(name=found.name, type=found.type, max_entries=found.max_entries)
+    message = pb.MapStatus(
+        name=found.name,
+        type=found.type,
+        max_entries=found.max_entries,
+        id=found.id,
+        key_size=found.key_size,
+        value_size=found.value_size,
+        flags=found.flags,
+        memory_bytes=found.memory_bytes,
+        resized=found.resized,
+    )
     if found.entries is not None:
         message.entries = found.entries
+    if found.pressure is not None:
+        message.pressure = found.pressure
     return message
+
+
+def row_message(row: MapRow) -> pb.MapEntry:
+    """One element of a map."""
+    return pb.MapEntry(key=row.key, value=row.value, key_json=row.key_json, value_json=row.value_json)
+
+
+def reload_message(report: ReloadReport) -> pb.ReloadResponse:
+    """What a reload did."""
+    return pb.ReloadResponse(
+        programs=[program_message(program) for program in report.programs],
+        endpoints=report.endpoints,
+        duration=duration(report.seconds),
+        attach_duration=duration(report.attach_seconds),
+        migrated_maps=report.migrated_maps,
+        unchanged=report.unchanged,
+    )
+
+
+_REFUSALS: Final[tuple[tuple[type[DatapathError], type[FimbriaError], str], ...]] = (
+    (DatapathRefused, FailedPrecondition, "DATAPATH_UNAVAILABLE"),
+    (MapNotFound, NotFound, "MAP_NOT_FOUND"),
+    (MapNotResizable, FailedPrecondition, "MAP_NOT_RESIZABLE"),
+    (MapSizeInvalid, InvalidArgument, "MAP_SIZE_INVALID"),
+    (MapTooSmall, FailedPrecondition, "MAP_TOO_SMALL"),
+    (MapHasNoEntries, FailedPrecondition, "MAP_HAS_NO_ENTRIES"),
+)
+
+
+def refusal(problem: DatapathError) -> FimbriaError:
+    """What the kernel refused, as a client is told of it."""
+    for kind, error, reason in _REFUSALS:
+        if isinstance(problem, kind):
+            return error(str(problem), reason=reason, metadata=problem.metadata)
+    return Internal(str(problem), reason="DATAPATH_FAILED", metadata=problem.metadata)
 
 
 def watch_message(state: WatchState, identity_revision: int = 0) -> pb.WatchStatus:
     """How far a watch has come."""
-    synced = Timestamp()
-    synced.FromNanoseconds(int(state.sync_time * 1e9))
-    return pb.WatchStatus(
+    message = pb.WatchStatus(
         name=state.name,
         connected=state.connected,
         revision=state.revision,
         error=state.error,
-        sync_time=synced if state.sync_time else None,
-        synchronized=state.synchronized,
         identity_revision=identity_revision,
+        synchronized=state.synchronized,
     )
+    if state.sync_time:
+        message.sync_time.CopyFrom(timestamp(int(state.sync_time * 1e9)))
+    return message
 
 
 def traffic_message(count: TrafficCount) -> pb.TrafficMetric:
