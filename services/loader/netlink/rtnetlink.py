@@ -158,6 +158,19 @@ class _Reply:
     payloads: list[tuple[int, bytes]] = field(default_factory=list)
 
 
+def _turns(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
+    """A socket has one dump at a time: a second one is EBUSY while the first needs more than one buffer."""
+    begin = 0
+    for index, message in enumerate(messages):
+        if message.flags & NLM_F_DUMP == NLM_F_DUMP:
+            if begin < index:
+                yield messages[begin:index]
+            yield [message]
+            begin = index + 1
+    if begin < len(messages):
+        yield messages[begin:]
+
+
 class RouteSocket:
     """A netlink socket of the network namespace in which it was made, wherever it is used from."""
 
@@ -182,12 +195,13 @@ class RouteSocket:
         self._socket.close()
 
     def request(self, messages: Sequence[Message]) -> list[list[tuple[int, bytes]]]:
-        """Sends the messages at once and returns each one's answers as (message type, payload).
+        """Sends the messages, dumps one after the other and all others at once, and returns each one's
+        answers as (message type, payload).
 
         The kernel carries out all of them, in order, also those behind one that it refused; the first refusal
         is then raised as NetlinkError. A kernel that does not answer in time raises TimeoutError.
         """
-        replies = self._exchange(messages) if messages else []
+        replies = [reply for turn in _turns(messages) for reply in self._exchange(turn)]
         for reply in replies:
             if reply.error is not None:
                 raise reply.error

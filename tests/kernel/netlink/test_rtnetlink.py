@@ -112,6 +112,21 @@ def test_a_long_listing_arrives_whole(node: Namespace) -> None:
     assert {f"{side}{n}" for n in range(150) for side in ("many", "peer")} <= found
 
 
+def test_long_listings_and_other_things_are_asked_for_together(node: Namespace) -> None:
+    many = [rtnetlink.add_address(1, f"10.9.{n // 250}.{n % 250 + 1}") for n in range(600)]
+    listing = rtnetlink.dump_addresses(socket.AF_INET)
+    with node.run(rtnetlink.RouteSocket) as route_socket:
+        for begin in range(0, len(many), 50):
+            route_socket.request(many[begin : begin + 50])
+        before, links, added, after = route_socket.request(
+            [listing, rtnetlink.dump_links(), rtnetlink.add_address(1, "10.9.9.9"), listing]
+        )
+    assert len(rtnetlink.addresses(before)) >= 600
+    assert len(rtnetlink.addresses(after)) == len(rtnetlink.addresses(before)) + 1
+    assert "lo" in [link.name for link in rtnetlink.links(links)]
+    assert added == []
+
+
 def test_a_socket_belongs_to_the_namespace_it_was_made_in(pod: Namespace) -> None:
     with NamespaceThread().open_socket(pod.fd) as route_socket:
         (answer,) = route_socket.request([rtnetlink.dump_links()])
