@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+from services.chassis.otlp import EXPORT_SECONDS
+from services.chassis.telemetry import SHUTDOWN_SECONDS
 from tests.collector import Collector, Received, Span, collecting
 from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import Node, Pod, Rig
 from tests.kernel.loader.traffic import reaches
 from tests.kernel.netlink.namespaces import Namespaces
+from tests.patience import patient
 
 pytestmark = pytest.mark.kernel
 
@@ -220,3 +225,27 @@ def test_gauges_tell_of_maps_programs_endpoints_and_watches(watched: Watched) ->
     assert received.points("fimbria.endpoint.regenerations", state="running")
     assert received.points("fimbria.flows.lost")
     assert received.points("fimbria.datapath.packets", reason="Forwarded")
+
+
+def test_pods_come_and_go_as_ever_while_the_collector_does_not_answer(tmp_path: Path) -> None:
+    with Namespaces() as namespaces:
+        rig = Rig(tmp_path, namespaces, nodes=1)
+        (node,) = rig.nodes
+        # An address of the node's own network that nobody has: packets to it vanish.
+        node.loader.environment = {"FIMBRIA_OTLP_ENDPOINT": "http://172.31.200.200:4317"}
+        try:
+            rig.start()
+            took = []
+            for number in range(8):
+                pod = rig.pod(node, f"web-{number}", app="web")
+                began = time.perf_counter()
+                pod.add()
+                took.append(time.perf_counter() - began)
+                pod.delete()
+            # Whoever waits for a collector waits for that long.
+            assert sorted(took)[4] < patient(EXPORT_SECONDS / 2)
+            began = time.monotonic()
+            assert node.loader.terminate() == 0
+            assert time.monotonic() - began < patient(SHUTDOWN_SECONDS + 8)
+        finally:
+            rig.close()
