@@ -52,7 +52,7 @@ class Containerd:
     def cri(self) -> Iterator[cri.Cri]:
         """A client of its CRI; it outlives the daemon."""
         socket = self.machine.path(SOCKET)
-        with cri.connect(socket, self._modules, f"{self.machine.cgroup}-pods") as client:
+        with cri.connect(socket, self._modules, self.machine.cgroup) as client:
             yield client
 
     def ctr(self, *arguments: str, check: bool = True) -> str:

@@ -83,6 +83,31 @@ class Machine:
         """A path of the machine as seen from outside."""
         return Path(f"/proc/{self._first}/root{path}")
 
+    def processes(self, name: str) -> list[int]:
+        """Programs of this name that run in the machine, as numbered outside."""
+        ours = os.readlink(f"/proc/{self._first}/ns/pid")
+        found = []
+        for entry in Path("/proc").iterdir():
+            try:
+                if (
+                    entry.name.isdigit()
+                    and (entry / "comm").read_text().strip() == name
+                    and os.readlink(entry / "ns/pid") == ours
+                ):
+                    found.append(int(entry.name))
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        return found
+
+    def namespaces(self) -> set[str]:
+        """Network namespaces that runtimes keep by name."""
+        return {path.name for path in self.path("/run/netns").iterdir()}
+
+    def remove_namespaces(self, *names: str) -> None:
+        """What an operator does to namespaces that a runtime has forgotten when it was killed."""
+        for name in names:
+            self.run("ip", "netns", "delete", name)
+
     def links(self) -> set[str]:
         """Devices of the node's namespace."""
         return {line.split(": ")[1].partition("@")[0] for line in self.run("ip", "-o", "link").splitlines()}
@@ -120,6 +145,12 @@ class Run:
         """SIGKILL to the program, as a crash would; not to what it started."""
         os.kill(self.pid, signal.SIGKILL)
         self.process.communicate()
+
+    def failure(self) -> str:
+        """Waits for the end, which must be a failure, and returns what was said of it."""
+        output, errors = self.process.communicate(timeout=SECONDS)
+        assert self.process.returncode != 0, output
+        return errors
 
     def output(self, *, check: bool = True) -> str:
         """Waits for the end and returns standard output."""

@@ -46,5 +46,5 @@ class Podman:
         self("rm", "--force", "--time", "0", *names)
 
     def names(self) -> set[str]:
-        """Containers that Podman knows, running or not."""
-        return set(self("ps", "--all", "--format", "{{.Names}}").split())
+        """Containers that Podman knows, running or not, or that have storage of its at least."""
+        return set(self("ps", "--all", "--external", "--format", "{{.Names}}").split())
