@@ -23,6 +23,9 @@ COMMANDS = {
     "ip": ("cli.commands.inspect:ip", "Which identity an IP address has."),
     "node": ("cli.commands.inspect:node", "Registered nodes and their pod CIDRs."),
     "pool": ("cli.commands.inspect:pool", "Address pools."),
+    "map": ("cli.commands.map:maps", "BPF maps: list, dump, pressure, resize."),
+    "prog": ("cli.commands.prog:prog", "BPF programs: where they run, what they cost."),
+    "reload": ("cli.commands.prog:reload", "Load the nodes' programs anew, under traffic."),
 }
 
 

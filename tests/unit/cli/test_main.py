@@ -47,6 +47,10 @@ def test_help_imports_nothing_heavy_and_lists_the_exit_codes() -> None:
         (["lab", "probe", "a/b", "c/d", "80/TCP", "--timeout", "0"], "--timeout"),
         (["policy", "apply", "-f", "/nonexistent.yaml"], "/nonexistent.yaml"),
         (["policy", "delete"], "nothing was named"),
+        (["map", "resize", "ct4", "many"], "ENTRIES 'many' is not valid"),
+        (["map", "resize", "ct4", "0"], "or default"),
+        (["map", "dump", "ct4", "--limit", "0"], "--limit"),
+        (["map", "pressure", "--over", "101"], "--over"),
         (["trace", "show", "abc", "--root", "cni.add"], "--root"),
     ],
 )
@@ -78,6 +82,12 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["endpoint", "list"],
         ["flows"],
         ["trace", "list"],
+        ["map", "list"],
+        ["map", "dump", "ct4"],
+        ["map", "pressure"],
+        ["map", "resize", "ct4", "1000"],
+        ["prog", "list"],
+        ["reload"],
     ],
 )
 def test_without_a_lab_every_command_says_how_to_start_one(
