@@ -136,11 +136,27 @@ def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int |
         row["identity_revision"] = watches["policy"].identity_revision
         if current is not None:
             row["policy_lag"] = max(0, current - watches["policy"].revision)
+    row["synchronized"] = told.synchronized
+    row["watches"] = [
+        {
+            "name": watch.name,
+            "connected": watch.connected,
+            "synchronized": watch.synchronized,
+            "revision": watch.revision,
+            "sync_time": watch.sync_time.ToJsonString() if watch.HasField("sync_time") else "",
+            "error": cause(watch.error),
+        }
+        for watch in told.watches
+    ]
     problems = [
         f"{watch.name}: {cause(watch.error) or 'not connected'}"
         for watch in told.watches
         if not watch.connected
     ]
+    # What the node tells of its watches is said above, in fewer words.
+    problems += [problem for problem in told.problems if not problem.startswith("the watch of ")]
+    if not told.synchronized and not problems:
+        problems.append("not synchronized yet")
     row["problem"] = "; ".join(problems)
 
 
