@@ -65,7 +65,7 @@ def observe(meter: Meter, node: Callable[[], NodeRuntime | None]) -> None:
     gauge(names.MAP_PRESSURE, pressure, "1", "Share of a map's entries that is taken, of the fullest maps.")
     gauge(names.MAP_ENTRIES, entries, "{entry}", "Entries of the fullest maps.")
     gauge(names.WATCH_SYNC_AGE, _sync_age, "s", "Time since a watch last said something that is in force.")
-    gauge(names.WATCH_CONNECTED, _connected, "1", "Whether a watch's stream is open, 1 or 0.")
+    gauge(names.WATCH_CONNECTED, _connected, "{connection}", "Whether a watch's stream is open, 1 or 0.")
     counter(names.FLOWS_LOST, _lost, "{event}", "Flow events lost before they were read.")
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 from services.chassis import names
 from services.chassis.settings_doc import page
 
@@ -15,6 +17,15 @@ _OTHER = {"TRACEPARENT", "TRACESTATE", "RPC_SYSTEM_GRPC"}
 
 def test_the_settings_page_is_as_generated() -> None:
     assert (DOCS / "settings.md").read_text() == page(), "run `make settings`"
+
+
+def test_the_collectors_pipelines_are_made_of_what_it_has() -> None:
+    config = yaml.safe_load((DOCS.parent / "deploy" / "otel" / "collector.yaml").read_text())
+    pipelines = config["service"]["pipelines"]
+    assert pipelines.keys() == {"traces", "metrics", "logs"}
+    for kind in ("receivers", "processors", "exporters"):
+        used = {name for pipeline in pipelines.values() for name in pipeline[kind]}
+        assert used == config[kind].keys()
 
 
 def test_every_telemetry_name_is_documented() -> None:
