@@ -57,7 +57,12 @@ class PinDirectory:
 
     def link(self, device: str, program: str) -> str:
         """Where the link of a program on a device is pinned."""
-        return os.path.join(self.path, "links", device, program)
+        # bpffs takes no dots in names, VLAN devices mostly have one, and no device has a colon.
+        return os.path.join(self.path, "links", device.replace(".", ":"), program)
+
+    def link_devices(self) -> list[str]:
+        """The devices that have, or had, links pinned."""
+        return [name.replace(":", ".") for name in names_in(os.path.join(self.path, "links"))]
 
     def make(self, devices: tuple[str, ...]) -> None:
         """Makes the directories, for root only.

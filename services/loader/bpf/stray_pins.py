@@ -40,9 +40,9 @@ def find_stray_pins(
         for name in _names(pins.programs)
         if name not in programs
     ]
-    for device in _names(os.path.join(pins.path, "links")):
+    for device in pins.link_devices():
         for name in _names(os.path.dirname(pins.link(device, ""))):
-            where = f"links/{device}/{name}"
+            where = os.path.relpath(pins.link(device, name), pins.path)
             if device not in devices:
                 found.append(StrayPin("link", where, f"{device} is no device of this node"))
             elif link_program(pins.link(device, name)) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -24,6 +25,8 @@ from services.loader.bpf.attach import (
     link_state,
 )
 from services.loader.bpf.attach.declarations import program_info
+from services.loader.bpf.pins import PinDirectory
+from services.loader.bpf.stray_pins import find_stray_pins, remove_stray_pin
 from tests.kernel.attach.conftest import DEVICE, Wire
 from tests.kernel.attach.programs import DROPPED, PASSED, Programs
 from tests.kernel.bpf.namespaces import run
@@ -98,6 +101,24 @@ def test_something_else_that_is_pinned_there_is_replaced(wire: Wire, load: Calla
         "egress",
         "ingress",
     ]
+
+
+def test_a_device_may_have_a_dot_in_its_name(wire: Wire, load: Callable[..., Programs]) -> None:
+    """bpffs allows none in names."""
+    programs, pins = load(), PinDirectory(wire.pins)
+    run("ip", "link", "add", "eth0.100", "type", "veth", "peer", "name", "far")
+    pins.make(("eth0.100",))
+    place = replace(
+        wire.place(programs),
+        ifindex=socket.if_nametoindex("eth0.100"),
+        pin=pins.link("eth0.100", "from_test"),
+    )
+    assert attach([place], mode=Mode.TCX) == [Kind.TCX]
+    assert pins.link_devices() == ["eth0.100"]
+    assert find_stray_pins(pins, maps=(), programs=(), devices=("eth0.100",)) == []
+    (stray,) = find_stray_pins(pins, maps=(), programs=(), devices=("eth0",))
+    remove_stray_pin(pins, stray.path)
+    assert link_program(place.pin) is None and pins.link_devices() == []
 
 
 class LibraryBeforeTcx:
