@@ -166,6 +166,7 @@ class NodeRuntime:
             await asyncio.to_thread(self.kernel.reload, rebuild=False)
         self.kernel.configure_node(node_rows(self.settings, devices))
         self.nodes.again()
+        await self.watch.rehook()
 
     @property
     def synchronized(self) -> bool:

@@ -67,6 +67,9 @@ class NodeDeviceKeeper:
         self._forced = False
         await self._repair()
         self._seen = await asyncio.to_thread(self._look)
+        # What was heard meanwhile may have been the repair itself, or one more device that went: the next
+        # round, in which nobody changes anything, is the last.
+        self._forced = self._asked.is_set()
 
     def _tell(self, problem: str) -> None:
         if problem and problem != self.problem:

@@ -80,9 +80,12 @@ class DeviceWatch:
             await asyncio.sleep(_GATHER_SECONDS)
             await self.look()
         if news.all or ours & news.unhooked:
-            await self._rehook()
+            await self.rehook()
 
-    async def _rehook(self) -> None:
+    async def rehook(self) -> None:
+        """Gives endpoints whose devices do not run the programs in force those programs. Raises
+        DatapathError.
+        """
         unhooked = await asyncio.to_thread(self._kernel.unhooked)
         for endpoint in self._registry:
             record = endpoint.record

@@ -265,6 +265,10 @@ class Rig:
     def target(self, service: str) -> str:
         return f"unix:{self.directory / service}.sock"
 
+    def pins(self, node: Node) -> Path:
+        """Where a node's kernel objects are pinned."""
+        return self.pin_root / node.name
+
     def pod(self, node: Node, name: str, **labels: str) -> Pod:
         return Pod(node, name, self.namespaces.make(), labels)
 
@@ -316,6 +320,21 @@ class Rig:
             )
             stub.WaitEnforced(policy_pb2.WaitEnforcedRequest(revision=deleted.revision), timeout=patient(30))
 
+    def underlay(self, node: Node, device: str) -> None:
+        """Gives a node a network card with its addresses, in place of one that it has lost."""
+        self._connect(node.namespace, node.name, device, node.ipv4, node.ipv6)
+
+    def _connect(self, namespace: Namespace, name: str, device: str, ipv4: str, ipv6: str) -> None:
+        self._underlay.command(
+            "ip", "link", "add", name, "type", "veth", "peer", "name", device, "netns", namespace.name
+        )
+        self._underlay.command("ip", "link", "set", name, "master", "underlay", "up")
+        commands = [f"link set {device} up", f"address add {ipv4}/16 dev {device}"]
+        if ipv6:
+            commands.append(f"address add {ipv6}/64 dev {device} nodad")
+        for command in commands:
+            namespace.command("ip", *command.split())
+
     def _service(self, name: str) -> Process:
         ready = self.directory / f"{name}.ready"
         flags = [
@@ -333,16 +352,9 @@ class Rig:
     def _node(self, number: int) -> Node:
         name, ipv4 = f"node-{number}", f"172.31.1.{number}"
         namespace = self.namespaces.make()
-        self._underlay.command(
-            "ip", "link", "add", name, "type", "veth", "peer", "name", "eth0", "netns", namespace.name
-        )
-        self._underlay.command("ip", "link", "set", name, "master", "underlay", "up")
+        namespace.command("ip", "link", "set", "lo", "up")
         ipv6 = f"2001:db8::{number}" if ":" in self._cidrs else ""
-        commands = ["link set lo up", "link set eth0 up", f"address add {ipv4}/16 dev eth0"]
-        if ipv6:
-            commands.append(f"address add {ipv6}/64 dev eth0 nodad")
-        for command in commands:
-            namespace.command("ip", *command.split())
+        self._connect(namespace, name, "eth0", ipv4, ipv6)
         directory = self.directory / name
         directory.mkdir()
         ready = directory / "ready"
