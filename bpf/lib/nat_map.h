@@ -109,9 +109,18 @@ struct {
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } nat_exclude6 SEC(".maps");
 
+/*
+ * A node that does not masquerade has none of these maps: its loader leaves
+ * them out, and what refers to them must be dead by the constant alone, in
+ * every global function by itself (kernels before 6.8 verify those even if
+ * nobody calls them).
+ */
+
 /* Whether packets to this address keep the pod's. */
 static __always_inline bool nat_excluded(const struct in6 *addr, const bool v6)
 {
+	if (!CONFIG(masquerade))
+		return true;
 	if (v6) {
 		struct nat_exclude6_key key = { .prefixlen = 128, .addr = *addr };
 
@@ -216,6 +225,8 @@ static __always_inline bool nat_value_has_address(const union nat_value *value,
 
 static __always_inline union nat_value *nat_find(const union nat_key *key, const bool v6)
 {
+	if (!CONFIG(masquerade))
+		return NULL;
 	return v6 ? bpf_map_lookup_elem(&nat6, key) : bpf_map_lookup_elem(&nat4, key);
 }
 
@@ -223,12 +234,16 @@ static __always_inline union nat_value *nat_find(const union nat_key *key, const
 static __always_inline int nat_update(const union nat_key *key, const union nat_value *value,
 				      const bool v6)
 {
+	if (!CONFIG(masquerade))
+		return -1;
 	return v6 ? bpf_map_update_elem(&nat6, key, value, BPF_NOEXIST) :
 		    bpf_map_update_elem(&nat4, key, value, BPF_NOEXIST);
 }
 
 static __always_inline void nat_delete(const union nat_key *key, const bool v6)
 {
+	if (!CONFIG(masquerade))
+		return;
 	if (v6)
 		bpf_map_delete_elem(&nat6, key);
 	else

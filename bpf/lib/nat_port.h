@@ -176,7 +176,7 @@ static __always_inline int nat_find_port(struct __sk_buff *skb, const struct pac
 	__u32 zero = 0, i;
 	__be16 port;
 
-	state = bpf_map_lookup_elem(&nat_state, &zero);
+	state = CONFIG(masquerade) ? bpf_map_lookup_elem(&nat_state, &zero) : NULL;
 	if (!state)
 		return DROP(DROP_NAT_NO_MAPPING);
 	nat_search_init(&s, state, p, v6);

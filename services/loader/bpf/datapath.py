@@ -10,20 +10,11 @@ import os
 import struct
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from services.loader.bpf.attach import (
-    Hook,
-    attach_filters,
-    attach_link,
-    filter_program,
-    link_program,
-    pin_replacing,
-)
-from services.loader.bpf.compiler import Compiled, compile_sources
+from services.loader.bpf.attach import Hook, filter_program, link_program
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.drop_reasons import reason_name
 from services.loader.bpf.errors import BpfError
@@ -51,16 +42,19 @@ from services.loader.bpf.layout import (
     split_prefix,
     unpack_lpm_key,
 )
-from services.loader.bpf.maps import Map
+from services.loader.bpf.load_report import LoadReport, ObjectReport
+from services.loader.bpf.maps import Map, charged_bytes
 from services.loader.bpf.nat import EXCLUDED, collect, exclusion_key
 from services.loader.bpf.native import lib
 from services.loader.bpf.netkit import attach_endpoint, is_netkit, peer_program
-from services.loader.bpf.objects import LoadedObject, Program, load_object
+from services.loader.bpf.objects import load_time
+from services.loader.bpf.opening import InKernel, Request, open_in_kernel
 from services.loader.bpf.pins import PinDirectory, remove_pins
 from services.loader.bpf.slots import EndpointSlots
 from services.loader.bpf.subjects import SubjectRows
+from services.loader.bpf.switching import AttachOptions, DevicePlace
 
-__all__ = ["KernelDatapath", "LoadReport", "NodeConfig", "remove_pins"]
+__all__ = ["KernelDatapath", "LoadReport", "NodeConfig", "ObjectReport", "remove_pins"]
 
 SOURCES = ("bpf_lxc.c", "bpf_overlay.c", "bpf_host.c")
 
@@ -84,50 +78,26 @@ _RINGBUF = 27  # BPF_MAP_TYPE_RINGBUF: the one map here that has no elements to 
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectReport:
-    """What it took to get one object into the kernel. Seconds; ``programs`` as loaded."""
-
-    source: str
-    cache_hit: bool
-    compile_seconds: float
-    load_seconds: float
-    programs: tuple[Program, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class LoadReport:
-    """What it took to open the datapath; ``attach_seconds`` is for the node's own devices."""
-
-    objects: tuple[ObjectReport, ...]
-    attach_seconds: float
-
-    @property
-    def cache_hit(self) -> bool:
-        """Whether nothing had to be compiled."""
-        return all(report.cache_hit for report in self.objects)
-
-    @property
-    def verified_insns(self) -> dict[str, int]:
-        """Instructions that the verifier went through, by program."""
-        return {
-            program.name: program.verified_insns for report in self.objects for program in report.programs
-        }
-
-
-@dataclass(frozen=True, slots=True)
 class ProgramStatus:
-    """A program in force, and the devices (by ifindex) that it is attached to."""
+    """A program in force, and the devices (by ifindex) that it is attached to. ``instructions`` as the
+    verifier left them; ``memory_bytes`` is what the kernel charges; ``load_time`` in seconds since 1970.
+    """
 
     name: str
     id: int
     tag: str
     verified_insns: int
     devices: tuple[int, ...]
+    instructions: int = 0
+    memory_bytes: int = 0
+    load_time: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class MapStatus:
-    """A map. ``entries`` is None where it was not counted."""
+    """A map. ``entries`` is None where it was not counted; ``memory_bytes`` is what the kernel charges;
+    ``resized``: it has not the size that the programs declare.
+    """
 
     name: str
     id: int
@@ -136,6 +106,9 @@ class MapStatus:
     value_size: int
     max_entries: int
     entries: int | None
+    flags: int = 0
+    memory_bytes: int = 0
+    resized: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,25 +137,17 @@ class KernelDatapath:
         self,
         config: NodeConfig,
         pins: PinDirectory,
-        loaded: Sequence[LoadedObject],
+        found: InKernel,
         devices: Sequence[tuple[str, int]] = (),
     ) -> None:
         self.config = config
         self.pins = pins
         self.devices = tuple(devices)
-        self.report = LoadReport((), 0.0)
+        self.report = found.report
         self._state_lock = threading.Lock()
-        self._programs: dict[str, Program] = {}
-        self._maps: dict[str, Map] = {}
-        self._clsact_devices: set[int] = set()
-        for obj in loaded:
-            self._programs.update(obj.programs)
-            for name, fd in obj.maps.items():
-                # The same pinned map, once per object that uses it.
-                if name in self._maps:
-                    os.close(fd)
-                else:
-                    self._maps[name] = Map(name, fd)
+        self._programs = found.programs
+        self._maps = found.maps
+        self._resized = found.resized
         self._slots = EndpointSlots(self._maps, self._next_generation)
         self._subjects = SubjectRows(self._maps, self._next_generation)
 
@@ -196,57 +161,39 @@ class KernelDatapath:
         cache_dir: str,
         devices: Sequence[tuple[str, int]] = (),
         flags: Sequence[str] = (),
+        state_dir: str = "",
+        rebuild: bool = False,
+        attach: AttachOptions = AttachOptions(),
     ) -> KernelDatapath:
-        """Compiles, loads, pins and attaches to the node's devices; reuses what is pinned, replaces in place.
+        """Compiles, loads, pins and attaches; carries over what is pinned, replaces in place, and moves every
+        device to the new programs, those of the endpoints that the maps know too.
 
         ``devices`` are the node's NICs, by name and ifindex; ``flags`` are more of the compiler's. Call it in
-        the node's network namespace. Endpoints that are attached keep running the programs they have until
-        :meth:`attach_endpoint` is called for them again. Raises DatapathUnavailable (no clang, no bpffs, no
-        privilege), MapMismatch, VerifierError or BpfError.
+        the node's network namespace. With a ``state_dir`` it remembers there what it loaded, and a next call
+        with the same that finds it in the kernel loads nothing, unless ``rebuild`` has everything compiled
+        anew.
+
+        Raises DatapathUnavailable (no clang, no bpffs, no privilege), MapMismatch, MapFull, VerifierError or
+        BpfError; then what was in force before is.
         """
         pins = PinDirectory(pin_dir)
+        places = [DevicePlace(*each) for each in _places(config, devices)]
         pins.make((HOST_DEVICE, OVERLAY_DEVICE, *(name for name, _ in devices)))
-        compiled = compile_sources(source_dir, SOURCES, cache_dir, flags)
-        constants = config.constants()
-        loaded: list[LoadedObject] = []
+        request = Request(
+            config, pins, SOURCES, source_dir, cache_dir, places, flags, state_dir, rebuild, attach
+        )
+        found = open_in_kernel(request, _align)
         with ExitStack() as undo:
-            for source in compiled:
-                obj = load_object(
-                    source.path, map_dir=pins.maps, config=constants, map_sizes=config.map_sizes
-                )
-                undo.callback(_close_all, obj)
-                loaded.append(obj)
-            undo.pop_all()
-            datapath = cls(config, pins, loaded, devices)
-        with ExitStack() as undo:
-            undo.callback(datapath.close)
-            datapath._subjects.align()
-            datapath._start_generation()
-            started = time.perf_counter()
-            datapath._attach_node()
-            for program in datapath._programs.values():
-                pin_replacing(program.fd, os.path.join(pins.programs, program.name))
-            datapath.report = _report(compiled, loaded, time.perf_counter() - started)
+            undo.callback(_close_all, found)
+            datapath = cls(config, pins, found, devices)
+            # Programs that were loaded just now may keep flows otherwise than the ones before.
+            datapath._next_generation()
             undo.pop_all()
         return datapath
 
     def places(self) -> list[tuple[str, int, Hook, str]]:
         """(device, ifindex, hook, program) of the node's own devices, of those programs that there are."""
-        places = [(HOST_DEVICE, self.config.host_ifindex, *each) for each in _HOST_PROGRAMS]
-        if self.config.vxlan_ifindex:
-            places += [(OVERLAY_DEVICE, self.config.vxlan_ifindex, *each) for each in _OVERLAY_PROGRAMS]
-        for name, ifindex in self.devices:
-            places += [(name, ifindex, *each) for each in _NIC_PROGRAMS]
-        return [place for place in places if place[3] in self._programs]
-
-    def _attach_node(self) -> None:
-        filters: dict[int, dict[Hook, int]] = {}
-        for device, ifindex, hook, name in self.places():
-            program = self._programs[name].fd
-            if not attach_link(self.pins.link(device, name), ifindex, hook, program):
-                filters.setdefault(ifindex, {})[hook] = program
-        for ifindex, programs in filters.items():
-            attach_filters(ifindex, programs)
+        return [each for each in _places(self.config, self.devices) if each[3] in self._programs]
 
     def close(self) -> None:
         """Closes every descriptor. What is pinned or attached stays and forwards."""
@@ -366,7 +313,10 @@ class KernelDatapath:
         """
         wanted = {exclusion_key(cidr) for cidr in cidrs}
         for family in (4, 6):
-            table = self._maps[f"nat_exclude{family}"]
+            table = self._maps.get(f"nat_exclude{family}")
+            if table is None:
+                # Without masquerading all destinations are excluded.
+                continue
             keys = {key for found, key in wanted if found == family}
             for key in keys:
                 table.put(key, EXCLUDED)
@@ -414,10 +364,6 @@ class KernelDatapath:
         generation, flags = NODE_STATE_CODEC.unpack(data) if data is not None else (0, 0)
         return int(generation), int(flags)
 
-    def _start_generation(self) -> None:
-        """Programs that were loaded just now may keep flows otherwise than the ones before."""
-        self._next_generation()
-
     def _next_generation(self) -> None:
         """Flows look again at what they know. 0 is left out: it stands for "not set"."""
         with self._state_lock:
@@ -455,6 +401,8 @@ class KernelDatapath:
                     removed += table.delete(key)
         # What was translated for a flow goes with it.
         for nat, flows in zip(_NAT_MAPS, _CT_MAPS, strict=True):
+            if nat not in self._maps:
+                continue
             collect(self._maps[nat], self._maps[flows], ticks)
         return GcStats(seen, removed)
 
@@ -523,19 +471,27 @@ class KernelDatapath:
             if program is not None:
                 where.setdefault(program, []).append(ifindex)
         return [
-            ProgramStatus(p.name, p.id, p.tag, p.verified_insns, tuple(where.get(p.id, ())))
+            ProgramStatus(
+                p.name, p.id, p.tag, p.verified_insns, tuple(where.get(p.id, ())), p.instructions,
+                charged_bytes(p.fd), load_time(p.fd),
+            )
             for p in self._programs.values()
-        ]
+        ]  # fmt: skip
 
     def maps(self, *, count: bool = False) -> list[MapStatus]:
         """The maps; with ``count`` their elements are counted, which takes milliseconds for large ones."""
         return [
             MapStatus(
                 m.name, m.id, m.definition.type_name, m.definition.key_size, m.definition.value_size,
-                m.definition.max_entries, _count(m) if count else None,
+                m.definition.max_entries, _count(m) if count else None, m.definition.flags,
+                charged_bytes(m.fd), m.name in self._resized,
             )
             for m in self._maps.values()
         ]  # fmt: skip
+
+    def map_named(self, name: str) -> Map | None:
+        """An open map; it stays this object's."""
+        return self._maps.get(name)
 
     def program_fd(self, name: str) -> int:
         """The descriptor of a program, for test runs; it stays this object's."""
@@ -574,18 +530,27 @@ def _count(bpf_map: Map) -> int | None:
     return sum(1 for _ in bpf_map.items())
 
 
-def _close_all(obj: LoadedObject) -> None:
-    for fd in (*(program.fd for program in obj.programs.values()), *obj.maps.values()):
-        os.close(fd)
+def _places(config: NodeConfig, devices: Sequence[tuple[str, int]]) -> list[tuple[str, int, Hook, str]]:
+    places = [(HOST_DEVICE, config.host_ifindex, *each) for each in _HOST_PROGRAMS]
+    if config.vxlan_ifindex:
+        places += [(OVERLAY_DEVICE, config.vxlan_ifindex, *each) for each in _OVERLAY_PROGRAMS]
+    for name, ifindex in devices:
+        places += [(name, ifindex, *each) for each in _NIC_PROGRAMS]
+    return places
 
 
-def _report(
-    compiled: Sequence[Compiled], loaded: Sequence[LoadedObject], attach_seconds: float
-) -> LoadReport:
-    objects = tuple(
-        ObjectReport(
-            source.source, source.cache_hit, source.seconds, obj.seconds, tuple(obj.programs.values())
-        )
-        for source, obj in zip(compiled, loaded, strict=True)
-    )
-    return LoadReport(objects, attach_seconds)
+def _align(maps: Mapping[str, Map]) -> None:
+    """What several maps say together, they say alike: a loader may have died between its writes."""
+    EndpointSlots(maps, _nothing).align()
+    SubjectRows(maps, _nothing).align()
+
+
+def _nothing() -> None:
+    pass
+
+
+def _close_all(found: InKernel) -> None:
+    for program in found.programs.values():
+        os.close(program.fd)
+    for each in found.maps.values():
+        each.close()

@@ -155,6 +155,14 @@ class UnknownMap(DatapathUnavailable):
         super().__init__(f"FIMBRIA_MAP_SIZES names map {name}; the maps are {', '.join(self.known)}")
 
 
+class FixedSize(DatapathUnavailable):
+    """A size is given for a map whose size is part of the programs."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        super().__init__(f"map {name} is an array, whose size the programs count on; give it none")
+
+
 class MapMismatch(Exception):
     """What a pinned map holds cannot be carried over into the one that the programs need.
 

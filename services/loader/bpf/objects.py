@@ -95,6 +95,12 @@ def describe_program(name: str, fd: int, verification_seconds: float = 0.0) -> P
     )  # fmt: skip
 
 
+def load_time(fd: int) -> float:
+    """When a program was loaded, in seconds since 1970."""
+    since_boot = int(program_information(fd).load_time) / 1e9
+    return time.time() - (time.clock_gettime(time.CLOCK_BOOTTIME) - since_boot)
+
+
 def instructions(fd: int) -> int:
     """How many instructions a loaded program has, after the verifier has removed what is never reached."""
     return int(program_information(fd).xlated_prog_len) // 8

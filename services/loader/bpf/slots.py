@@ -22,6 +22,7 @@ from services.loader.bpf.layout import (
     ipv6_bytes,
 )
 from services.loader.bpf.maps import Map
+from services.loader.failpoints import passed
 
 # A program runs for microseconds; what it remembers in a flow is void with the next generation.
 _QUARANTINE_SECONDS = 0.1
@@ -53,6 +54,27 @@ class EndpointSlots:
         # Free ones were freed long ago, for all that is known.
         self._free = deque((slot, 0.0) for slot in range(_FIRST_SLOT, ENDPOINT_SLOTS) if slot not in used)
 
+    def align(self) -> None:
+        """Makes the indexes say what the devices say, as after a loader that died between its writes, and
+        before anything is written into a slot that they may still lead to.
+        """
+        wrong = []
+        for chunk in self._index.chunks():
+            places = zip(memoryview(chunk.keys).cast("I"), memoryview(chunk.values).cast("I"), strict=True)
+            wrong += [ifindex for ifindex, slot in places if slot != self._slots.get(ifindex, 0)]
+        for ifindex in wrong:
+            self._index.put(_u32(ifindex), _u32(self._slots.get(ifindex, 0)))
+        owners = {key: slot for slot in self._slots.values() for _, key in self._keys(self._row(slot))}
+        for table in (self._ipv4, self._ipv6):
+            for key, value in list(table.items()):
+                slot = owners.get(key)
+                if _int(value) in (slot, HOST_SLOT):
+                    continue
+                if slot is None:
+                    table.delete(key)
+                elif _int(value) not in self._slots.values():
+                    table.put(key, _u32(slot))
+
     def rows(self) -> list[EndpointRow]:
         """Every endpoint that has a device, by ifindex."""
         return [self._row(slot) for _, slot in sorted(self._slots.items())]
@@ -72,13 +94,15 @@ class EndpointSlots:
         slot = self._take()
         try:
             self._rows.put(_u32(slot), row.pack())
+            passed("slot.row")
             self._devices.put(_u32(row.ifindex), _u32(slot))
-        except (BpfError, ValueError):
+        except (BpfError, ValueError, OSError):
             self._free.appendleft((slot, 0.0))
             raise
         self._slots[row.ifindex] = slot
         if row.ifindex < ENDPOINT_INDEX_MAX:
             self._index.put(_u32(row.ifindex), _u32(slot))
+        passed("slot.device")
         if old is not None:
             self._replace(old, slot, row)
         self._changed()
@@ -92,6 +116,7 @@ class EndpointSlots:
             if table.get(key) != slot:
                 table.put(key, slot)
                 turned = True
+                passed("slot.address")
         if turned:
             self._changed()
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 
 from services.loader.bpf.layout import SUBJECT, SUBJECT_VERSIONS_CODEC, SUBJECTS_MAX, SubjectRow
 from services.loader.bpf.maps import Map
+from services.loader.failpoints import passed
 
 _SIZE = SUBJECT.codec().size
 # A version may be written over when no program can still be reading it; they run for microseconds.
@@ -47,8 +48,10 @@ class SubjectRows:
         """Puts a policy into force."""
         data = row.pack()
         self._rows.put(_u32(number), data)
+        passed("subject.row")
         if number < SUBJECTS_MAX:
             self._turn(number, data)
+            passed("subject.turned")
         self._changed()
 
     def get(self, number: int) -> SubjectRow | None:

@@ -18,7 +18,7 @@ from services.loader.bpf import native
 from services.loader.bpf.attach import Hook, declarations, filter_program, link_program
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.datapath import KernelDatapath, remove_pins
-from services.loader.bpf.errors import BpfError, MapMismatch, VerifierError
+from services.loader.bpf.errors import BpfError, VerifierError
 from services.loader.bpf.layout import EndpointRow, IpcacheValue, PolicyKey, PolicyValue
 from tests.kernel.bpf.conftest import SOURCES
 from tests.kernel.bpf.namespaces import run
@@ -108,20 +108,23 @@ def test_a_link_of_a_dead_device_is_replaced(
         second.close()
 
 
-def test_attaching_an_endpoint_again_replaces_its_filters(
+def test_opening_again_moves_endpoints_to_the_new_programs(
     node: Node, config: NodeConfig, pin_dir: str, cache_dir: str
 ) -> None:
     def attached() -> set[int | None]:
         return {filter_program(node.web.ifindex, hook) for hook in Hook}
 
-    before = attached()
-    assert None not in before
+    def made(datapath: KernelDatapath) -> set[int | None]:
+        return {p.id for p in datapath.programs() if p.name.endswith("_container")}
+
+    assert attached() == made(node.datapath)
     second = KernelDatapath.open(config, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
     try:
-        assert attached() == before
+        assert second.report.endpoints == len(second.endpoints()) == 2
+        assert attached() == made(second) != made(node.datapath)
         second.attach_endpoint(node.web)
         second.attach_endpoint(node.web)
-        assert attached() == {p.id for p in second.programs() if p.name.endswith("_container")}
+        assert attached() == made(second)
         assert run("tc", "filter", "show", "dev", "lxcweb", "ingress").count("direct-action") == 1
     finally:
         second.close()
@@ -133,18 +136,20 @@ def test_a_device_that_is_not_there_is_named(node: Node) -> None:
         node.datapath.attach_endpoint(gone)
 
 
-def test_a_pinned_map_of_another_size_is_refused_and_kept(
+def test_a_pinned_map_takes_another_size_with_what_it_holds(
     node: Node, config: NodeConfig, pin_dir: str, cache_dir: str
 ) -> None:
+    before = node.datapath.policy_entries(), node.datapath.subjects()
     node.datapath.close()
     larger = replace(config, map_sizes={**config.map_sizes, "policy": 8192})
-    with pytest.raises(MapMismatch, match="remove the pin") as caught:
-        KernelDatapath.open(larger, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
-    assert caught.value.name == "policy"
-    assert "max_entries 4096" in caught.value.pinned and "max_entries 8192" in caught.value.expected
-    node.datapath = KernelDatapath.open(config, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
-    assert node.datapath.subjects()
-    node.datapath.close()
+    node.datapath = KernelDatapath.open(larger, pin_dir=pin_dir, source_dir=SOURCES, cache_dir=cache_dir)
+    try:
+        assert [each.name for each in node.datapath.report.migrated] == ["policy"]
+        (status,) = [each for each in node.datapath.maps() if each.name == "policy"]
+        assert (status.max_entries, status.resized) == (8192, True)
+        assert (node.datapath.policy_entries(), node.datapath.subjects()) == before
+    finally:
+        node.datapath.close()
 
 
 def test_the_verifiers_words_reach_the_error(config: NodeConfig, pin_dir: str, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def open_translator(program: str, pin_dir: str) -> Iterator[Opener]:
             program,
             f"{pin_dir}/maps",
             {
+                "masquerade": struct.pack("=I", 1),
                 "nat_port_min": struct.pack("=I", ports[0]),
                 "nat_port_max": struct.pack("=I", ports[1]),
                 "node_ipv4": V4.pack(node4),
