@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,7 +50,7 @@ def quick_problems(rig: Rig, node: Node, expected: Expected) -> list[str]:
     problems += [f"{each} was added and has no endpoint" for each in sorted(there - containers)]
     surplus = containers - there - expected.unknown
     problems += [f"{each} was deleted and has an endpoint" for each in sorted(surplus)]
-    pins = rig.pin_root / node.name
+    pins = rig.pins(node)
     problems += [f"{pins / name} is left" for name in ("pending", "next") if (pins / name).exists()]
     return problems
 
@@ -63,9 +63,9 @@ def every_problem(rig: Rig, node: Node, expected: Expected) -> list[str]:
     if problems:
         return problems
     endpoints = node.endpoints()
-    problems += _maps(rig.pin_root / node.name / "maps", endpoints)
-    problems += _programs(rig.pin_root / node.name / "progs", node, endpoints)
-    problems += _services(rig)
+    problems += _maps(rig.pins(node) / "maps", endpoints)
+    problems += _programs(rig.pins(node) / "progs", node, endpoints)
+    problems += service_problems(rig)
     problems += _state(node, endpoints)
     if "CRASH_NO_ORPHANS" not in os.environ:
         problems += _orphans(node)
@@ -133,7 +133,8 @@ def _programs(directory: Path, node: Node, endpoints: Collection[loader_pb2.Endp
     ]
 
 
-def _services(rig: Rig) -> list[str]:
+def service_problems(rig: Rig) -> list[str]:
+    """What the services hold against what the nodes have: owners, addresses, identities."""
     endpoints = [each for node in rig.nodes for each in node.endpoints()]
     problems = _differ(
         "ipam", rig.owners(), "endpoints", {f"{each.container_id}/{each.ifname}" for each in endpoints}
@@ -224,6 +225,3 @@ def _differ(left: str, has: Collection[Any], right: str, wants: Collection[Any])
 
 def _int(data: bytes) -> int:
     return int.from_bytes(data, "little")
-
-
-Problems = Callable[[], list[str]]
