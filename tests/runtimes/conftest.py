@@ -6,16 +6,18 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.lab.preflight import ensure_bpffs
-from tests.kernel.loader.rig import REPOSITORY, Rig
+from tests.kernel.loader.rig import DUAL_POOL, REPOSITORY, Rig
 from tests.kernel.netlink.namespaces import Namespaces
 from tests.runtimes import image
 from tests.runtimes.machine import Machine, sweep_cgroups
 
 CONFLIST = REPOSITORY / "deploy" / "cni" / "10-fimbria.conflist"
+CONFLIST_PLACE = "/etc/cni/net.d/10-fimbria.conflist"
 CONTAINERS_CONF = REPOSITORY / "deploy" / "podman" / "containers.conf"
 
 
@@ -34,9 +36,15 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def loader_flags() -> list[str]:
+    """More flags of the node's loader; modules may have others."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory, loader_flags: list[str]) -> Iterator[Rig]:
     with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("rig"), namespaces, nodes=1)
+        made = Rig(tmp_path_factory.mktemp("rig"), namespaces, nodes=1, cidrs=DUAL_POOL, flags=loader_flags)
         try:
             made.start()
             yield made
@@ -50,7 +58,7 @@ def machine(rig: Rig) -> Iterator[Machine]:
     (node,) = rig.nodes
     made = Machine(node, "machine")
     try:
-        made.write("/etc/cni/net.d/10-fimbria.conflist", conflist(made))
+        made.write(CONFLIST_PLACE, conflist(made))
         made.write("/etc/containers/policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')
         made.write("/etc/containers/containers.conf", CONTAINERS_CONF.read_text())
         yield made
@@ -58,8 +66,9 @@ def machine(rig: Rig) -> Iterator[Machine]:
         made.close()
 
 
-def conflist(machine: Machine) -> str:
-    """The delivered configuration with the sockets of the machine's node."""
+def conflist(machine: Machine, *chained: dict[str, Any], **members: Any) -> str:
+    """The delivered configuration with the socket of the machine's node, other members, more plugins."""
     config = json.loads(CONFLIST.read_text())
-    config["plugins"][0]["socket"] = str(machine.node.socket)
+    config["plugins"][0] |= {"socket": str(machine.node.socket), **members}
+    config["plugins"] += chained
     return json.dumps(config)

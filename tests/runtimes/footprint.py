@@ -13,7 +13,7 @@ from tests.runtimes.machine import Machine, wait_until
 
 SECONDS = 30.0
 # Kernel maps that have rows for endpoints, by key.
-MAPS = ("endpoint_dev", "endpoint_ip4", "ipcache4")
+MAPS = ("endpoint_dev", "endpoint_ip4", "endpoint_ip6", "ipcache4", "ipcache6")
 SUBJECTS = "subject"
 
 

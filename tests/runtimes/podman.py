@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from tests.runtimes import image
 from tests.runtimes.machine import Machine, Run
@@ -35,8 +36,17 @@ class Podman:
         return self.address(name)
 
     def address(self, name: str) -> str:
+        """A running container's IPv4 address, as Podman tells it."""
+        return str(self._network(name)["IPAddress"])
+
+    def address6(self, name: str) -> str:
+        """Its IPv6 address."""
+        return str(self._network(name)["GlobalIPv6Address"])
+
+    def _network(self, name: str) -> dict[str, Any]:
         (inspected,) = json.loads(self("inspect", name))
-        return str(inspected["NetworkSettings"]["Networks"]["fimbria"]["IPAddress"])
+        found: dict[str, Any] = inspected["NetworkSettings"]["Networks"]["fimbria"]
+        return found
 
     def ask(self, name: str, address: str) -> str:
         """What a container hears at an address, "" for nothing."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,15 +9,13 @@ import pytest
 
 from tests.kernel.loader.rig import Rig
 from tests.runtimes import image
-from tests.runtimes.conftest import conflist
+from tests.runtimes.conftest import CONFLIST_PLACE, conflist
 from tests.runtimes.containerd import PORT, Containerd
 from tests.runtimes.cri import generate
 from tests.runtimes.footprint import nothing_left
 from tests.runtimes.machine import Machine, wait_until
 
 pytestmark = pytest.mark.cluster
-
-CONFLIST = "/etc/cni/net.d/10-fimbria.conflist"
 
 POLICY = """
 apiVersion: networking.k8s.io/v1
@@ -78,9 +75,8 @@ def test_a_container_that_ends_gives_everything_back(rig: Rig, containerd: Conta
 
 def test_labels_come_from_the_configuration(rig: Rig, machine: Machine, containerd: Containerd) -> None:
     def label(app: str) -> None:
-        config = json.loads(conflist(machine))
-        config["plugins"][0]["args"] = {"cni": {"labels": [{"key": "app", "value": app}]}}
-        machine.write(CONFLIST, json.dumps(config))
+        labels = [{"key": "app", "value": app}]
+        machine.write(CONFLIST_PLACE, conflist(machine, args={"cni": {"labels": labels}}))
 
     rig.apply(POLICY)
     try:
@@ -92,7 +88,7 @@ def test_labels_come_from_the_configuration(rig: Rig, machine: Machine, containe
         assert ask(containerd, web) == ""
     finally:
         rig.remove_policy(POLICY)
-        machine.write(CONFLIST, conflist(machine))
+        machine.write(CONFLIST_PLACE, conflist(machine))
         end(containerd, "web")
 
 
