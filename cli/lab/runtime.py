@@ -6,11 +6,12 @@ import dataclasses
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from cli.errors import BadInput, CliError
+from cli.errors import BadInput, CliError, ServiceUnavailable
 from cli.lab import cni, netns, process
 from cli.lab.paths import MARK, LabPaths
 from cli.lab.pods import Pod, PodStore
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cli.client import Cluster
 
 SETTLE_TIMEOUT = 30.0
+_POLL_SECONDS = 0.002
 
 
 class Runtime:
@@ -71,9 +73,24 @@ class Runtime:
         netns.create(pod.netns)
         result = cni.add(pod.attachment(self._paths, self.store.namespace_labels(pod.ref.namespace)))
         ips = cni.addresses(result)
-        endpoint = self._endpoint(pod)
+        endpoint = self._published(pod)
         self.settle(endpoint.ipcache_revision)
         return dataclasses.replace(pod, state="ready", ips=ips, endpoint_id=endpoint.id, result=result)
+
+    def _published(self, pod: Pod) -> loader_pb2.Endpoint:
+        """The pod's endpoint, as soon as the cluster is told of it: a moment after the ADD."""
+        deadline = time.monotonic() + SETTLE_TIMEOUT
+        while True:
+            endpoint = self._endpoint(pod)
+            if endpoint.ipcache_revision:
+                return endpoint
+            if time.monotonic() > deadline:
+                raise ServiceUnavailable(
+                    f"the cluster has not been told of {pod.ref} within {SETTLE_TIMEOUT:g} s",
+                    reason="NOT_PUBLISHED",
+                    hint="`fimbria status` shows whether the identity service answers",
+                )
+            time.sleep(_POLL_SECONDS)
 
     def _undo(self, pod: Pod) -> None:
         try:

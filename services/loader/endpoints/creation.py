@@ -73,6 +73,7 @@ class EndpointMaker:
         self._ipcache = ipcache
         self._barrier = barrier
         self._publication = publication
+        self._announcements: set[asyncio.Task[None]] = set()
 
     async def create(self, record: EndpointRecord, netns_fd: int | None) -> EndpointRecord:
         """Makes the endpoint of a new record; returns the record as it is then. Raises FimbriaError and
@@ -125,23 +126,49 @@ class EndpointMaker:
         undo.add("record", forget)
         undo.add("address", release)
         allocation = asyncio.create_task(self._addresses.allocate(spec.owner))
-        identity = asyncio.create_task(self._identities.resolve(spec.labels))
+        identity = asyncio.create_task(self._identity(record))
         link = asyncio.create_task(self._link(record, allocation, netns_fd, undo))
         subject = asyncio.create_task(self._subject(record, identity, undo))
-        # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early.
-        record, revision = await _all(
-            self._realization(record, allocation, identity, link, subject, undo),
-            self._published(record, allocation, identity, undo),
-        )
-        self._publication.stored(record.id)
+        # Nobody can have sent to the address yet, so it does no harm that others learn of it a little early;
+        # nor does the pod wait for it: what it sends carries its identity, and what it is sent takes the way
+        # to its node.
+        publication = asyncio.create_task(self._published(record, allocation, identity, undo))
+        try:
+            record = await self._realization(record, allocation, identity, link, subject, undo)
+        except BaseException:
+            # Nothing may still be under way when it is undone.
+            await asyncio.gather(publication, return_exceptions=True)
+            raise
         self._registry.sync_soon(record.id)
-        self._registry.set_status(
-            record.id,
-            state=State.READY,
-            policy_revision=_revision(subject.result()),
-            ipcache_revision=revision,
-        )
+        self._registry.set_status(record.id, state=State.READY, policy_revision=_revision(subject.result()))
+        announcement = asyncio.create_task(self._announced(record, publication))
+        self._announcements.add(announcement)
+        announcement.add_done_callback(self._announcements.discard)
         return record
+
+    async def _identity(self, record: EndpointRecord) -> ResolvedIdentity:
+        # What an endpoint of this node has, the service has not taken back; when it is away, a new pod waits.
+        if self._ipcache.state.connected:
+            known = self._registry.identity_of(record.spec.labels)
+            if known is not None:
+                return ResolvedIdentity(*known)
+        return await self._identities.resolve(record.spec.labels)
+
+    async def _announced(self, record: EndpointRecord, publication: Awaitable[int]) -> None:
+        """Notes that the cluster knows of a new endpoint, or that it has to be told all again."""
+        try:
+            revision = await publication
+        except FimbriaError as problem:
+            _log.warning(
+                "publication.postponed", endpoint=record.id, reason=problem.reason, error=problem.message
+            )
+            told = f"it is not published: {problem}"
+            self._registry.set_status(record.id, state=State.DEGRADED, last_error=told)
+            self._publication.outdated.set()
+        else:
+            self._registry.set_status(record.id, ipcache_revision=revision)
+        finally:
+            self._publication.stored(record.id)
 
     async def _realization(
         self,

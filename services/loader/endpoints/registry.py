@@ -85,6 +85,14 @@ class EndpointRegistry:
 
     by_ipv4 = by_address
 
+    def identity_of(self, labels: tuple[str, ...]) -> tuple[int, int] | None:
+        """The identity, and its revision, of the endpoints that are ready and have just these labels."""
+        for endpoint in self._by_id.values():
+            record = endpoint.record
+            if record.phase is Phase.READY and record.spec.labels == labels and record.identity:
+                return record.identity, record.identity_revision
+        return None
+
     def new_id(self) -> int:
         """A number that no endpoint has, and that was not in use lately. Raises ResourceExhausted
         (ENDPOINTS_EXHAUSTED).

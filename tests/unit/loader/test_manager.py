@@ -72,7 +72,6 @@ async def test_a_cause_that_is_mended_does_not_hide_another(node: NodeUnderTest)
     [
         ("services", "allocate"),
         ("services", "resolve"),
-        ("services", "publish"),
         ("links", "create_endpoint_link"),
         ("links", "open_endpoint_link"),
         ("kernel", "put_policy"),
@@ -92,6 +91,39 @@ async def test_whatever_fails_an_add_leaves_nothing(node: NodeUnderTest, where: 
     assert list(node.subjects) == []
     await node.cni.add(add())
     assert only(node).status.state is State.READY
+
+
+async def test_an_add_does_not_wait_until_the_cluster_is_told(node: NodeUnderTest) -> None:
+    node.services.fail = {"publish"}
+    await node.cni.add(add())
+    await until(lambda: only(node).status.state is State.DEGRADED)
+    assert "not published" in only(node).status.last_error
+    assert node.publication.outdated.is_set()
+    node.services.fail = set()
+    records, revision = await node.publication.publish_all()
+    for record in records:
+        node.manager.published(record.id, revision)
+    status = only(node).status
+    assert (status.state, status.last_error) == (State.READY, "")
+    assert status.ipcache_revision == revision
+    assert node.services.published
+
+
+async def test_labels_that_an_endpoint_has_need_not_be_resolved_again(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    node.ipcache.state.connected = True
+    node.services.fail = {"resolve"}
+    await node.cni.add(add("c2", netns="/run/netns/two"))
+    first, second = node.registry
+    assert first.record.identity == second.record.identity
+    assert first.record.subject == second.record.subject
+
+
+async def test_with_identity_away_a_new_pod_waits_though_its_labels_are_known(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    node.services.down = True
+    with pytest.raises(Unavailable):
+        await node.cni.add(add("c2", netns="/run/netns/two"))
 
 
 async def test_an_add_without_services_asks_to_come_again(node: NodeUnderTest) -> None:
