@@ -29,9 +29,10 @@ def kernel_error(exc: OSError, device: str) -> FimbriaError:
             metadata=metadata,
         )
     if exc.errno == errno.EOPNOTSUPP:
+        feature = "netkit" if "create netkit" in str(exc) else "veth"
         return FailedPrecondition(
-            f"{exc}; the kernel has no veth devices (CONFIG_VETH)",
+            f"{exc}; the kernel has no {feature} devices (CONFIG_{feature.upper()})",
             reason="KERNEL_FEATURE_MISSING",
-            metadata={**metadata, "feature": "veth"},
+            metadata={**metadata, "feature": feature},
         )
     return Internal(f"the kernel refused: {exc}", reason="KERNEL_REFUSED", metadata=metadata)
