@@ -56,7 +56,7 @@ class Stream:
 
 
 @contextmanager
-def datagrams(source: Pod, destination: Pod, port: int, interval: float = 0.005) -> Iterator[Stream]:
+def datagrams(source: Pod, destination: Pod, port: int, interval: float = patient(0.005)) -> Iterator[Stream]:
     """Sends UDP datagrams from one pod to another for as long as the block lasts."""
     stream, stop = Stream(), threading.Event()
 
