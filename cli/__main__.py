@@ -18,7 +18,7 @@ COMMANDS = {
     "status": ("cli.commands.status:status", "Every service and loader: serving? which revisions?"),
     "flows": ("cli.commands.flows:flows", "What the datapath let pass and dropped, and why."),
     "trace": ("cli.commands.trace:trace", "Traces that the lab collected, as trees."),
-    "endpoint": ("cli.commands.inspect:endpoint", "Endpoints of the nodes."),
+    "endpoint": ("cli.commands.endpoint:endpoint", "Endpoints of the nodes: list, get, regenerate."),
     "identity": ("cli.commands.inspect:identity", "Numeric identities and their labels."),
     "ip": ("cli.commands.inspect:ip", "Which identity an IP address has."),
     "node": ("cli.commands.inspect:node", "Registered nodes and their pod CIDRs."),
@@ -26,6 +26,7 @@ COMMANDS = {
     "map": ("cli.commands.map:maps", "BPF maps: list, dump, pressure, resize."),
     "prog": ("cli.commands.prog:prog", "BPF programs: where they run, what they cost."),
     "reload": ("cli.commands.prog:reload", "Load the nodes' programs anew, under traffic."),
+    "orphans": ("cli.commands.orphans:orphans", "What on the nodes belongs to nobody."),
 }
 
 

@@ -1,88 +1,11 @@
-"""`fimbria endpoint|identity|ip|node|pool list`: what the services hold."""
+"""`fimbria identity|ip|node|pool list`: what the services hold."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.commands import options
-from cli.errors import CliError
 from cli.output import output_option, print_rows
-
-if TYPE_CHECKING:
-    from fimbria.loader.v1 import loader_pb2
-
-
-@click.group()
-def endpoint() -> None:
-    """Endpoints: the pods' interfaces that the nodes' datapaths serve."""
-
-
-@endpoint.command("list")
-@click.option("--node", "nodes", multiple=True, help="Only endpoints of this node; may be given again.")
-@output_option()
-@options.dir_option
-def list_endpoints(nodes: tuple[str, ...], output: str) -> None:
-    """The endpoints of every node; one whose loader does not answer is passed over with a warning."""
-    from fimbria.loader.v1 import loader_pb2
-
-    from cli.client import pages
-
-    rows: list[dict[str, Any]] = []
-    failed: CliError | None = None
-    with options.cluster() as cluster:
-        for node in nodes or tuple(cluster.targets.loaders):
-            stub = cluster.endpoints(node)
-            try:
-                listed = pages(stub.ListEndpoints, loader_pb2.ListEndpointsRequest(), "endpoints")
-            except CliError as error:
-                failed = error
-                click.echo(f"warning: the loader of {node} does not answer: {error.message}", err=True)
-                continue
-            rows += [_endpoint_row(item) for item in listed]
-    columns = [
-        ("node", "NODE"),
-        ("id", "ENDPOINT"),
-        ("pod", "POD"),
-        ("ipv4", "IP"),
-        ("ipv6", "IPV6"),
-        ("identity", "IDENTITY"),
-        ("state", "STATE"),
-        ("policy_revision", "POLICY"),
-        ("host_device", "DEVICE"),
-        ("last_error", "ERROR"),
-    ]
-    print_rows(rows, columns, output)
-    if failed is not None:
-        click.get_current_context().exit(failed.exit_code)
-
-
-def _endpoint_row(item: loader_pb2.Endpoint) -> dict[str, Any]:
-    from fimbria.loader.v1 import loader_pb2
-
-    return {
-        "node": item.node,
-        "id": item.id,
-        "pod": f"{item.pod_namespace}/{item.pod_name}",
-        "ipv4": item.ipv4,
-        "ipv6": item.ipv6,
-        "mac": item.mac,
-        "identity": item.identity,
-        "subject": item.subject,
-        "labels": list(item.labels),
-        "state": loader_pb2.EndpointState.Name(item.state).removeprefix("ENDPOINT_STATE_").lower(),
-        "last_error": item.last_error,
-        "policy_revision": item.policy_revision,
-        "ipcache_revision": item.ipcache_revision,
-        "host_device": item.host_device,
-        "ifindex": item.ifindex,
-        "ifname": item.ifname,
-        "netns": item.netns,
-        "container_id": item.container_id,
-        "create_time": item.create_time.ToJsonString(),
-        "rate": item.rate,
-    }
 
 
 @click.group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import grpc
 import pytest
@@ -134,7 +135,7 @@ def test_readiness_is_not_liveness(rig: Rig, eventually: Eventually) -> None:
         node.loader.kill()
         node.loader.start()
         with grpc.insecure_channel(node.target) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
 
             def status(name: str) -> int:
                 answer = health.Check(health_pb2.HealthCheckRequest(service=name), timeout=10)
