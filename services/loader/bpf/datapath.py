@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from services.loader.bpf.attach import Hook, filter_program, link_program
+from services.loader.bpf.attach import Attachment, Hook, Ownership, attachments
+from services.loader.bpf.compiler import PREBUILT_DIR
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.drop_reasons import reason_name
-from services.loader.bpf.errors import BpfError
 from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
     CT_ENTRY_EXPIRES,
@@ -46,13 +46,13 @@ from services.loader.bpf.load_report import LoadReport, ObjectReport
 from services.loader.bpf.maps import Map, charged_bytes
 from services.loader.bpf.nat import EXCLUDED, collect, exclusion_key
 from services.loader.bpf.native import lib
-from services.loader.bpf.netkit import attach_endpoint, is_netkit, peer_program
+from services.loader.bpf.netkit import is_netkit
 from services.loader.bpf.objects import load_time
 from services.loader.bpf.opening import InKernel, Request, open_in_kernel
 from services.loader.bpf.pins import PinDirectory, remove_pins
 from services.loader.bpf.slots import EndpointSlots
 from services.loader.bpf.subjects import SubjectRows
-from services.loader.bpf.switching import AttachOptions, DevicePlace
+from services.loader.bpf.switching import AttachOptions, DevicePlace, Switchboard
 
 __all__ = ["KernelDatapath", "LoadReport", "NodeConfig", "ObjectReport", "remove_pins"]
 
@@ -91,6 +91,7 @@ class ProgramStatus:
     instructions: int = 0
     memory_bytes: int = 0
     load_time: float = 0.0
+    attachments: tuple[Attachment, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class KernelDatapath:
         pins: PinDirectory,
         found: InKernel,
         devices: Sequence[tuple[str, int]] = (),
+        attach: AttachOptions = AttachOptions(),
     ) -> None:
         self.config = config
         self.pins = pins
@@ -148,6 +150,8 @@ class KernelDatapath:
         self._programs = found.programs
         self._maps = found.maps
         self._resized = found.resized
+        own = [DevicePlace(*each) for each in _places(config, devices)]
+        self._board = Switchboard(pins, own, attach)
         self._slots = EndpointSlots(self._maps, self._next_generation)
         self._subjects = SubjectRows(self._maps, self._next_generation)
 
@@ -164,6 +168,7 @@ class KernelDatapath:
         state_dir: str = "",
         rebuild: bool = False,
         attach: AttachOptions = AttachOptions(),
+        prebuilt_dir: str = PREBUILT_DIR,
     ) -> KernelDatapath:
         """Compiles, loads, pins and attaches; carries over what is pinned, replaces in place, and moves every
         device to the new programs, those of the endpoints that the maps know too.
@@ -180,12 +185,13 @@ class KernelDatapath:
         places = [DevicePlace(*each) for each in _places(config, devices)]
         pins.make((HOST_DEVICE, OVERLAY_DEVICE, *(name for name, _ in devices)))
         request = Request(
-            config, pins, SOURCES, source_dir, cache_dir, places, flags, state_dir, rebuild, attach
-        )
+            config, pins, SOURCES, source_dir, cache_dir, places, flags, state_dir, rebuild, attach,
+            prebuilt_dir,
+        )  # fmt: skip
         found = open_in_kernel(request, _align)
         with ExitStack() as undo:
             undo.callback(_close_all, found)
-            datapath = cls(config, pins, found, devices)
+            datapath = cls(config, pins, found, devices, attach)
             # Programs that were loaded just now may keep flows otherwise than the ones before.
             datapath._next_generation()
             undo.pop_all()
@@ -212,8 +218,8 @@ class KernelDatapath:
         netkit = is_netkit(row.ifindex)
         row = replace(row, flags=row.flags | ENDPOINT_NETKIT if netkit else row.flags & ~ENDPOINT_NETKIT)
         self._slots.put_device(row)
-        attach_endpoint(
-            row.ifindex, self._programs["from_container"].fd, self._programs["to_container"].fd, netkit=netkit
+        self._board.attach_endpoint(
+            row.ifindex, {name: each.fd for name, each in self._programs.items()}, netkit=netkit
         )
         self._slots.put_addresses(row)
 
@@ -236,6 +242,7 @@ class KernelDatapath:
             if address:
                 self._slots.remove_address(address, ifindex)
         self._slots.remove(ifindex)
+        self._board.forget_endpoint(ifindex)
 
     def endpoints(self) -> list[EndpointRow]:
         """Every endpoint that has a device's row."""
@@ -455,25 +462,18 @@ class KernelDatapath:
         return found
 
     def programs(self) -> list[ProgramStatus]:
-        """The programs in force, with the devices where it is these that are attached and not older ones."""
-        where: dict[int, list[int]] = {}
-        netkits = {row.ifindex for row in self.endpoints() if row.flags & ENDPOINT_NETKIT}
-        places = [(endpoint.ifindex, hook) for endpoint in self.endpoints() for hook in Hook]
-        places += [(ifindex, hook) for _, ifindex, hook, _ in self.places()]
-        for ifindex, hook in places:
-            program = filter_program(ifindex, hook) if ifindex else None
-            if program is None and ifindex in netkits and hook is Hook.INGRESS:
-                program = _peer_program(ifindex)
-            if program is not None:
-                where.setdefault(program, []).append(ifindex)
-        for device, ifindex, _, name in self.places():
-            program = link_program(self.pins.link(device, name))
-            if program is not None:
-                where.setdefault(program, []).append(ifindex)
+        """The programs in force, with the places where it is these that run and not older ones."""
+        devices = [ifindex for _, ifindex, _, _ in self.places()] + [row.ifindex for row in self.endpoints()]
+        mine = Ownership((), [program.id for program in self._programs.values()])
+        where: dict[int, list[Attachment]] = {}
+        for here in attachments(devices, mine).values():
+            for each in here:
+                where.setdefault(each.program, []).append(each)
         return [
             ProgramStatus(
-                p.name, p.id, p.tag, p.verified_insns, tuple(where.get(p.id, ())), p.instructions,
-                charged_bytes(p.fd), load_time(p.fd),
+                p.name, p.id, p.tag, p.verified_insns,
+                tuple(dict.fromkeys(each.ifindex for each in where.get(p.id, ()))), p.instructions,
+                charged_bytes(p.fd), load_time(p.fd), tuple(where.get(p.id, ())),
             )
             for p in self._programs.values()
         ]  # fmt: skip
@@ -496,14 +496,6 @@ class KernelDatapath:
     def program_fd(self, name: str) -> int:
         """The descriptor of a program, for test runs; it stays this object's."""
         return self._programs[name].fd
-
-
-def _peer_program(ifindex: int) -> int | None:
-    try:
-        return peer_program(ifindex) or None
-    except BpfError:
-        # The device is gone.
-        return None
 
 
 def _u32(value: int) -> bytes:

@@ -17,7 +17,7 @@ from services.loader.bpf.adoption import InForce, fingerprint, load_record, save
 from services.loader.bpf.attach import detach, pin_replacing
 from services.loader.bpf.attach.places import Place
 from services.loader.bpf.census import count_elements
-from services.loader.bpf.compiler import Compiled, compile_sources
+from services.loader.bpf.compiler import PREBUILT_DIR, Compiled, compile_sources
 from services.loader.bpf.config import NodeConfig
 from services.loader.bpf.errors import (
     BpfError,
@@ -29,7 +29,7 @@ from services.loader.bpf.errors import (
 )
 from services.loader.bpf.load_report import LoadReport, MigratedMap, ObjectReport
 from services.loader.bpf.map_plan import Action, MapPlan, conversions, needed_entries, plan_map
-from services.loader.bpf.maps import Map, MapShape, open_pinned, shape_of
+from services.loader.bpf.maps import Map, MapDefinition, MapShape, open_pinned, shape_of
 from services.loader.bpf.migration import Filled, Migration, merge
 from services.loader.bpf.native import check, lib
 from services.loader.bpf.objects import LoadedObject, MapDeclaration, OpenedObject, Program
@@ -76,6 +76,7 @@ class Request:
     state_dir: str = ""
     rebuild: bool = False
     options: AttachOptions = field(default_factory=AttachOptions)
+    prebuilt_dir: str = PREBUILT_DIR
 
     @property
     def board(self) -> Switchboard:
@@ -115,7 +116,12 @@ def open_in_kernel(request: Request, prepare: Callable[[Mapping[str, Map]], None
     try:
         recovered = recover(request.pins, request.board)
         compiled = compile_sources(
-            request.source_dir, request.sources, request.cache_dir, request.flags, fresh=request.rebuild
+            request.source_dir,
+            request.sources,
+            request.cache_dir,
+            request.flags,
+            prebuilt_dir=request.prebuilt_dir,
+            fresh=request.rebuild,
         )
         passed("load.compiled")
         return _Opening(request, prepare, compiled, recovered).run()
@@ -256,7 +262,7 @@ class _Opening:
             )
         for name, plan in plans.items():
             if plan.action is Action.MIGRATE:
-                check_room(pinned[name], declared[name])
+                check_room(pinned[name], declared[name].definition)
         return plans
 
     # -- what comes
@@ -316,9 +322,8 @@ class _Opening:
         )
 
 
-def check_room(pinned: Map, declared: MapDeclaration) -> None:
-    """Raises MapFull if the declared map may not hold what the pinned one does. Raises BpfError."""
-    definition = declared.definition
+def check_room(pinned: Map, definition: MapDefinition) -> None:
+    """Raises MapFull if a map so defined may not hold what the pinned one does. Raises BpfError."""
     if definition.type_name in _ARRAYS:
         if definition.max_entries < pinned.definition.max_entries:
             used = [

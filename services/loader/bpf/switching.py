@@ -5,19 +5,31 @@ Endpoint devices are those in the map ``endpoint_dev``: the kernel itself knows 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from services.loader.bpf.attach import Anchor, Hook, Mode, Ownership, Place, attach_many, attachments
+from services.loader.bpf.attach import (
+    Anchor,
+    Hook,
+    Mode,
+    Ownership,
+    Place,
+    attach,
+    attach_many,
+    attachments,
+    link_state,
+    remove_link,
+)
 from services.loader.bpf.errors import BpfError
 from services.loader.bpf.maps import Map
 from services.loader.bpf.native import check, lib
-from services.loader.bpf.netkit import attach_peer, is_netkit
+from services.loader.bpf.netkit import attach_endpoint, attach_peer, is_netkit
 from services.loader.bpf.objects import Program, describe_program
-from services.loader.bpf.pins import PinDirectory
+from services.loader.bpf.pins import PinDirectory, names_in
 
 FROM_CONTAINER, TO_CONTAINER = "from_container", "to_container"
 _GONE = (6, 19)  # ENXIO, ENODEV
@@ -94,6 +106,38 @@ class Switchboard:
         if problems:
             raise problems[0]
         return moved
+
+    def attach_endpoint(self, ifindex: int, programs: Mapping[str, int], *, netkit: bool) -> None:
+        """Attaches an endpoint's programs (descriptors by name) to its device, in place. Raises BpfError;
+        ENODEV: no device.
+        """
+        mode = self.options.endpoint_mode
+        if netkit or mode is Mode.CLSACT:
+            attach_endpoint(ifindex, programs[FROM_CONTAINER], programs[TO_CONTAINER], netkit=netkit)
+            return
+        hooks = ((Hook.INGRESS, FROM_CONTAINER), (Hook.EGRESS, TO_CONTAINER))
+        places = [
+            Place(ifindex, hook, programs[name], pin=self._endpoint_pin(ifindex, name), exclusive=True)
+            for hook, name in hooks
+        ]
+        attach(places, mode=mode, anchor=self.options.anchor)
+
+    def forget_endpoint(self, ifindex: int) -> None:
+        """Removes the pins of links that an endpoint's device has, or that devices had which are gone."""
+        if self.options.endpoint_mode is Mode.CLSACT:
+            return
+        own = {each.device for each in self.places}
+        for device in self.pins.link_devices():
+            if device in own:
+                continue
+            directory = os.path.dirname(self.pins.link(device, ""))
+            for name in names_in(directory):
+                state = link_state(self.pins.link(device, name))
+                if state is not None and state.ifindex in (0, ifindex):
+                    remove_link(self.pins.link(device, name))
+            # One that has links of another device stays.
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
     def running(self, endpoints: Iterable[int]) -> dict[tuple[int, str], int]:
         """The kernel's ids of our programs, by interface index and hook."""
