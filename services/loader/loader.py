@@ -98,8 +98,10 @@ class Loader:
 
     async def close(self) -> None:
         """Lets go of the node; it forwards on."""
-        if self._runtime is not None:
-            await self._runtime.close()
+        runtime, self._runtime = self._runtime, None
+        if runtime is not None:
+            self._problem = "it is being stopped"
+            await runtime.close()
 
     # -- CniHandler
 

@@ -35,8 +35,8 @@ def observe(meter: Meter, node: Callable[[], NodeRuntime | None]) -> None:
                 return []
             try:
                 return list(read(running))
-            except (BpfError, DatapathError, OSError):
-                # Programs and maps are being exchanged or let go of; the next round tells.
+            except (BpfError, DatapathError, OSError, LookupError, RuntimeError):
+                # Programs and maps are being exchanged or let go of meanwhile; the next round tells.
                 return []
 
         return [callback]

@@ -50,6 +50,9 @@ class Gone(Kernel):
     def programs(self) -> list[ProgramInfo]:
         raise DatapathError("no such program")
 
+    def traffic(self) -> list[TrafficCount]:
+        raise KeyError("metrics")
+
 
 class Clock:
     def __init__(self) -> None:
@@ -134,6 +137,7 @@ def test_regenerations_programs_and_watches_are_told() -> None:
 def test_what_cannot_be_read_just_now_keeps_nothing_else_from_being_told() -> None:
     told = read(running(Gone()))
     assert not told.get("fimbria.programs.attached")
+    assert not told.get("fimbria.datapath.packets")
     assert told["fimbria.flows.lost"] == [({}, 3)]
 
 
