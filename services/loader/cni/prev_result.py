@@ -57,8 +57,9 @@ def parse_prev_result(config: Mapping[str, Any], ifname: str) -> PrevResult:
     if dns is not None and not isinstance(dns, dict):
         raise _invalid("prevResult.dns", dns, "an object")
     for key in _DNS_LISTS:
-        if not isinstance((dns or {}).get(key) or [], list):
-            raise _invalid(f"prevResult.dns.{key}", (dns or {})[key], "a list")
+        items = (dns or {}).get(key) or []
+        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+            raise _invalid(f"prevResult.dns.{key}", items, "a list of strings")
     return PrevResult(interfaces, ips, routes, dns or {})
 
 
