@@ -29,6 +29,18 @@ def _start(cluster: CrashCluster, place: str) -> None:
     cluster.node.loader.start(wait=False)
 
 
+def _new_device(cluster: CrashCluster, place: str) -> None:
+    """A start that finds one more device of the node: nothing is on it yet."""
+    device = f"extra{next(_numbers)}"
+    cluster.node.loader.kill()
+    cluster.node.namespace.command(
+        "ip", "link", "add", device, "type", "veth", "peer", "name", f"peer-{device}"
+    )
+    cluster.node.loader.environment["FIMBRIA_DEVICES"] = f"eth0,{device}"
+    cluster.choose(place)
+    cluster.node.loader.start(wait=False)
+
+
 def _resize(cluster: CrashCluster, place: str) -> None:
     cluster.choose(place)
     with pytest.raises(grpc.RpcError):
@@ -84,12 +96,12 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "migrate.done": (_start, _resize),
     "pin.program": (_start, _reload),
     "attach.filter": (_add,),
-    "attach.link_created": (),
-    "attach.link_pinned": (),
-    "attach.replaced": (_start,),
+    "attach.link_created": (_new_device,),
+    "attach.link_pinned": (_new_device,),
+    "attach.replaced": (_start, _reload),
     "slot.row": (_add, _labels),
     "slot.device": (_add, _labels),
-    "slot.address": (_add, _labels),
+    "slot.address": (_add,),
     "subject.row": (_labels, _policy),
     "subject.turned": (_labels, _policy),
     "policy.instance_written": (_policy, _labels),

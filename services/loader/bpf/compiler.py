@@ -28,8 +28,8 @@ from services.loader.bpf.features import COMMON_FEATURE_SETS
 from services.loader.bpf.object_cache import ObjectCache
 
 COMPILERS = ("clang-19", "clang")
-# The kernel's headers want asm/types.h, which Debian keeps per architecture. Asked for once, by one thread: of
-# two that ask sysconfig at the same time one may be told that there is none (Python before 3.12).
+# The kernel's headers want asm/types.h, which Debian keeps per architecture. Asked for once, by one thread:
+# of two that ask sysconfig at the same time one may be told that there is none (Python before 3.12).
 _MULTIARCH: Final = sysconfig.get_config_var("MULTIARCH")
 FLAGS = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Wextra", "-Werror", "-Wshadow")
 # `make build` writes them here; a package says where they are by FIMBRIA_PREBUILT_DIR.
