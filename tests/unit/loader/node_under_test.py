@@ -15,11 +15,13 @@ from services.loader.cni.pod import Pod
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
+from services.loader.endpoints.device_watch import DeviceWatch
 from services.loader.endpoints.endpoint import Endpoint
 from services.loader.endpoints.manager import EndpointManager
 from services.loader.endpoints.orphans import OrphanFinder
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.records import StateDirectory
+from services.loader.endpoints.refresh import Refresh
 from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
 from services.loader.endpoints.restore import Restoration, Restored
@@ -114,6 +116,24 @@ class NodeUnderTest:
             addresses=self.services,
             identities=self.services,
             damaged=lambda: bool(self.state.damaged),
+        )
+        self.watch = DeviceWatch(
+            registry=self.registry,
+            manager=self.manager,
+            kernel=self.kernel,
+            links=self.links,
+            node_devices=frozenset,
+            node_changed=lambda: None,
+        )
+        self.refresh = Refresh(
+            registry=self.registry,
+            subjects=self.subjects,
+            kernel=self.kernel,
+            policy=self.policy,
+            ipcache=self.ipcache,
+            regenerator=self.manager.regenerator,
+            devices=self.watch,
+            node=lambda unhooked: None,
         )
         self.cni = CniCalls("node-1", self.manager, self.registry)
         self.running = asyncio.create_task(self.policy.run())
