@@ -4,17 +4,27 @@ back.
 
 from __future__ import annotations
 
+import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol, TypeAlias
 
-from services.loader.bpf.datapath import KernelDatapath
+from services.loader.bpf.census import count_elements
+from services.loader.bpf.datapath import KernelDatapath, MapStatus
 from services.loader.bpf.drop_reasons import EVENT_LOST
-from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.bpf.errors import (
+    BpfError,
+    CompileError,
+    DatapathUnavailable,
+    MapFull,
+    MapMismatch,
+    VerifierError,
+)
 from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
     SHAPE_ANY_PROTOCOL,
@@ -26,19 +36,31 @@ from services.loader.bpf.layout import (
     PolicyValue,
     SubjectRow,
 )
+from services.loader.bpf.load_report import LoadReport
+from services.loader.bpf.map_dump import can_list, dump
+from services.loader.bpf.map_plan import RING_BUFFER
+from services.loader.bpf.map_sizes import MapSizes
+from services.loader.bpf.maps import Map
+from services.loader.bpf.opening import check_room
+from services.loader.bpf.recovery import Recovered
 from services.loader.bpf.stray_pins import find_stray_pins, remove_stray_pin
 from services.loader.endpoints.endpoint import EndpointRecord
 from services.loader.interfaces import (
     AttachedEndpoint,
     Collected,
     DatapathError,
+    DatapathRefused,
     EntryCount,
     EventSource,
+    MapHasNoEntries,
     MapInfo,
     MapNotFound,
     MapNotResizable,
     MapRow,
+    MapSizeInvalid,
+    MapTooSmall,
     PacketReport,
+    ProgramAttachment,
     ProgramInfo,
     ReloadReport,
     ReportKind,
@@ -54,6 +76,9 @@ from services.loader.policy.plan import Realized
 from services.loader.policy.shape import ANY_PROTOCOL
 from services.loader.policy.subjects import realized_from
 from services.loader.settings_types import FailsafePort
+
+# As many as the kernel can number; what there is memory for is less.
+_MAP_ENTRIES_MOST = (1 << 31) - 1
 
 Enforcement: TypeAlias = Literal["default", "always", "never"]
 
@@ -89,23 +114,33 @@ class Epochs(Protocol):
     def take(self) -> int: ...
 
 
-class Kernel:
-    """The node's kernel state. ``reopen`` compiles and loads the programs anew when :meth:`rebuild` is
-    called.
+class Reopen(Protocol):
+    """Opens the node's datapath anew, with these maps larger or smaller than declared."""
 
-    To be used from one thread, but for the connections, which may be walked from any.
+    def __call__(self, *, rebuild: bool, map_sizes: Mapping[str, int]) -> KernelDatapath: ...
+
+
+class Kernel:
+    """The node's kernel state. ``reopen`` opens it anew; ``sizes`` are what operators gave to maps.
+
+    Any thread may use it. While programs and maps are exchanged everything else waits; walks over connections
+    wait for nothing but that.
     """
 
     def __init__(
         self,
         datapath: KernelDatapath,
-        reopen: Callable[[], KernelDatapath],
+        reopen: Reopen,
         mode: PolicyMode = PolicyMode(),
+        sizes: MapSizes | None = None,
     ) -> None:
         self._datapath = datapath
         self._reopen = reopen
         self._mode = mode
+        self._sizes = sizes or MapSizes()
         self._walking = threading.Lock()
+        self._using = threading.RLock()
+        self._events: weakref.WeakSet[_Events] = weakref.WeakSet()
 
     # -- policy
 
@@ -113,19 +148,19 @@ class Kernel:
         """Adds or replaces entries."""
         batch = [(_key(instance, key), _value(value)) for key, value in entries]
         if batch:
-            with _refusals():
+            with _refusals(), self._using:
                 self._datapath.policy_put(batch)
 
     def delete_policy(self, instance: int, keys: Iterable[EntryKey]) -> None:
         """Removes entries; those that are not there are passed over."""
         batch = [_key(instance, key) for key in keys]
         if batch:
-            with _refusals():
+            with _refusals(), self._using:
                 self._datapath.policy_delete(batch)
 
     def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
         """Every entry, by instance."""
-        with _refusals():
+        with _refusals(), self._using:
             found = self._datapath.policy_entries()
         entries: dict[int, dict[EntryKey, EntryValue]] = {}
         for key, value in found.items():
@@ -134,7 +169,7 @@ class Kernel:
 
     def policy_counts(self, instance: int) -> list[EntryCount]:
         """One instance's entries with their counters."""
-        with _refusals():
+        with _refusals(), self._using:
             found = self._datapath.policy_entries(instance)
         return [
             EntryCount(_entry_key(key), EntryValue(value.deny, value.rule_cookie), value.packets, value.bytes)
@@ -144,17 +179,17 @@ class Kernel:
     def put_subject(self, subject: int, realized: Realized) -> None:
         """Puts a subject's policy into force."""
         row = subject_row(realized, self._mode)
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.subject_put(subject, row)
 
     def delete_subject(self, subject: int) -> None:
         """Removes a subject's row."""
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.subject_delete(subject)
 
     def subjects(self) -> dict[int, SubjectHead]:
         """Every subject's row."""
-        with _refusals():
+        with _refusals(), self._using:
             rows = self._datapath.subjects()
         return {
             number: SubjectHead(
@@ -165,7 +200,7 @@ class Kernel:
 
     def holds(self, subject: int, realized: Realized) -> bool:
         """Whether the subject's row is what :meth:`put_subject` would write."""
-        with _refusals():
+        with _refusals(), self._using:
             return self._datapath.subject_get(subject) == subject_row(realized, self._mode)
 
     def conform_subjects(self, epochs: Epochs) -> int:
@@ -174,7 +209,7 @@ class Kernel:
         What such a row enforced by itself is not known in "default" after "always" or "never": it stays as it
         is until the policy service has told.
         """
-        with _refusals():
+        with _refusals(), self._using:
             rows = self._datapath.subjects()
             if not rows:
                 return 0
@@ -194,7 +229,7 @@ class Kernel:
 
     def write_ipcache(self, changes: Changes) -> None:
         """Adds, replaces and removes entries."""
-        with _refusals():
+        with _refusals(), self._using:
             # First, so that a map that is full has room again.
             if changes.deletes:
                 self._datapath.ipcache_delete(list(changes.deletes))
@@ -208,7 +243,7 @@ class Kernel:
 
     def ipcache(self) -> dict[str, Meaning]:
         """Every entry, by prefix."""
-        with _refusals():
+        with _refusals(), self._using:
             found = self._datapath.ipcache()
         return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
 
@@ -216,22 +251,22 @@ class Kernel:
 
     def attach(self, record: EndpointRecord) -> None:
         """Writes the endpoint's rows and attaches the programs to its device."""
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.attach_endpoint(_row(record))
 
     def update(self, record: EndpointRecord) -> None:
         """Writes the endpoint's rows alone, for a new identity or subject."""
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.update_endpoint(_row(record))
 
     def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.detach_endpoint(ifindex, ipv4, ipv6)
 
     def attached(self) -> list[AttachedEndpoint]:
         """Every endpoint row."""
-        with _refusals():
+        with _refusals(), self._using:
             rows = self._datapath.endpoints()
         return [
             AttachedEndpoint(
@@ -250,7 +285,7 @@ class Kernel:
 
     def unhooked(self) -> frozenset[int]:
         """Interface indexes of endpoint rows whose device does not run the programs in force."""
-        with _refusals():
+        with _refusals(), self._using:
             found = {program.name: set(program.devices) for program in self._datapath.programs()}
             whole = found.get("from_container", set()) & found.get("to_container", set())
             return frozenset(row.ifindex for row in self._datapath.endpoints()) - whole
@@ -259,7 +294,7 @@ class Kernel:
 
     def node_unhooked(self) -> list[str]:
         """Which of the node's own devices do not run a program that they should, in words."""
-        with _refusals():
+        with _refusals(), self._using:
             running = {program.name: set(program.devices) for program in self._datapath.programs()}
             return [
                 f"{device} does not run {program}"
@@ -273,7 +308,7 @@ class Kernel:
             (Direction.INGRESS if each.ingress else Direction.EGRESS, each.protocol, each.port)
             for each in node.failsafe_ports
         ]
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.failsafe_put(ports)
             # The policy that a former process put in force stays.
             subject = self._datapath.host_subject()
@@ -282,27 +317,29 @@ class Kernel:
 
     def host_subject(self) -> int:
         """The subject that the node itself is under; 0: none."""
-        with _refusals():
+        with _refusals(), self._using:
             return self._datapath.host_subject()
 
     def set_host_subject(self, subject: int) -> None:
         """Puts the node itself under a subject; 0: under none."""
-        with _refusals():
+        with _refusals(), self._using:
             self._datapath.host_policy(subject)
 
+    # -- programs and maps
+
     def reload(self, *, rebuild: bool) -> ReloadReport:
-        """Loads the programs anew and replaces those of the node's devices."""
+        """Loads the programs and moves every device of the node to them."""
         started = time.perf_counter()
-        with _refusals():
-            fresh = self._reopen()
-        with self._walking:
-            old, self._datapath = self._datapath, fresh
-        old.close()
+        with self._walking, self._using:
+            report = self._exchange(rebuild=rebuild)
+            programs = tuple(self.programs())
         return ReloadReport(
-            tuple(self.programs()),
-            len(fresh.endpoints()),
+            programs,
+            report.endpoints,
             time.perf_counter() - started,
-            fresh.report.attach_seconds,
+            report.attach_seconds,
+            tuple(migrated.name for migrated in report.migrated),
+            report.adopted,
         )
 
     def rebuild(self) -> None:
@@ -311,11 +348,84 @@ class Kernel:
 
     def resize_map(self, name: str, max_entries: int) -> MapInfo:
         """Gives a map another size."""
-        raise MapNotResizable(f"map {name} cannot be resized to {max_entries} entries yet", map=name)
+        with self._walking, self._using:
+            found = self._map(name)
+            self._check_size(found, max_entries)
+            before = dict(self._sizes.operator)
+            wanted = {each: size for each, size in before.items() if each != name}
+            if max_entries:
+                wanted[name] = max_entries
+            try:
+                # First, so that a loader that dies between begins again with what was asked for.
+                self._sizes.save(wanted)
+                self._exchange(rebuild=False)
+            except (DatapathError, OSError) as problem:
+                self._sizes.save(before)
+                if isinstance(problem, OSError):
+                    raise DatapathError(f"resize map {name}: {problem}", map=name) from problem
+                raise
+            (status,) = (each for each in self._datapath.maps() if each.name == name)
+        return replace(_map_info(status), entries=count_elements(status.id))
 
     def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
         """What a map holds."""
-        raise MapNotFound(f"map {name} cannot be listed yet (limit {limit})", map=name)
+        with _refusals(), self._using:
+            found = self._map(name)
+            if not can_list(found.definition):
+                raise MapHasNoEntries(
+                    f"map {name} is a {found.definition.type_name}, which has no entries to list", map=name
+                )
+            number = found.id
+        return self._rows(name, number, limit)
+
+    def _rows(self, name: str, number: int, limit: int) -> Iterator[MapRow]:
+        with _refusals():
+            for row in dump(name, number, limit):
+                yield MapRow(row.key, row.value, row.key_json, row.value_json)
+
+    def _map(self, name: str) -> Map:
+        found = self._datapath.map_named(name)
+        if found is None:
+            known = ", ".join(sorted(each.name for each in self._datapath.maps()))
+            raise MapNotFound(f"there is no map {name}; the maps are {known}", map=name)
+        return found
+
+    def _check_size(self, found: Map, max_entries: int) -> None:
+        kind = found.definition.type_name
+        if kind in ("array", "percpu_array") or not found.definition.max_entries:
+            raise MapNotResizable(f"the programs count on the size of map {found.name}", map=found.name)
+        if max_entries < 0 or max_entries > _MAP_ENTRIES_MOST:
+            raise MapSizeInvalid(
+                f"map {found.name} cannot have {max_entries} entries; expected 1 to {_MAP_ENTRIES_MOST}, or "
+                "0 for the size that the programs declare",
+                map=found.name,
+                max_entries=str(max_entries),
+            )
+        page = os.sysconf("SC_PAGE_SIZE")
+        if kind == RING_BUFFER and max_entries and (max_entries % page or max_entries & (max_entries - 1)):
+            raise MapSizeInvalid(
+                f"map {found.name} cannot have {max_entries} bytes; expected a power of two of at least "
+                f"{page}, since it is a ring buffer",
+                map=found.name,
+                max_entries=str(max_entries),
+            )
+        if max_entries and kind != RING_BUFFER:
+            with _refusals():
+                check_room(found, replace(found.definition, max_entries=max_entries))
+
+    def _exchange(self, *, rebuild: bool) -> LoadReport:
+        with _refusals():
+            fresh = self._reopen(rebuild=rebuild, map_sizes=self._sizes.merged())
+            report = fresh.report
+            if report.adopted and report.recovered is Recovered.NOTHING:
+                # What is open is in force.
+                fresh.close()
+                return report
+            old, self._datapath = self._datapath, fresh
+            for events in list(self._events):
+                events.follow(fresh)
+        old.close()
+        return report
 
     def stray_pins(self, devices: Collection[str]) -> list[StrayPin]:
         """Pins that nothing in force needs."""
@@ -360,6 +470,8 @@ class Kernel:
 
     def programs(self) -> list[ProgramInfo]:
         """Loaded programs."""
+        with _refusals(), self._using:
+            found = self._datapath.programs()
         return [
             ProgramInfo(
                 program.name,
@@ -367,38 +479,43 @@ class Kernel:
                 program.tag,
                 program.verified_insns,
                 tuple(_device_name(ifindex) for ifindex in program.devices),
+                program.instructions,
+                program.memory_bytes,
+                program.load_time,
+                tuple(
+                    ProgramAttachment(_device_name(each.ifindex), each.hook, each.kind)
+                    for each in program.attachments
+                ),
             )
-            for program in self._datapath.programs()
+            for program in found
         ]
 
     def maps(self, *, count: bool = True) -> list[MapInfo]:
         """Maps; with ``count`` their entries are counted, which takes milliseconds for large ones."""
-        with self._walking:
-            return [
-                MapInfo(
-                    found.name,
-                    found.type,
-                    found.max_entries,
-                    found.entries,
-                    id=found.id,
-                    key_size=found.key_size,
-                    value_size=found.value_size,
-                )
-                for found in self._datapath.maps(count=count)
-            ]
+        with _refusals(), self._using:
+            found = [_map_info(each) for each in self._datapath.maps()]
+        if not count:
+            return found
+        # Beside everything else: a map that is exchanged meanwhile goes uncounted.
+        with _refusals():
+            return [replace(each, entries=count_elements(each.id)) for each in found]
 
     def traffic(self) -> list[TrafficCount]:
         """Packets and bytes by reason and direction."""
+        with _refusals(), self._using:
+            found = self._datapath.metrics()
         return [
             TrafficCount(metric.reason_name, metric.reason, metric.direction, metric.packets, metric.bytes)
-            for metric in self._datapath.metrics()
+            for metric in found
             # A lost event is no packet: its packet is counted under what became of it.
             if metric.packets and metric.reason != EVENT_LOST
         ]
 
     def lost_events(self) -> int:
         """How many events found the ring buffer full."""
-        return sum(metric.packets for metric in self._datapath.metrics() if metric.reason == EVENT_LOST)
+        with _refusals(), self._using:
+            found = self._datapath.metrics()
+        return sum(metric.packets for metric in found if metric.reason == EVENT_LOST)
 
     def open_events(self, callback: Callable[[PacketReport], None]) -> EventSource:
         """Starts to read events."""
@@ -406,20 +523,64 @@ class Kernel:
         def take(event: Event) -> None:
             callback(_report(event))
 
-        with _refusals():
-            return _Events(self._datapath.events(take), lambda: self._datapath)
+        with _refusals(), self._using:
+            made = _Events(self._datapath.events(take), self)
+            self._events.add(made)
+            return made
+
+    def want_events(self, wanted: bool, *, trace: bool = False) -> None:
+        """Lets programs make events, and with ``trace`` those of flows that begin and end, or none."""
+        with _refusals(), self._using:
+            self._datapath.want_events(wanted, trace=trace)
 
     def close(self) -> None:
         """Lets go of everything; what is pinned stays and forwards."""
-        self._datapath.close()
+        with self._walking, self._using:
+            self._datapath.close()
 
 
 @contextmanager
 def _refusals() -> Iterator[None]:
     try:
         yield
-    except (BpfError, DatapathUnavailable, MapMismatch, ValueError) as problem:
+    except MapFull as problem:
+        raise MapTooSmall(
+            str(problem),
+            map=problem.name,
+            entries=str(problem.entries),
+            max_entries=str(problem.max_entries),
+        ) from problem
+    except MapMismatch as problem:
+        raise DatapathRefused(
+            str(problem),
+            map=problem.name,
+            field=problem.field,
+            pinned=problem.pinned,
+            expected=problem.expected,
+        ) from problem
+    except VerifierError as problem:
+        raise DatapathRefused(str(problem), program=problem.program, log=problem.log_path) from problem
+    except CompileError as problem:
+        raise DatapathRefused(str(problem), **problem.metadata) from problem
+    except DatapathUnavailable as problem:
+        raise DatapathRefused(str(problem)) from problem
+    except (BpfError, ValueError) as problem:
         raise DatapathError(str(problem)) from problem
+
+
+def _map_info(found: MapStatus) -> MapInfo:
+    return MapInfo(
+        found.name,
+        found.type,
+        found.max_entries,
+        found.entries,
+        found.id,
+        found.key_size,
+        found.value_size,
+        found.flags,
+        found.memory_bytes,
+        found.resized,
+    )
 
 
 def _row(record: EndpointRecord) -> EndpointRow:
@@ -516,9 +677,9 @@ def _report(event: Event) -> PacketReport:
 class _Events:
     """The reader, and the switch that goes with it in whichever datapath has the maps by now."""
 
-    def __init__(self, reader: EventReader, datapath: Callable[[], KernelDatapath]) -> None:
+    def __init__(self, reader: EventReader, kernel: Kernel) -> None:
         self._reader = reader
-        self._datapath = datapath
+        self._kernel = kernel
 
     def fileno(self) -> int:
         return self._reader.fileno()
@@ -527,10 +688,14 @@ class _Events:
         return self._reader.consume(limit)
 
     def trace(self, wanted: bool) -> None:
-        with _refusals():
-            self._datapath().want_events(True, trace=wanted)
+        self._kernel.want_events(True, trace=wanted)
+
+    def follow(self, datapath: KernelDatapath) -> None:
+        """Reads what these programs report too, through the same descriptor."""
+        events = datapath.map_named("events")
+        if events is not None:
+            self._reader.follow(events.id, events.fd)
 
     def close(self) -> None:
         self._reader.close()
-        with _refusals():
-            self._datapath().want_events(False)
+        self._kernel.want_events(False)

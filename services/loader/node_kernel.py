@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from services.chassis.errors import FailedPrecondition
+from services.loader.bpf.attach import Anchor, Mode
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig
 from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.bpf.map_sizes import MapSizes
+from services.loader.bpf.switching import AttachOptions
 from services.loader.endpoints.records import NodeRecord
 from services.loader.host_policy import failsafe_ports
 from services.loader.interfaces import DatapathError
@@ -67,22 +71,34 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
     reloading and resizing, goes by what ``place`` says then. Raises FailedPrecondition.
     """
 
-    def reopen() -> KernelDatapath:
+    sizes = MapSizes(settings.state_dir, settings.map_max_entries)
+
+    def reopen(*, rebuild: bool, map_sizes: Mapping[str, int]) -> KernelDatapath:
+        config = node_config(settings, record, place.devices)
         return traced_open(
             lambda: KernelDatapath.open(
-                node_config(settings, record, place.devices),
+                replace(config, map_sizes=map_sizes),
                 pin_dir=settings.pins,
                 source_dir=settings.source_dir,
                 cache_dir=settings.cache_dir,
                 devices=place.devices.nics,
+                attach=AttachOptions(
+                    Mode(settings.attach_mode),
+                    Mode(settings.endpoint_attach_mode),
+                    Anchor(settings.tcx_anchor),
+                ),
+                prebuilt_dir=settings.prebuilt_dir,
+                state_dir=settings.state_dir,
+                rebuild=rebuild,
             )
         )
 
     try:
-        datapath = reopen()
+        datapath = reopen(rebuild=False, map_sizes=sizes.merged())
     except (BpfError, DatapathUnavailable, MapMismatch) as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
-    kernel = Kernel(datapath, reopen, PolicyMode(settings.policy_enforcement, settings.policy_audit))
+    mode = PolicyMode(settings.policy_enforcement, settings.policy_audit)
+    kernel = Kernel(datapath, reopen, mode, sizes)
     try:
         kernel.configure_node(node_rows(settings, place.devices))
     except DatapathError as problem:

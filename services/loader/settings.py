@@ -18,6 +18,7 @@ from services.loader.settings_types import (
     cidrs,
     devices,
     failsafe_ports,
+    map_sizes,
     node_labels,
     port_range,
 )
@@ -172,6 +173,11 @@ class LoaderSettings(CommonSettings):
         "differs from the loader's records is repaired. 0: never.",
         minimum=0,
     )
+    map_sizes: tuple[str, ...] = setting(
+        (),
+        help="Most entries that maps are to hold, MAP=ENTRIES comma separated, instead of what the programs "
+        "declare. What a map holds is carried over. `fimbria map resize` overrides it.",
+    )
     flow_buffer: int = setting(
         4096, help="How many of the newest flows are remembered.", minimum=1, maximum=1_000_000
     )
@@ -189,6 +195,7 @@ class LoaderSettings(CommonSettings):
             ("masquerade_ports", port_range),
             ("host_failsafe_ports", failsafe_ports),
             ("node_labels", node_labels),
+            ("map_sizes", map_sizes),
         ):
             check(f"FIMBRIA_{name.upper()}", getattr(self, name))
         if self.node_ipv6:
@@ -213,6 +220,11 @@ class LoaderSettings(CommonSettings):
             check_value(self.node_name)
             found.setdefault(HOSTNAME_KEY, Label(SOURCE_K8S, HOSTNAME_KEY, self.node_name))
         return LabelSet(found.values())
+
+    @property
+    def map_max_entries(self) -> dict[str, int]:
+        """``map_sizes``, parsed."""
+        return map_sizes("FIMBRIA_MAP_SIZES", self.map_sizes)
 
     @property
     def pins(self) -> str:

@@ -101,3 +101,14 @@ def failsafe_ports(variable: str, texts: Sequence[str]) -> tuple[FailsafePort, .
             )
         found.append(FailsafePort(match[1] == "ingress", int(match[2]), _PROTOCOLS[match[3]]))
     return tuple(dict.fromkeys(found))
+
+
+def map_sizes(variable: str, texts: Sequence[str]) -> dict[str, int]:
+    """max_entries of ``MAP=ENTRIES`` each, by map."""
+    found = {}
+    for text in texts:
+        name, _, size = text.partition("=")
+        if not name or not size.isdecimal() or not 1 <= int(size) < 1 << 31:
+            raise SettingsError(variable, text, "MAP=ENTRIES, comma separated, such as ct4=262144")
+        found[name] = int(size)
+    return found

@@ -183,15 +183,15 @@ class MapMismatch(Exception):
         self.field = field
 
 
-class MapFull(Exception):
+class MapFull(MapMismatch):
     """A map holds more than would fit into one of the size that is asked for."""
 
     def __init__(self, name: str, entries: int, max_entries: int) -> None:
-        super().__init__(
+        super().__init__(name, "", f"{entries} entries", f"max_entries {max_entries}")
+        self.args = (
             f"map {name} holds {entries} entries, which do not fit into max_entries {max_entries}; "
-            "give it a larger size"
+            "give it a larger size",
         )
-        self.name = name
         self.entries = entries
         self.max_entries = max_entries
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from services.loader.bpf.drop_reasons import reason_name, source_file
 from services.loader.bpf.layout import EVENT_CODEC, Direction, ipv4_text, ipv6_text
+from services.loader.bpf.maps import describe
 from services.loader.bpf.native import check, check_pointer, ffi, lib
 
 KIND_DROP = "drop"
@@ -122,9 +124,26 @@ class EventReader:
         self._left = 0
         # Held for as long as the kernel's reader may call it.
         self._sample = ffi.callback("int(void *, void *, size_t)", self._on_sample)
+        self._lock = threading.Lock()
+        self._maps = {describe(map_fd)[0]}
         self._reader: Any = check_pointer(
             lib.ring_buffer__new(map_fd, self._sample, ffi.NULL, ffi.NULL), "open the event ring buffer"
         )
+
+    def follow(self, map_id: int, map_fd: int) -> None:
+        """Reads another ring buffer too, by the same descriptor: programs that write that one may have taken
+        the place of others, whose last events are still to be read. Any thread may call it.
+
+        The rings of before go when reading ends. Raises BpfError.
+        """
+        with self._lock:
+            if self._reader is None or map_id in self._maps:
+                return
+            check(
+                lib.ring_buffer__add(self._reader, map_fd, self._sample, ffi.NULL),
+                "open the event ring buffer",
+            )
+            self._maps.add(map_id)
 
     def _on_sample(self, _context: object, data: Any, size: int) -> int:
         try:
@@ -147,7 +166,8 @@ class EventReader:
         while events come faster than they are read.
         """
         self._left = limit
-        result = lib.ring_buffer__consume(self._reader)
+        with self._lock:
+            result = lib.ring_buffer__consume(self._reader)
         if self._error is not None:
             error, self._error = self._error, None
             raise error
@@ -157,7 +177,9 @@ class EventReader:
 
     def close(self) -> None:
         """Ends reading. The datapath goes on; what finds no room is counted as lost."""
-        if self._reader is not None:
-            lib.ring_buffer__free(self._reader)
-            self._reader = None
+        with self._lock:
+            reader, self._reader = self._reader, None
+            if reader is not None:
+                lib.ring_buffer__free(reader)
+        if reader is not None:
             self._closed()

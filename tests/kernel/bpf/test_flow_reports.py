@@ -46,7 +46,7 @@ class Observed:
     def __init__(self, node: Node, reopen: Callable[[], KernelDatapath]) -> None:
         self.node = node
         node.reader.close()
-        self.kernel = Kernel(node.datapath, reopen)
+        self.kernel = Kernel(node.datapath, lambda **_: reopen())
         self.log = FlowLog(Names(), capacity=100_000)
         self.reader = FlowReader(self.kernel, self.log)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def node() -> Iterator[Namespace]:
 def kernel(node: Namespace) -> Iterator[Kernel]:
     pins = f"/sys/fs/bpf/fimbria/test-{os.getpid()}-{node.name}"
 
-    def reopen() -> KernelDatapath:
+    def reopen(*, rebuild: bool, map_sizes: Mapping[str, int]) -> KernelDatapath:
         config = NodeConfig(
             node_name="node-1",
             node_ipv4="172.31.1.1",
@@ -50,15 +50,18 @@ def kernel(node: Namespace) -> Iterator[Kernel]:
             host_ifindex=socket.if_nametoindex("fimbria_host"),
             net_ifindex=socket.if_nametoindex("fimbria_net"),
             vxlan_ifindex=0,
+            masquerade=True,
+            map_sizes=map_sizes,
         )
         return KernelDatapath.open(
             config,
+            rebuild=rebuild,
             pin_dir=pins,
             source_dir=str(REPOSITORY / "bpf"),
             cache_dir=str(REPOSITORY / "build" / "bpf-cache"),
         )
 
-    made = node.run(lambda: Kernel(reopen(), reopen))
+    made = node.run(lambda: Kernel(reopen(rebuild=False, map_sizes={}), reopen))
     yield made
     made.close()
     remove_pins(pins)
@@ -133,7 +136,7 @@ def test_rows_of_another_mode_are_rewritten_once(
     kernel.put_subject(11, todo.target)
     before = kernel.subjects()[11]
     mode = PolicyMode(enforcement, audit)
-    again = Kernel(kernel._datapath, lambda: kernel._datapath, mode)
+    again = Kernel(kernel._datapath, kernel._reopen, mode)
     changed = int(mode != PolicyMode())
     epochs = iter([50, 51])
     assert again.conform_subjects(Taking(epochs)) == changed
