@@ -4,7 +4,7 @@
  *
  *   container                     waits for SIGTERM: the pause container of a pod
  *   container serve PORT TEXT     says TEXT to whoever connects, over IPv4 or IPv6
- *   container ask ADDRESS PORT    prints what is said there; 1 when nothing is said within a second
+ *   container ask ADDRESS PORT    prints what is said there; 1 when nothing is said within three seconds
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -18,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define ASK_MILLISECONDS 1000
+#define ASK_MILLISECONDS 3000
 
 static void leave(int number)
 {

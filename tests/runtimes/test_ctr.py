@@ -53,9 +53,15 @@ def ask(containerd: Containerd, address: str) -> str:
 
 
 def end(containerd: Containerd, name: str) -> None:
+    """Kills a container's program and removes the container."""
+
+    def gone() -> bool:
+        # A task that is still ending cannot be deleted.
+        containerd.ctr("tasks", "delete", name, check=False)
+        return name not in containerd.ctr("tasks", "list", "--quiet").split()
+
     containerd.ctr("tasks", "kill", "--signal", "SIGKILL", name)
-    containerd.ctr("tasks", "delete", name, check=False)
-    wait_until(lambda: not containerd.ctr("tasks", "list", "--quiet"))
+    wait_until(gone)
     containerd.ctr("containers", "delete", name)
 
 
