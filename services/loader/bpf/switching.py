@@ -14,13 +14,16 @@ from dataclasses import dataclass
 
 from services.loader.bpf.attach import (
     Anchor,
+    Attachment,
     Hook,
+    Kind,
     Mode,
     Ownership,
     Place,
     attach,
     attach_many,
     attachments,
+    has_tcx,
     link_state,
     remove_link,
 )
@@ -148,18 +151,28 @@ class Switchboard:
         }
 
     def in_place(self, programs: Mapping[str, int], endpoints: Sequence[int]) -> bool:
-        """Whether exactly these programs (the kernel's ids by name) run on all devices that there are."""
-        running = self.running(endpoints)
+        """Whether exactly these programs (the kernel's ids by name) run on all devices that there are, held
+        there as the options say, and nothing else of ours does.
+        """
+        own = [each.ifindex for each in self.places]
+        found = attachments([*own, *endpoints], Ownership.of_pins(self.pins))
+
+        def held(ifindex: int, hook: str, mode: Mode) -> int | None:
+            here = [each for each in found[ifindex] if each.hook == hook]
+            return here[0].program if len(here) == 1 and _as_wanted(here[0], mode) else None
+
         for each in self.places:
             wanted = programs.get(each.program)
-            if wanted is not None and running.get((each.ifindex, each.hook.label)) != wanted:
+            if wanted is not None and held(each.ifindex, each.hook.label, self.options.mode) != wanted:
                 return False
-        alive = {ifindex for ifindex, _ in running}
         for ifindex in endpoints:
-            sent = running.get((ifindex, Hook.INGRESS.label)) or running.get((ifindex, "netkit-peer"))
-            received = running.get((ifindex, Hook.EGRESS.label))
-            wanted_pair = (programs.get(FROM_CONTAINER), programs.get(TO_CONTAINER))
-            if (ifindex in alive or _exists(ifindex)) and (sent, received) != wanted_pair:
+            if not _exists(ifindex):
+                continue
+            peer = [each.program for each in found[ifindex] if each.hook == "netkit-peer"]
+            mode = Mode.CLSACT if peer else self.options.endpoint_mode
+            sent = peer[0] if peer else held(ifindex, Hook.INGRESS.label, mode)
+            received = held(ifindex, Hook.EGRESS.label, mode)
+            if (sent, received) != (programs.get(FROM_CONTAINER), programs.get(TO_CONTAINER)):
                 return False
         return True
 
@@ -168,12 +181,17 @@ class Switchboard:
         return [each.error for each in results if each.error is not None and not each.device_gone]
 
     def _endpoint_pin(self, ifindex: int, program: str) -> str:
-        if self.options.endpoint_mode is Mode.CLSACT:
-            return ""
+        """Where an endpoint's link is pinned, or was before filters were wanted."""
         try:
             return self.pins.link(socket.if_indextoname(ifindex), program)
         except OSError:
             return ""
+
+
+def _as_wanted(found: Attachment, mode: Mode) -> bool:
+    if mode is Mode.TCX or (mode is Mode.AUTO and has_tcx(found.ifindex)):
+        return found.kind is Kind.TCX
+    return found.kind is Kind.CLSACT
 
 
 def endpoint_devices(table: Map | None) -> list[int]:

@@ -28,7 +28,7 @@ from services.loader.bpf.attach.places import (
     Place,
     TcxMissing,
 )
-from services.loader.bpf.attach.tcx import TCX, attach_link, link_program
+from services.loader.bpf.attach.tcx import TCX, attach_link, has_tcx, link_program
 from services.loader.bpf.attach.xdp import attach_xdp, xdp_programs
 from services.loader.bpf.errors import BpfError
 from services.loader.netlink.rtnetlink import NetlinkError
@@ -36,7 +36,8 @@ from services.loader.netlink.rtnetlink import NetlinkError
 __all__ = [
     "Anchor", "Attached", "Attachment", "Hook", "Kind", "LinkState", "Mode", "Ownership", "Place",
     "TcxMissing", "attach", "attach_filters", "attach_link", "attach_many", "attach_xdp", "attachments",
-    "detach", "filter_program", "link_program", "link_state", "pin_replacing", "remove_link", "xdp_programs",
+    "detach", "filter_program", "has_tcx", "link_program", "link_state", "pin_replacing", "remove_link",
+    "xdp_programs",
 ]  # fmt: skip
 
 _NETKIT = {"netkit-primary": NETKIT_PRIMARY, "netkit-peer": NETKIT_PEER}

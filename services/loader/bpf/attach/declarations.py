@@ -43,6 +43,14 @@ def programs_at(ifindex: int, attach_type: int) -> list[int]:
     return [int(ids[index]) for index in range(options.count)] if result == 0 else []
 
 
+def has_hook(ifindex: int, attach_type: int) -> bool:
+    """Whether the kernel, and the device, have a hook of that type."""
+    options = sized("struct fimbria_prog_query_opts")
+    result = lib.bpf_prog_query_opts(ifindex, attach_type, options)
+    said()
+    return bool(result == 0)
+
+
 def program_info(fd: int) -> Any:
     """struct bpf_prog_info of a program."""
     info = ffi.new("struct bpf_prog_info *")

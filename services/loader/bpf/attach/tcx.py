@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from services.loader.bpf.attach.declarations import LINK_TCX, TCX_EGRESS, TCX_INGRESS, create_link
+from services.loader.bpf.attach.declarations import LINK_TCX, TCX_EGRESS, TCX_INGRESS, create_link, has_hook
 from services.loader.bpf.attach.links import LinkState, link_state, put_link
 from services.loader.bpf.attach.places import Anchor, Hook, TcxMissing
 from services.loader.bpf.native import check, said
@@ -38,6 +38,11 @@ def attach_link(pin: str, ifindex: int, point: Hook, program: int, anchor: Ancho
     except TcxMissing:
         return False
     return True
+
+
+def has_tcx(ifindex: int) -> bool:
+    """Whether the kernel has tcx (6.6 and later); False for a device that is not there."""
+    return has_hook(ifindex, TCX_INGRESS)
 
 
 def link_program(pin: str) -> int | None:
