@@ -26,6 +26,7 @@ COMMANDS = {
     "map": ("cli.commands.map:maps", "BPF maps: list, dump, pressure, resize."),
     "prog": ("cli.commands.prog:prog", "BPF programs: where they run, what they cost."),
     "reload": ("cli.commands.prog:reload", "Load the nodes' programs anew, under traffic."),
+    "cni": ("cli.commands.cni:cni", "The CNI plugin: print its configuration, install it."),
     "orphans": ("cli.commands.orphans:orphans", "What on the nodes belongs to nobody."),
 }
 
