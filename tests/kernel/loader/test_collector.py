@@ -50,6 +50,15 @@ class Watched:
         """By name."""
         return {span.name: span for span in self.received.spans if span.parent_id == parent.span_id}
 
+    def steps(self, parent: Span) -> list[Span]:
+        """In order."""
+        found = [span for span in self.received.spans if span.parent_id == parent.span_id]
+        return sorted(found, key=lambda span: span.start_ns)
+
+    def starts(self) -> list[Span]:
+        """Starts of the loader, in order."""
+        return sorted(self.received.named("loader.restart"), key=lambda span: span.start_ns)
+
     def regenerations(self, **attributes: object) -> list[Span]:
         """Those with these attributes, in order."""
         found = [
@@ -93,6 +102,14 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watched]:
                 ]
             )
             client.delete()
+            assert node.loader.terminate() == 0
+            # What a process has measured is told under its own name.
+            node.loader.environment["FIMBRIA_INSTANCE"] = "node-1-again"
+            node.loader.start()
+            assert node.loader.terminate() == 0
+            node.loader.environment["FIMBRIA_INSTANCE"] = "node-1-larger"
+            node.loader.environment["FIMBRIA_MAP_SIZES"] = "endpoint_dev=16384"
+            node.loader.start()
             assert node.loader.terminate() == 0
             for service in rig.services.values():
                 assert service.terminate() == 0
@@ -157,15 +174,35 @@ def test_the_trace_of_a_policy_ends_in_the_maps_of_the_node(watched: Watched) ->
 
 
 def test_a_start_says_what_was_compiled_loaded_and_attached(watched: Watched) -> None:
-    (start,) = watched.received.named("loader.restart")
-    steps = [span for span in watched.received.spans if span.parent_id == start.span_id]
+    steps = watched.steps(watched.starts()[0])
     compiled = {span.attributes["source"] for span in steps if span.name == "bpf.compile"}
     assert "bpf_lxc.c" in compiled
     assert all("cache.hit" in span.attributes for span in steps if span.name == "bpf.compile")
     loaded = {span.attributes["source"]: span for span in steps if span.name == "bpf.load"}
     assert loaded["bpf_lxc.c"].attributes["insns"] > 1000
     assert loaded["bpf_lxc.c"].attributes["verifier.time"] > 0
-    assert [span.name for span in steps].count("bpf.attach") == 1
+    (attached,) = [span for span in steps if span.name == "bpf.attach"]
+    assert attached.attributes == {"endpoints": 0, "adopted": False}
+
+
+def test_a_start_over_what_is_in_force_says_so(watched: Watched) -> None:
+    again = watched.starts()[1]
+    assert again.attributes["endpoints"] == 1
+    steps = watched.steps(again)
+    assert not [span for span in steps if span.name == "bpf.load"]
+    (attached,) = [span for span in steps if span.name == "bpf.attach"]
+    assert attached.attributes["adopted"] is True
+
+
+def test_what_is_carried_over_into_a_larger_map_is_told(watched: Watched) -> None:
+    steps = watched.steps(watched.starts()[2])
+    (migrated,) = [span for span in steps if span.name == "bpf.migrate"]
+    assert (migrated.attributes["map"], migrated.attributes["entries"]) == ("endpoint_dev", 1)
+    assert "max_entries" in migrated.attributes["cause"]
+    (attached,) = [span for span in steps if span.name == "bpf.attach"]
+    assert attached.attributes == {"endpoints": 1, "adopted": False}
+    phases = watched.received.metrics["node-1-larger", "fimbria.bpf.phase.duration"]
+    assert [point.count for point in phases.points if point.attributes["phase"] == "migrate"] == [1]
 
 
 def test_lines_of_the_log_have_the_ids_of_their_spans(watched: Watched) -> None:
