@@ -1,17 +1,18 @@
-"""A cluster of one node a module, and its machine with Fimbria's configuration in it."""
+"""A cluster a module, and its nodes' machines with Fimbria's configuration in them."""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cli.lab.preflight import ensure_bpffs
-from tests.kernel.loader.rig import DUAL_POOL, REPOSITORY, Rig
+from tests.kernel.loader.rig import DUAL_POOL, REPOSITORY, Node, Rig
 from tests.kernel.netlink.namespaces import Namespaces
 from tests.runtimes import image
 from tests.runtimes.machine import Machine, sweep_cgroups
@@ -37,14 +38,21 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def loader_flags() -> list[str]:
-    """More flags of the node's loader; modules may have others."""
+    """More flags of the loaders; modules may have others."""
     return []
 
 
 @pytest.fixture(scope="module")
-def rig(tmp_path_factory: pytest.TempPathFactory, loader_flags: list[str]) -> Iterator[Rig]:
+def node_count() -> int:
+    """How many nodes there are; modules may have more."""
+    return 1
+
+
+@pytest.fixture(scope="module")
+def rig(tmp_path_factory: pytest.TempPathFactory, node_count: int, loader_flags: list[str]) -> Iterator[Rig]:
+    directory = tmp_path_factory.mktemp("rig")
     with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("rig"), namespaces, nodes=1, cidrs=DUAL_POOL, flags=loader_flags)
+        made = Rig(directory, namespaces, nodes=node_count, cidrs=DUAL_POOL, flags=loader_flags)
         try:
             made.start()
             yield made
@@ -54,9 +62,15 @@ def rig(tmp_path_factory: pytest.TempPathFactory, loader_flags: list[str]) -> It
 
 @pytest.fixture(scope="module")
 def machine(rig: Rig) -> Iterator[Machine]:
-    """The node's machine, with the configuration that Fimbria is delivered with."""
-    (node,) = rig.nodes
-    made = Machine(node, "machine")
+    """The first node's machine."""
+    with configured_machine(rig.nodes[0]) as made:
+        yield made
+
+
+@contextmanager
+def configured_machine(node: Node) -> Iterator[Machine]:
+    """A node's machine, with the configuration that Fimbria is delivered with."""
+    made = Machine(node, f"machine-{node.name}")
     try:
         made.write(CONFLIST_PLACE, conflist(made))
         made.write("/etc/containers/policy.json", '{"default": [{"type": "insecureAcceptAnything"}]}')

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -12,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernel.loader.rig import Rig
+from tests.kernel.loader.rig import REPOSITORY, Rig
+from tests.runtimes.conftest import conflist
 from tests.runtimes.footprint import nothing_left
 from tests.runtimes.loader_stops import held_loader, plugin_under_way, plugins_done
 from tests.runtimes.machine import Machine, wait_until
@@ -22,6 +24,8 @@ pytestmark = pytest.mark.cluster
 
 AT_ONCE = 20
 KILLS = 12
+COLLECT = REPOSITORY / "deploy" / "podman" / "collect-garbage"
+NETWORK = {"cniVersion": "1.0.0", "name": "fimbria"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +88,21 @@ def test_podman_killed_in_a_del_can_be_asked_again(rig: Rig, machine: Machine, p
         plugin = plugin_under_way(machine)
         removing.kill()
         os.kill(plugin, signal.SIGKILL)
+
+
+def test_what_podman_has_lost_is_collected(rig: Rig, machine: Machine, podman: Podman) -> None:
+    """An ADD that Podman heard of, and died before it wrote that down."""
+    (node,) = rig.nodes
+    web = podman.run("web")
+    machine.run("ip", "netns", "add", "lost")
+    machine.write("/run/lost.json", json.dumps(json.loads(conflist(machine))["plugins"][0] | NETWORK))
+    lost = {"CNI_COMMAND": "ADD", "CNI_CONTAINERID": "lost", "CNI_IFNAME": "eth0", "CNI_PATH": "/opt/cni/bin"}
+    lost["CNI_NETNS"] = "/run/netns/lost"
+    machine.run("sh", "-c", "/opt/cni/bin/fimbria-cni </run/lost.json", environment=lost)
+    assert {each.container_id == "lost" for each in node.endpoints()} == {True, False}
+    machine.write("/run/collect-garbage", COLLECT.read_bytes(), mode=0o755)
+    machine.run("/run/collect-garbage", str(node.socket))
+    assert [each.ipv4 for each in node.endpoints()] == [web]
 
 
 def test_podman_killed_at_any_time_leaves_what_can_be_removed(machine: Machine, podman: Podman) -> None:
