@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from services.chassis.errors import FailedPrecondition
 from services.loader.bpf.attach import Anchor, Mode
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig
-from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapMismatch
+from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapFull, MapMismatch
 from services.loader.bpf.map_sizes import MapSizes
 from services.loader.bpf.switching import AttachOptions
 from services.loader.endpoints.records import NodeRecord
@@ -95,7 +95,7 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
 
     try:
         datapath = reopen(rebuild=False, map_sizes=sizes.merged())
-    except (BpfError, DatapathUnavailable, MapMismatch) as problem:
+    except (BpfError, DatapathUnavailable, MapFull, MapMismatch) as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
     mode = PolicyMode(settings.policy_enforcement, settings.policy_audit)
     kernel = Kernel(datapath, reopen, mode, sizes)
