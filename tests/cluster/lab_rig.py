@@ -11,7 +11,7 @@ from tests.kernel.loader.rig import Node, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 # A runtime waits a minute for the plugin; a test that holds a process up does not.
-PLUGIN_SECONDS = 7.0
+PLUGIN_SECONDS = 6.0
 
 
 class LabNode(Node):

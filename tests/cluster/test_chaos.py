@@ -346,7 +346,8 @@ def test_what_must_hold_holds(chaos: Chaos, fault: Fault, name: str) -> None:
     for pod in (coming, barred):
         if pod.container_id not in chaos.expected.there:
             settle(partial(chaos.cannot_add, pod))
-    assert chaos.passes(coming.namespace.path, PORT)
+    # A moment after ADD: other nodes have to hear of it.
+    settle(lambda: [] if chaos.passes(coming.namespace.path, PORT) else ["the new pod does not reach web"])
     assert not chaos.passes(barred.namespace.path, PORT, seconds=0.2)
     if not writes["policy"]:
         # What was not answered may have been done or not.

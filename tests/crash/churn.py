@@ -6,7 +6,6 @@ is no fault; an answer that it must not give is.
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import threading
@@ -58,7 +57,8 @@ class Churn:
             self._apply,
             self._apply,
             self._remove_policy,
-            *(() if "CRASH_NO_ORPHANS" in os.environ else (self._reload, self._resize)),
+            self._reload,
+            self._resize,
         )
         threads = [
             threading.Thread(target=self._work, args=(turn, actions, f"{self._seed}-{turn}"))

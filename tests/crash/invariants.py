@@ -67,8 +67,7 @@ def every_problem(rig: Rig, node: Node, expected: Expected) -> list[str]:
     problems += _programs(rig.pins(node) / "progs", node, endpoints)
     problems += service_problems(rig)
     problems += _state(node, endpoints)
-    if "CRASH_NO_ORPHANS" not in os.environ:
-        problems += _orphans(node)
+    problems += _orphans(node)
     return problems
 
 
