@@ -83,9 +83,9 @@ bench: build ## measure, beside peers, and write docs/benchmarks.md
 fuzz: build ## the same without end, until programs and model differ; FUZZ="--seed N" repeats
 	$(PY) -m tests.fuzz --endless $(FUZZ)
 
-test-kernels: build ## load and run the datapath under older Debian kernels, in virtual machines
+test-kernels: build ## the kernel and lab tests under Debian's 6.1 and 6.12, in virtual machines (docs/kernels.md)
 	@scripts/setup --kernels
-	$(PY) -m pytest -q tests/kernels
+	$(PY) -m pytest -q -n $(WORKERS) tests/kernels
 
 complexity: build ## instructions that the verifier processes, per program, into docs/complexity.md
 	@$(PY) -m services.loader.bpf.complexity > docs/complexity.md.tmp

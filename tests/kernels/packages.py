@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import lzma
 import shutil
 import subprocess
@@ -67,13 +68,20 @@ def image(wanted: Kernel, cache: Path = CACHE) -> Image:
     Raises RuntimeError with apt's words.
     """
     target = cache / wanted.name
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / ".lock").open("w") as lock:
+        # Several tests may want it at once; one fetches it.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _fetch(wanted, cache, target)
+    (release,) = (path.name for path in (target / "lib" / "modules").iterdir())
+    return Image(release, target / "vmlinuz", target)
+
+
+def _fetch(wanted: Kernel, cache: Path, target: Path) -> None:
     if not target.is_dir():
-        cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as scratch:
             _unpack(_download(wanted, Path(scratch)), Path(scratch) / "image")
             (Path(scratch) / "image").rename(target)
-    (release,) = (path.name for path in (target / "lib" / "modules").iterdir())
-    return Image(release, target / "vmlinuz", target)
 
 
 def _download(wanted: Kernel, scratch: Path) -> Path:
