@@ -77,11 +77,16 @@ def test_fifty_at_once_get_fifty_addresses(podman: Podman) -> None:
 
 
 def test_a_container_stopped_and_started_gets_another_endpoint(rig: Rig, podman: Podman) -> None:
+    """With the labels that are given then."""
     (node,) = rig.nodes
-    podman.run("web")
+    podman.run("web", labels="app=web")
+    (first,) = node.endpoints()
     podman("stop", "--time", "0", "web")
     assert node.endpoints() == []
     podman("start", "web")
+    (second,) = node.endpoints()
+    assert second.id != first.id
+    assert "k8s:app=web" in set(first.labels) - set(second.labels)
     podman.run("client")
     assert podman.ask("client", podman.address("web")) == "web"
 

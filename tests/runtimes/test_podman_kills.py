@@ -90,6 +90,16 @@ def test_podman_killed_in_a_del_can_be_asked_again(rig: Rig, machine: Machine, p
         os.kill(plugin, signal.SIGKILL)
 
 
+def test_containers_go_while_the_loader_is_away(rig: Rig, podman: Podman) -> None:
+    (node,) = rig.nodes
+    podman.run("web")
+    node.loader.kill()
+    podman.remove("web")
+    assert len(list((node.directory / "deletes").iterdir())) == 1
+    node.loader.start()
+    wait_until(lambda: node.endpoints() == [])
+
+
 def test_what_podman_has_lost_is_collected(rig: Rig, machine: Machine, podman: Podman) -> None:
     """An ADD that Podman heard of, and died before it wrote that down."""
     (node,) = rig.nodes
