@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from services.loader.bpf.attach import Hook, Place
+from services.loader.bpf import native
+from services.loader.bpf.attach import Hook, Place, TcxMissing
+from services.loader.bpf.attach.declarations import TCX_INGRESS
 from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.pins import remove_pins
 from tests.kernel.attach.programs import SOURCES, Programs
@@ -20,7 +23,33 @@ from tests.kernel.bpf.namespaces import Namespace, Namespaces, run
 
 BPFFS = "/sys/fs/bpf"
 DEVICE = "nic0"
+NO_TCX = "tcx is not in this kernel, nor in any before 6.6"
 _numbers = itertools.count()
+
+
+def kernel_has_tcx() -> bool:
+    """Asked in another way than the loader does."""
+    loopback, count = 1, native.ffi.new("__u32 *")
+    result = native.lib.bpf_prog_query(loopback, TCX_INGRESS, 0, native.ffi.NULL, native.ffi.NULL, count)
+    return bool(result != -errno.EINVAL)
+
+
+@pytest.fixture
+def tcx() -> None:
+    """Skips on a kernel without."""
+    if not kernel_has_tcx():
+        pytest.skip(NO_TCX)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, object, object]:
+    """What asks for tcx by name cannot be tried where there is none."""
+    try:
+        return (yield)
+    except TcxMissing:
+        if kernel_has_tcx():
+            raise
+        pytest.skip(NO_TCX)
 
 
 @pytest.fixture(scope="session")

@@ -57,6 +57,7 @@ def other_filter(other: Programs, wire: Wire, priority: int) -> None:
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("tcx")
 @pytest.mark.parametrize("anchor", list(Anchor))
 def test_links_of_others_keep_their_place_and_ours_goes_by_its_anchor(
     wire: Wire, load: Callable[..., Programs], anchor: Anchor
@@ -164,6 +165,7 @@ def test_what_is_pinned_for_the_node_is_the_nodes(wire: Wire, load: Callable[...
     assert filters() == [(1, program_id(ours))]
 
 
+@pytest.mark.usefixtures("tcx")
 def test_an_ingress_qdisc_of_somebody_else_stays_and_is_named(
     wire: Wire, load: Callable[..., Programs]
 ) -> None:
