@@ -126,6 +126,7 @@ class Loader:
             await asyncio.gather(
                 ready(self._channels.ipam, self._settings.ipam_target),
                 ready(self._channels.identity, self._settings.identity_target),
+                ready(self._channels.policy, self._settings.policy_target),
             )
         except FimbriaError as problem:
             if cni.limited():

@@ -19,6 +19,7 @@ from services.loader.endpoints.endpoint import (
     EndpointRecord,
     EndpointSpec,
     NamedPort,
+    Phase,
     State,
     check_container,
     owner_name,
@@ -77,10 +78,11 @@ class CniCalls:
             return result_of(record)
 
     def attachments(self, network: str) -> list[tuple[str, str]]:
-        """What the network has on this node. Endpoints of which it is not known whose they are, made before
-        records told, are nobody's.
+        """What the network has on this node, less what is being made. Endpoints of which it is not known
+        whose they are, made before records told, are nobody's.
         """
-        specs = [endpoint.record.spec for endpoint in self._registry]
+        records = [endpoint.record for endpoint in self._registry]
+        specs = [record.spec for record in records if record.phase is not Phase.CREATING]
         return [(spec.container_id, spec.ifname) for spec in specs if spec.network == network]
 
     def limited(self) -> bool:

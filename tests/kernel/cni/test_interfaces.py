@@ -15,7 +15,7 @@ from fimbria.loader.v1 import loader_pb2
 from tests.kernel.cni.chain import ChainError, Network, fimbria
 from tests.kernel.cni.test_chains import echoes
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import DUAL_POOL, Node, Rig
+from tests.kernel.loader.rig import DUAL_POOL, SERVICES, Node, Rig
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -182,7 +182,7 @@ def test_a_sysctl_that_cannot_be_leaves_nothing(
 def test_status_is_code_50_without_the_loader_or_a_service(rig: Rig, node: Node) -> None:
     made = network(node)
     made.call("STATUS")
-    for service in ("ipam", "identity"):
+    for service in SERVICES:
         rig.services[service].kill()
         error = refusal(lambda: made.call("STATUS"))
         assert error.code == 50, service
