@@ -95,7 +95,7 @@ def dump(name: str, limit: int | None, nodes: tuple[str, ...], output: str) -> N
         ]
     if output == "json":
         print_json(rows)
-    else:
+    elif rows or chosen.answered:
         shown = [
             {"node": row["node"], "key": decoded(row["key"]), "value": decoded(row["value"])} for row in rows
         ]

@@ -46,6 +46,11 @@ class Nodes:
                 continue
             yield node, result
 
+    @property
+    def answered(self) -> bool:
+        """Whether all of them did."""
+        return self._worst is None
+
     def exit(self) -> None:
         """Ends the command with the last failure's exit code, if there was one."""
         if self._worst is not None:
