@@ -171,11 +171,13 @@ class Start:
             "title": f"fimbria-{spec.name} lab {self._paths.id}",
         }
 
-    def wait(self, wanted: Iterable[ProcessSpec], timeout: float = READY_TIMEOUT) -> bool:
+    def wait(self, wanted: Iterable[ProcessSpec], timeout: float | None = None) -> bool:
         """Return when all `wanted` serve, those that ran before too; False when one of these has died.
 
-        CliError, with the end of its log, for one that died as it started or takes longer than `timeout` s.
+        CliError, with the end of its log, for one that died as it started or takes longer than `timeout` s
+        (READY_TIMEOUT).
         """
+        timeout = READY_TIMEOUT if timeout is None else timeout
         deadline = time.monotonic() + timeout
         waiting = list(wanted)
         while waiting:

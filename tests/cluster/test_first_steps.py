@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import run
-from cli.lab import sweep
+from cli.lab import cni, processes, runtime, sweep
 from cli.lab.paths import LabPaths
 from tests.cluster.conftest import CLIENT, STRANGER, WEB
 from tests.cluster.policies import CLIENT_TO_WEB
@@ -18,7 +18,14 @@ pytestmark = pytest.mark.cluster
 DENIED = 4
 
 
-def test_a_lab_from_up_to_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a lab waits for takes longer in a machine that is slower."""
+    for module, name in ((processes, "READY_TIMEOUT"), (runtime, "SETTLE_TIMEOUT"), (cni, "TIMEOUT")):
+        monkeypatch.setattr(module, name, patient(getattr(module, name)))
+
+
+def test_a_lab_from_up_to_down(tmp_path: Path) -> None:
     directory = tmp_path / "lab"
     manifest = tmp_path / "policy.yaml"
     manifest.write_text(CLIENT_TO_WEB)
