@@ -339,8 +339,8 @@ class EndpointKernel(Protocol):
         """Every endpoint row."""
 
     def unhooked(self) -> frozenset[int]:
-        """Interface indexes of endpoint rows whose device does not run the programs in force. Asks the kernel
-        for each device: for a thread.
+        """Interface indexes of endpoint rows whose device does not run the programs in force, or that are not
+        found by device and addresses. Asks the kernel for each device: for a thread.
         """
 
 

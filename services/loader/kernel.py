@@ -284,11 +284,14 @@ class Kernel:
         ]
 
     def unhooked(self) -> frozenset[int]:
-        """Interface indexes of endpoint rows whose device does not run the programs in force."""
+        """Interface indexes of endpoint rows whose device does not run the programs in force, or that no map
+        leads to.
+        """
         with _refusals(), self._using:
             found = {program.name: set(program.devices) for program in self._datapath.programs()}
             whole = found.get("from_container", set()) & found.get("to_container", set())
-            return frozenset(row.ifindex for row in self._datapath.endpoints()) - whole
+            devices = frozenset(row.ifindex for row in self._datapath.endpoints())
+            return (devices - whole) | frozenset(self._datapath.astray())
 
     # -- the node
 

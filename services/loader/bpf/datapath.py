@@ -244,6 +244,10 @@ class KernelDatapath:
         self._slots.remove(ifindex)
         self._board.forget_endpoint(ifindex)
 
+    def astray(self) -> list[int]:
+        """Interface indexes of endpoints that the maps do not lead to as they were written."""
+        return self._slots.astray()
+
     def endpoints(self) -> list[EndpointRow]:
         """Every endpoint that has a device's row."""
         return self._slots.rows()

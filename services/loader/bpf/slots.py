@@ -89,7 +89,7 @@ class EndpointSlots:
         :meth:`put_addresses`, with which others begin to deliver.
         """
         old = self._slots.get(row.ifindex)
-        if old is not None and self._row(old) == row:
+        if old is not None and self._row(old) == row and self._leads_to(row.ifindex, old):
             return old
         slot = self._take()
         try:
@@ -146,6 +146,17 @@ class EndpointSlots:
             table.delete(key)
             self._changed()
 
+    def astray(self) -> list[int]:
+        """Devices of endpoints that the maps do not lead to as they should, or whose addresses do not."""
+        found = []
+        for ifindex, slot in list(self._slots.items()):
+            addresses = self._keys(self._row(slot))
+            if not self._leads_to(ifindex, slot) or any(
+                table.get(key) != _u32(slot) for table, key in addresses
+            ):
+                found.append(ifindex)
+        return found
+
     def put_host(self, row: EndpointRow) -> None:
         """Writes the node's own row. In place: only its subject ever changes, which is one word."""
         self._rows.put(_u32(HOST_SLOT), row.pack())
@@ -165,6 +176,10 @@ class EndpointSlots:
             else:
                 table.delete(key)
         self._free.append((old, self._clock()))
+
+    def _leads_to(self, ifindex: int, slot: int) -> bool:
+        tables = [self._devices, self._index] if ifindex < ENDPOINT_INDEX_MAX else [self._devices]
+        return all(table.get(_u32(ifindex)) == _u32(slot) for table in tables)
 
     def _keys(self, row: EndpointRow) -> list[tuple[Map, bytes]]:
         keys = []

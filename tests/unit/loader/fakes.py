@@ -221,6 +221,7 @@ class FakeLinks:
     stray_routes: list[tuple[int, str]] = field(default_factory=list)
     fail: set[str] = field(default_factory=set)
     next_ifindex: int = 100
+    listed: int = 0
     gate: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
@@ -251,6 +252,7 @@ class FakeLinks:
         return [] if record.spec.host_device in self.devices else ["the device is gone"]
 
     async def endpoint_links(self) -> Mapping[str, int]:
+        self.listed += 1
         return dict(self.devices)
 
     async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
