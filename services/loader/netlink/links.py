@@ -283,11 +283,20 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
 
 def _default_routes(pod: rt.RouteSocket, spec: LinkSpec) -> tuple[int, ...]:
     """The IP versions whose default route is to lead through the link."""
-    if spec.default_route is not None:
-        return tuple(address.version for address, _ in spec.gateways) if spec.default_route else ()
+    if spec.default_route is False:
+        return ()
     families = {4: socket.AF_INET, 6: socket.AF_INET6}
     versions = [address.version for address, _ in spec.gateways]
-    return tuple(version for version in versions if not has_default_route(pod, families[version]))
+    free = tuple(version for version in versions if not has_default_route(pod, families[version]))
+    if spec.default_route and len(free) < len(versions):
+        (taken, *_) = (version for version in versions if version not in free)
+        raise FailedPrecondition(
+            f"network configuration: isDefaultGateway: got true, and the pod has an IPv{taken} default "
+            "route; expected false, or a pod without",
+            reason="ROUTE_TAKEN",
+            metadata={"ifname": spec.ifname, "family": str(taken)},
+        )
+    return free
 
 
 def _configure_pod(
@@ -475,8 +484,7 @@ def _refused(exc: OSError, spec: LinkSpec) -> FimbriaError:
         )
     if exc.errno == errno.EEXIST:
         return FailedPrecondition(
-            f"the pod already has what its link needs: {exc}; another interface keeps the default route "
-            'where the network configuration has "isDefaultGateway": false',
+            f"the pod already has what its link needs: {exc}",
             reason="ROUTE_TAKEN",
             metadata={"ifname": spec.ifname},
         )

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from services.chassis.errors import FailedPrecondition
 from services.loader.netlink.links import (
     LinkSpec,
     check_endpoint_link,
@@ -117,6 +118,20 @@ def test_a_family_that_another_plugin_routes_is_left_to_it(node: Namespace, pod:
     assert way(pod, "192.0.2.1") == "net0"
     assert way(pod, "192.0.2.1", str(spec.address)) == "eth0"
     assert node.run(lambda: check_endpoint_link(spec, (6,))) == []
+
+
+def test_a_default_route_is_not_taken_from_another_whatever_its_metric(
+    node: Namespace, pod: Namespace
+) -> None:
+    pod.command("ip", "link", "add", "net0", "type", "veth", "peer", "name", "other")
+    pod.command("ip", "link", "set", "net0", "up")
+    pod.command("ip", "route", "add", "default", "dev", "net0", "metric", "50")
+    spec = replace(spec_for(pod, "eth0", 7), default_route=True)
+    with pytest.raises(FailedPrecondition, match="isDefaultGateway: got true") as caught:
+        node.run(lambda: create_endpoint_link(spec))
+    assert (caught.value.reason, caught.value.metadata["family"]) == ("ROUTE_TAKEN", "4")
+    assert "eth0" not in pod.command("ip", "link")
+    assert sources(pod) == []
 
 
 def test_a_check_tells_of_a_rule_and_a_route_that_are_gone(node: Namespace, pod: Namespace) -> None:
