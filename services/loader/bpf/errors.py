@@ -78,7 +78,9 @@ class CompileError(DatapathUnavailable):
 
     def __init__(self, source: str, output: str) -> None:
         self.diagnostics = tuple(
-            Diagnostic(match["file"], int(match["line"]), int(match["column"]), match["text"])
+            Diagnostic(
+                os.path.normpath(match["file"]), int(match["line"]), int(match["column"]), match["text"]
+            )
             for match in _DIAGNOSTIC.finditer(output)
         )
         lines = output.splitlines()
