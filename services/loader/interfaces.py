@@ -295,6 +295,9 @@ class PolicyKernel(Protocol):
     def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
         """Every entry, by instance."""
 
+    def walk_policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        """As :meth:`policy`, for a thread: entries that are written meanwhile may be among them or not."""
+
     def policy_counts(self, instance: int) -> list[EntryCount]:
         """One instance's entries with their counters."""
 
@@ -319,6 +322,9 @@ class IpcacheKernel(Protocol):
 
     def ipcache(self) -> dict[str, Meaning]:
         """Every entry, by prefix."""
+
+    def walk_ipcache(self) -> dict[str, Meaning]:
+        """As :meth:`ipcache`, for a thread: entries that are written meanwhile may be among them or not."""
 
 
 class EndpointKernel(Protocol):

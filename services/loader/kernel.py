@@ -162,10 +162,13 @@ class Kernel:
         """Every entry, by instance."""
         with _refusals(), self._using:
             found = self._datapath.policy_entries()
-        entries: dict[int, dict[EntryKey, EntryValue]] = {}
-        for key, value in found.items():
-            entries.setdefault(key.instance, {})[_entry_key(key)] = EntryValue(value.deny, value.rule_cookie)
-        return entries
+        return _by_instance(found)
+
+    def walk_policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        """As :meth:`policy`, beside everything else."""
+        with _refusals(), self._walking:
+            found = self._datapath.policy_entries()
+        return _by_instance(found)
 
     def policy_counts(self, instance: int) -> list[EntryCount]:
         """One instance's entries with their counters."""
@@ -247,6 +250,12 @@ class Kernel:
             found = self._datapath.ipcache()
         return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
 
+    def walk_ipcache(self) -> dict[str, Meaning]:
+        """As :meth:`ipcache`, beside everything else."""
+        with _refusals(), self._walking:
+            found = self._datapath.ipcache()
+        return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
+
     # -- endpoints
 
     def attach(self, record: EndpointRecord) -> None:
@@ -287,7 +296,7 @@ class Kernel:
         """Interface indexes of endpoint rows whose device does not run the programs in force, or that no map
         leads to.
         """
-        with _refusals(), self._using:
+        with _refusals(), self._walking:
             found = {program.name: set(program.devices) for program in self._datapath.programs()}
             whole = found.get("from_container", set()) & found.get("to_container", set())
             devices = frozenset(row.ifindex for row in self._datapath.endpoints())
@@ -297,7 +306,7 @@ class Kernel:
 
     def node_unhooked(self) -> list[str]:
         """Which of the node's own devices do not run a program that they should, in words."""
-        with _refusals(), self._using:
+        with _refusals(), self._walking:
             running = {program.name: set(program.devices) for program in self._datapath.programs()}
             return [
                 f"{device} does not run {program}"
@@ -584,6 +593,13 @@ def _map_info(found: MapStatus) -> MapInfo:
         found.memory_bytes,
         found.resized,
     )
+
+
+def _by_instance(found: Mapping[PolicyKey, PolicyValue]) -> dict[int, dict[EntryKey, EntryValue]]:
+    entries: dict[int, dict[EntryKey, EntryValue]] = {}
+    for key, value in found.items():
+        entries.setdefault(key.instance, {})[_entry_key(key)] = EntryValue(value.deny, value.rule_cookie)
+    return entries
 
 
 def _row(record: EndpointRecord) -> EndpointRow:

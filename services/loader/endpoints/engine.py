@@ -26,7 +26,7 @@ from services.chassis.logs import get_logger
 from services.loader import measure_points
 from services.loader.endpoints.history import Histories
 from services.loader.endpoints.regeneration import Cause, Job, Level, Priority, Progress, Regeneration, joined
-from services.loader.interfaces import DatapathError
+from services.loader.interfaces import DatapathError, DatapathRefused
 from services.loader.streams.backoff import Backoff
 
 WORKERS: Final = 4
@@ -234,10 +234,14 @@ class Regenerator:
     def _again(self, endpoint: int, request: _Request, problem: Exception) -> None:
         self._failed(endpoint, str(problem) or type(problem).__name__)
         measure_points.retried(request.level.name.lower())
+        level = request.level
+        if level is Level.REBUILD and isinstance(problem, DatapathRefused):
+            # Programs that do not compile do not do so later either, and the old ones are in force.
+            level = Level.RELOAD
         waiting = self._requests.get(endpoint)
         if waiting is not None:
             # Somebody asked meanwhile: that is the next try, at once.
-            waiting.level = max(waiting.level, request.level)
+            waiting.level = max(waiting.level, level)
             waiting.causes = joined(request.causes, (Cause.RETRY,), waiting.causes)
             return
         backoff = self._backoffs.setdefault(
@@ -245,9 +249,7 @@ class Regenerator:
         )
         delay = backoff.next()
         # A trace of its own: whoever asked first has long been answered.
-        again = _Request(
-            request.level, Priority.RETRY, request.since, self._now() + delay, contextvars.Context()
-        )
+        again = _Request(level, Priority.RETRY, request.since, self._now() + delay, contextvars.Context())
         again.causes = joined(request.causes, (Cause.RETRY,))
 
         def due() -> None:

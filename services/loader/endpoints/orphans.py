@@ -222,7 +222,7 @@ class OrphanFinder:
 
     async def _published(self) -> list[Orphan]:
         published = await self._identities.published_here()
-        known = self._publication.prefixes()
+        known = self._publication.prefixes() | self._releases.prefixes()
         return [
             Orphan(
                 Kind.PUBLICATION,

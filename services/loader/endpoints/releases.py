@@ -41,6 +41,10 @@ class Releases:
     def __contains__(self, owner: str) -> bool:
         return owner in self._pending
 
+    def prefixes(self) -> set[str]:
+        """Prefixes that are still to be withdrawn."""
+        return {prefix for release in self._pending.values() for prefix in release.prefixes}
+
     def add(self, owner: str, prefixes: Sequence[str] = ()) -> None:
         """Notes that the owner's addresses and prefixes have to be given back; without prefixes those noted
         before stay noted. Raises OSError.

@@ -108,7 +108,7 @@ class IpcacheSync:
         many entries did. Raises DatapathError.
         """
         before = dict(self._table.kernel())
-        differing = await asyncio.to_thread(_differences, before, self._kernel.ipcache)
+        differing = await asyncio.to_thread(_differences, before, self._kernel.walk_ipcache)
         # What was written meanwhile is right.
         unchanged = {
             prefix: held

@@ -187,8 +187,8 @@ class SubjectTable:
         return todo
 
     def entries(self) -> Entries:
-        """Every entry that the kernel holds, by instance. From any thread. Raises DatapathError."""
-        return self._kernel.policy()
+        """Every entry that the kernel holds, by instance. For a thread. Raises DatapathError."""
+        return self._kernel.walk_policy()
 
     def agrees(self, subject: Subject, entries: Entries) -> bool:
         """Whether the kernel holds what it was last given for the subject. Raises DatapathError."""

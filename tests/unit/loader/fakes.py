@@ -77,6 +77,9 @@ class FakeKernel:
     def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
         return {instance: dict(entries) for instance, entries in self.entries.items()}
 
+    def walk_policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
+        return self.policy()
+
     def policy_counts(self, instance: int) -> list[EntryCount]:
         return [EntryCount(key, value, 0, 0) for key, value in self.entries.get(instance, {}).items()]
 
@@ -114,6 +117,9 @@ class FakeKernel:
 
     def ipcache(self) -> dict[str, Meaning]:
         return dict(self.addresses)
+
+    def walk_ipcache(self) -> dict[str, Meaning]:
+        return self.ipcache()
 
     def attach(self, record: EndpointRecord) -> None:
         self._write("attach")

@@ -12,7 +12,7 @@ from services.chassis.errors import Internal, NotFound
 from services.loader.endpoints.engine import MOST_RETRY_SECONDS, Programs, Regenerator
 from services.loader.endpoints.history import KEPT, Histories
 from services.loader.endpoints.regeneration import Cause, Job, Level, Progress
-from services.loader.interfaces import DatapathError
+from services.loader.interfaces import DatapathError, DatapathRefused
 from services.loader.streams.backoff import Backoff
 from tests.unit.loader.waiting import until
 
@@ -180,6 +180,22 @@ async def test_what_is_broken_beyond_the_kernel_is_tried_again_too() -> None:
     with pytest.raises(Internal, match="that should not be"):
         await work.regenerator.request(1, Level.REBUILD)
     await until(lambda: work.done == [(1, Level.REBUILD)])
+
+
+async def test_programs_that_are_refused_are_not_made_again_and_again() -> None:
+    work = Work()
+    tries = 0
+
+    async def rebuild() -> None:
+        nonlocal tries
+        tries += 1
+        raise DatapathRefused("bpf_lxc.c:1: no")
+
+    work.regenerator._rebuild = rebuild
+    with pytest.raises(Internal, match="no"):
+        await work.regenerator.request(1, Level.REBUILD)
+    await until(lambda: work.done == [(1, Level.RELOAD)])
+    assert tries == 1
 
 
 async def test_an_endpoint_that_is_gone_is_not_tried_again() -> None:
