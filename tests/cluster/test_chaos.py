@@ -7,7 +7,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import socket
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
@@ -24,16 +23,15 @@ from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from fimbria.loader.v1 import loader_pb2, loader_pb2_grpc
 from fimbria.policy.v1 import policy_pb2, policy_pb2_grpc
 
-from cli.lab import netns
 from cli.lab.lab import Lab
 from tests.cluster.conftest import CLIENT, STRANGER, WEB
 from tests.cluster.lab_rig import LabRig
 from tests.cluster.test_restart import poll
-from tests.crash.cluster import ONLY_CLIENTS, TCP_FROM_STRANGERS, settle
+from tests.crash.cluster import ONLY_CLIENTS, TCP_FROM_STRANGERS, gets_through, settle
 from tests.crash.flows import Flow, FlowKind, Traffic, show, traffic
 from tests.crash.invariants import Expected, quick_problems, service_problems
 from tests.kernel.loader.rig import Pod
-from tests.kernel.netlink.namespaces import Namespaces
+from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.cluster
 
@@ -146,6 +144,7 @@ class Chaos:
         self.rig = LabRig(lab, namespaces)
         self.expected = Expected(there={row["container_id"] for row in lab.pods()})
         self.rows = {f"{row['namespace']}/{row['name']}": row for row in lab.pods()}
+        self.stranger = Namespace(Path(self.rows[STRANGER]["netns"]).name)
         self.web = str(self.rows[WEB]["ips"][0])
         self.identities: dict[tuple[str, ...], int] = {}
         self.open_port = 0
@@ -200,19 +199,9 @@ class Chaos:
         assert code == 0, answer
         self.expected.unknown.discard(pod.container_id)
 
-    def passes(self, source: Path | str, port: int, seconds: float = 1.0) -> bool:
+    def passes(self, source: Namespace, port: int, seconds: float = 1.0) -> bool:
         """Whether a TCP packet gets from a namespace to web."""
-
-        def work() -> bool:
-            try:
-                socket.create_connection((self.web, port), timeout=seconds).close()
-            except ConnectionRefusedError:
-                return True
-            except OSError:
-                return False
-            return True
-
-        return netns.run_in(source, work)
+        return gets_through(source, self.web, port, seconds)
 
     # -- writes to the services, and whether they were accepted
 
@@ -276,7 +265,7 @@ class Chaos:
             with grpc.insecure_channel(self.rig.target("identity")) as channel:
                 stub = identity_pb2_grpc.IdentityServiceStub(channel)
                 assert stub.Resolve(identity_pb2.ResolveRequest(labels=labels), timeout=10).id == number
-        stranger = self.rows[STRANGER]["netns"]
+        stranger = self.stranger
         assert self.passes(stranger, self.open_port), f"port {self.open_port} is not open"
         assert not self.passes(stranger, self.open_port - 1, seconds=0.2)
         faults = self.traffic.faults()
@@ -340,15 +329,15 @@ def test_what_must_hold_holds(chaos: Chaos, fault: Fault, name: str) -> None:
         with ThreadPoolExecutor(max_workers=3) as pool:
             codes = list(pool.map(chaos.add, (coming, barred)))
             # Whatever became of it: without a policy that lets it nothing of it passes.
-            assert not chaos.passes(barred.namespace.path, PORT, seconds=0.2)
+            assert not chaos.passes(barred.namespace, PORT, seconds=0.2)
             refused = [pod for pod, code in zip((coming, barred), codes, strict=True) if code]
             list(pool.map(chaos.delete, (leaving, *refused)))
     for pod in (coming, barred):
         if pod.container_id not in chaos.expected.there:
             settle(partial(chaos.cannot_add, pod))
     # A moment after ADD: other nodes have to hear of it.
-    settle(lambda: [] if chaos.passes(coming.namespace.path, PORT) else ["the new pod does not reach web"])
-    assert not chaos.passes(barred.namespace.path, PORT, seconds=0.2)
+    settle(lambda: [] if chaos.passes(coming.namespace, PORT) else ["the new pod does not reach web"])
+    assert not chaos.passes(barred.namespace, PORT, seconds=0.2)
     if not writes["policy"]:
         # What was not answered may have been done or not.
         settle(lambda: [] if chaos.apply() else ["the policy is not accepted"])

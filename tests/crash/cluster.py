@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,12 @@ from services.loader.failpoints import VARIABLE
 from tests.crash.flows import Flow, FlowKind, Traffic, show, traffic
 from tests.crash.invariants import Expected, every_problem, quick_problems
 from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig
-from tests.kernel.netlink.namespaces import Namespaces
+from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 # How long a node may take to become consistent after its loader serves.
 SETTLE_SECONDS = 15.0
+# Loading may begin with clang, and others may want the processors too.
+RELOAD_SECONDS = 60.0
 _PORTS = itertools.count(9000)
 
 ONLY_CLIENTS = """
@@ -150,13 +153,17 @@ class CrashCluster:
         """Gives a map another size. Raises grpc.RpcError."""
         with grpc.insecure_channel(self.node.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
-            stub.ResizeMap(loader_pb2.ResizeMapRequest(map=name, max_entries=entries), timeout=20)
+            stub.ResizeMap(loader_pb2.ResizeMapRequest(map=name, max_entries=entries), timeout=RELOAD_SECONDS)
 
     def reload(self, level: int = loader_pb2.REGENERATION_LEVEL_REBUILD) -> loader_pb2.ReloadResponse:
         """Loads the programs anew. Raises grpc.RpcError."""
         with grpc.insecure_channel(self.node.target) as channel:
             stub = loader_pb2_grpc.DatapathServiceStub(channel)
-            return stub.Reload(loader_pb2.ReloadRequest(level=level), timeout=20)  # type: ignore[arg-type]
+            return stub.Reload(loader_pb2.ReloadRequest(level=level), timeout=RELOAD_SECONDS)  # type: ignore[arg-type]
+
+    def sizes(self) -> dict[str, int]:
+        """Most entries of each map."""
+        return {each.name: each.max_entries for each in self.node.status().maps}
 
     # -- dying
 
@@ -205,6 +212,21 @@ class CrashCluster:
         """Fails unless the node agrees with itself, its pods and the services within a while."""
         look = every_problem if full else quick_problems
         settle(lambda: look(self.rig, self.node, self.expected))
+
+
+def gets_through(namespace: Namespace, address: str, port: int, seconds: float = 1.0) -> bool:
+    """Whether a TCP packet gets to an address; a refusal says that too."""
+
+    def connect() -> bool:
+        try:
+            socket.create_connection((address, port), timeout=seconds).close()
+        except ConnectionRefusedError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    return namespace.run(connect)
 
 
 def settle(look: Callable[[], list[str]], seconds: float = SETTLE_SECONDS) -> None:

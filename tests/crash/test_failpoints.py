@@ -7,19 +7,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, TypeAlias
 
 import grpc
 import pytest
 
 from services.loader.failpoints import PLACES
-from tests.crash.cluster import TCP_FROM_STRANGERS, CrashCluster
+from tests.crash.cluster import TCP_FROM_STRANGERS, CrashCluster, gets_through
 
 pytestmark = pytest.mark.kernel
 
 _numbers = itertools.count(1)
 # Every one of these maps something else than before; the sizes alternate.
 _SIZES: Final = itertools.cycle(["ct4=300000,policy=70000", "ct4=262144,policy=65536"])
+
+
+# What has to be seen after the restart, beside what always has to.
+Afterwards: TypeAlias = Callable[[], None]
+Scenario: TypeAlias = Callable[[CrashCluster, str], Afterwards | None]
 
 
 @contextmanager
@@ -31,7 +36,7 @@ def unanswered() -> Iterator[None]:
 
 
 def _start(cluster: CrashCluster, place: str) -> None:
-    """A start to which the objects, the sizes of maps and the programs on the devices are new."""
+    """A start to which the sizes of maps are new."""
     cluster.node.loader.kill()
     cluster.node.loader.environment["FIMBRIA_MAP_SIZES"] = next(_SIZES)
     cluster.choose(place)
@@ -50,24 +55,40 @@ def _new_device(cluster: CrashCluster, place: str) -> None:
     cluster.node.loader.start(wait=False)
 
 
-def _resize(cluster: CrashCluster, place: str) -> None:
+def _resize(cluster: CrashCluster, place: str) -> Afterwards:
+    """Another size for a map that programs write; it is then the old or the new one."""
+    before, wanted = cluster.sizes()["ct4"], 100_000 + next(_numbers)
     cluster.choose(place)
     with unanswered():
-        cluster.resize("ct4", 100_000 + next(_numbers))
+        cluster.resize("ct4", wanted)
+
+    def look() -> None:
+        assert cluster.sizes()["ct4"] in (before, wanted)
+
+    return look
 
 
 def _reload(cluster: CrashCluster, place: str) -> None:
+    """The same programs, compiled and loaded again."""
     cluster.choose(place)
     with unanswered():
         cluster.reload()
 
 
-def _add(cluster: CrashCluster, place: str) -> None:
-    """An ADD whose answer never comes; the runtime tries again after the restart."""
-    cluster.choose(place)
+def _add(cluster: CrashCluster, place: str) -> Afterwards:
+    """An ADD that ends without an answer; the runtime tries again after the restart."""
     pod = cluster.rig.pod(cluster.node, f"late-{next(_numbers)}", app="client")
     cluster.expected.unknown.add(pod.container_id)
+    cluster.choose(place)
     assert pod.call("ADD")[0] != 0
+
+    def again() -> None:
+        pod.add()
+        assert gets_through(pod.namespace, cluster.web.ipv4, 80)
+        cluster.expected.unknown.discard(pod.container_id)
+        pod.delete()
+
+    return again
 
 
 def _delete(cluster: CrashCluster, place: str) -> None:
@@ -78,19 +99,27 @@ def _delete(cluster: CrashCluster, place: str) -> None:
     pod.delete()
 
 
-def _labels(cluster: CrashCluster, place: str) -> None:
-    """The identity of a pod that sends all the while."""
+def _labels(cluster: CrashCluster, place: str) -> Afterwards:
+    """Another identity for a pod that sends all the while."""
+    number = next(_numbers)
     cluster.choose(place)
     with unanswered():
-        cluster.relabel(cluster.near, f"k8s:turn={next(_numbers)}")
+        cluster.relabel(cluster.near, f"k8s:turn={number}")
+    return lambda: cluster.relabel(cluster.near, f"k8s:turn={number}")
 
 
-def _policy(cluster: CrashCluster, place: str) -> None:
+def _policy(cluster: CrashCluster, place: str) -> Afterwards:
+    """A policy that both lets in and shuts out, and so goes by another instance."""
+    port = 7000 + next(_numbers)
     cluster.choose(place)
-    cluster.apply(TCP_FROM_STRANGERS.format(port=7000 + next(_numbers)))
+    cluster.apply(TCP_FROM_STRANGERS.format(port=port))
 
+    def look() -> None:
+        assert gets_through(cluster.outsider.namespace, cluster.web.ipv4, port)
+        assert not gets_through(cluster.outsider.namespace, cluster.web.ipv4, port + 1, seconds=0.2)
 
-Scenario = Callable[[CrashCluster, str], None]
+    return look
+
 
 # Where each place is passed. A place without a scenario fails the test of the table.
 SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
@@ -142,11 +171,13 @@ def test_killed_there_the_node_forwards_and_recovers(
     if cluster.node.loader.running is None or cluster.node.loader.running.poll() is not None:
         cluster.restart()
     try:
-        scenario(cluster, place)
+        afterwards = scenario(cluster, place)
         cluster.wait_died(place)
         cluster.restart()
         cluster.enforced()
         cluster.require_consistent()
+        if afterwards is not None:
+            afterwards()
         cluster.require_traffic()
     finally:
         cluster.choose("")
