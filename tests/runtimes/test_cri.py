@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import grpc
 import pytest
 
 from tests.kernel.loader.rig import Rig
@@ -82,6 +85,29 @@ def test_policy_counts_by_labels_and_ports_in_annotations(rig: Rig, cri: Cri) ->
         assert ask(cri, stranger, web.ip) == ""
     finally:
         rig.remove_policy(POLICY)
+
+
+def test_what_a_pod_may_send_is_limited_by_its_annotation(rig: Rig, cri: Cri) -> None:
+    """As the kubelet hands it on; containerd makes a rate of it."""
+    (node,) = rig.nodes
+    cri.run(
+        "web", annotations={"kubernetes.io/egress-bandwidth": "10M"}, port_mappings=[{"container_port": 80}]
+    )
+    record = json.loads(next((node.directory / "state" / "endpoints").glob("*.json")).read_text())
+    assert record["spec"]["rate"] == 10_000_000 // 8
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"port_mappings": [{"container_port": 80, "host_port": 8080}]}, "runtimeConfig.portMappings"),
+        ({"annotations": {"kubernetes.io/ingress-bandwidth": "1M"}}, "runtimeConfig.bandwidth.ingressRate"),
+        ({"annotations": {"io.fimbria.labels": "app"}}, "io.fimbria.labels: got 'app'"),
+    ],
+)
+def test_what_the_network_cannot_do_is_refused(cri: Cri, more: dict[str, Any], said: str) -> None:
+    with pytest.raises(grpc.RpcError, match=said):
+        cri.run("web", **more)
 
 
 def test_fifty_at_once_get_fifty_addresses(cri: Cri) -> None:

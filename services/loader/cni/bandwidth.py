@@ -6,6 +6,8 @@ A runtime that finds ``"capabilities": {"bandwidth": true}`` in the configuratio
 
 Rates are in bits per second, bursts in bits. The datapath spaces a pod's packets in time, so that there is no
 bucket which a burst could empty: the burst is checked and has no effect. What a pod receives is not limited.
+
+Capitals do not count in the names, as they do not for plugins in Go: containerd says ``EgressRate``.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from services.loader.cni.errors import CniCode, CniError
 
 _FIELD = "runtimeConfig.bandwidth"
 _MEMBERS = ("ingressRate", "ingressBurst", "egressRate", "egressBurst")
+_BY_LOWER_CASE = {name.lower(): name for name in _MEMBERS}
 # 100 Tbit/s: beyond every device, and well within what the datapath counts with.
 _MOST_BITS = 10**14
 
@@ -33,8 +36,9 @@ def parse_rate(config: Mapping[str, Any]) -> int:
     if not isinstance(bandwidth, dict):
         raise _invalid(_FIELD, f"got {bandwidth!r}; expected an object")
     for name in bandwidth:
-        if name not in _MEMBERS:
+        if name.lower() not in _BY_LOWER_CASE:
             raise _invalid(f"{_FIELD}.{name}", f"unknown; expected {', '.join(_MEMBERS)}")
+    bandwidth = {_BY_LOWER_CASE[name.lower()]: value for name, value in bandwidth.items()}
     bits = {name: _bits(bandwidth, name) for name in _MEMBERS}
     for name in ("ingressRate", "ingressBurst"):
         if bits[name]:

@@ -146,6 +146,8 @@ def _dns(config: Mapping[str, Any]) -> dict[str, Any]:
             raise _invalid("dns.domain", domain, "a string")
         found["domain"] = domain
     runtime = _object(_peek(config, "runtimeConfig", "dns"), "runtimeConfig.dns")
+    # Containerd begins them with capitals, which do not count for plugins in Go.
+    runtime = {name.lower(): value for name, value in runtime.items()}
     for theirs, ours in _DNS_CAPABILITY.items():
         if items := _strings(runtime.get(theirs), f"runtimeConfig.dns.{theirs}"):
             found[ours] = items

@@ -24,6 +24,7 @@ def config(**members: Any) -> dict[str, Any]:
         (config(egressRate=0, egressBurst=0, ingressRate=0, ingressBurst=0), 0),
         (config(egressRate=10_000_000, egressBurst=1_000_000), 1_250_000),
         (config(egressRate=10_000_000), 1_250_000),
+        (config(IngressRate=0, IngressBurst=0, EgressRate=10_000_000, EgressBurst=4294967295), 1_250_000),
         (config(egressRate=1), 1),
         (config(egressRate=9), 2),
         (config(egressRate=10**14), 10**14 // 8),

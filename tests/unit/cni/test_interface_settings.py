@@ -59,6 +59,11 @@ def test_a_mac_address_comes_from_the_runtime_first() -> None:
     assert parsed({"MAC": third}).mac == third
 
 
+def test_containerd_begins_the_names_of_its_dns_with_capitals() -> None:
+    settings = parsed(runtimeConfig={"dns": {"Servers": ["192.0.2.2"], "Searches": ["a"], "Options": None}})
+    assert settings.dns == {"nameservers": ["192.0.2.2"], "search": ["a"]}
+
+
 def test_the_runtimes_dns_counts_before_the_configurations() -> None:
     settings = parsed(
         dns={"nameservers": ["192.0.2.1"], "search": ["a"], "domain": "d"},
