@@ -39,7 +39,7 @@ lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
 lab-down: setup ## take the lab down
 	@.venv/bin/fimbria lab down
 
-test: lint test-unit test-service test-kernel test-fuzz test-cluster test-acceptance ## run the whole suite
+test: lint test-unit test-service test-kernel test-crash test-fuzz test-cluster test-acceptance ## run the whole suite
 	@echo "all suites passed"
 
 test-unit: build ## pure code, seconds
@@ -50,6 +50,9 @@ test-service: build ## real servers over real sockets and SQLite files
 
 test-kernel: build ## programs run by the kernel, devices in namespaces
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/kernel
+
+test-crash: build ## kill the loader at named places and 200 times at random, under traffic
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/crash
 
 test-fuzz: build ## 100,000 random packets through the programs and a model of them
 	$(PY) -m pytest -q -n $(WORKERS) tests/fuzz
