@@ -13,6 +13,7 @@ from fimbria.loader.v1 import loader_pb2_grpc
 
 from services.chassis.errors import FimbriaError, error_from_rpc
 from services.loader.bpf import prebuilt
+from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.datapath import SOURCES
 from tests.kernel.echo import echo_server
 from tests.kernel.loader.rig import REPOSITORY, Node, Pod, Rig
@@ -107,6 +108,8 @@ def test_a_reload_that_fails_names_the_line_and_changes_nothing(
     node: Node, pods: tuple[Pod, Pod], sources: Path
 ) -> None:
     web, client = pods
+    # Ahead of the loader, which has thirty seconds to come up.
+    compile_sources(str(sources), SOURCES, str(REPOSITORY / "build" / "bpf-cache"))
     restart(node, {}, sources)
     before = ids(node)
     header, program = sources / "lib" / "policy.h", sources / "bpf_host.c"
