@@ -12,7 +12,9 @@ before the old one goes, tcx runs before clsact, and the datapath's programs alw
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import errno
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from services.loader.bpf.attach.clsact import FilterSocket, attach_all, filters, remove_all
 from services.loader.bpf.attach.declarations import NETKIT_PEER, NETKIT_PRIMARY, programs_at
@@ -54,7 +56,8 @@ def attach_many(
 
     A place's refusal (a device that is gone, for one) is in its result and touches no other. ``ours``
     recognises this node's programs; without it, those that share a map with the new ones. Places whose
-    ``pin`` is "" get filters whatever the mode. Raises TcxMissing for Mode.TCX where the kernel has none.
+    ``pin`` is "" get filters whatever the mode. Raises TcxMissing for Mode.TCX where the kernel has none, and
+    BpfError when the kernel does not answer at all.
     """
     ours = ours or Ownership.of_programs(place.program for place in places)
     results: dict[int, Attached] = {}
@@ -72,13 +75,18 @@ def attach_many(
                 filtered.append(index)
         except BpfError as problem:
             results[index] = Attached(place, None, problem)
+        except OSError as problem:
+            results[index] = Attached(place, None, _bpf_error(problem, f"attach to {place}"))
     # The new ones are there: the old ones have no packet left to see.
     linked = [each.place for each in results.values() if each.kind is Kind.TCX]
-    for index, result in zip(filtered, attach_all([places[each] for each in filtered], ours), strict=True):
-        results[index] = result
-        if result.kind is not None and result.place.pin:
-            remove_link(result.place.pin)
-    remove_all(linked, ours)
+    with _refusals("attach filters"):
+        for index, result in zip(
+            filtered, attach_all([places[each] for each in filtered], ours), strict=True
+        ):
+            results[index] = result
+            if result.kind is not None and result.place.pin:
+                remove_link(result.place.pin)
+        remove_all(linked, ours)
     return [results[index] for index in range(len(places))]
 
 
@@ -106,11 +114,12 @@ def detach(places: Sequence[Place], ours: Ownership | None = None) -> None:
     Raises BpfError.
     """
     ours = ours or Ownership.of_programs(place.program for place in places)
-    for place in places:
-        if place.pin:
-            remove_link(place.pin)
-    for error in remove_all(places, ours):
-        raise error
+    with _refusals("detach"):
+        for place in places:
+            if place.pin:
+                remove_link(place.pin)
+        for error in remove_all(places, ours):
+            raise error
 
 
 def attachments(ifindexes: Iterable[int], ours: Ownership) -> dict[int, list[Attachment]]:
@@ -136,6 +145,19 @@ def attachments(ifindexes: Iterable[int], ours: Ownership) -> dict[int, list[Att
                 here += _held(ifindex, hook.label, Kind.CLSACT, filtering, ours)
             found[ifindex] = here
     return found
+
+
+@contextmanager
+def _refusals(operation: str) -> Iterator[None]:
+    """Pins and sockets refuse with OSError; whoever attaches is told by BpfError alone."""
+    try:
+        yield
+    except OSError as problem:
+        raise _bpf_error(problem, operation) from problem
+
+
+def _bpf_error(problem: OSError, operation: str) -> BpfError:
+    return BpfError(problem.errno or errno.EIO, operation, str(problem))
 
 
 def _held(ifindex: int, hook: str, kind: Kind, programs: Iterable[int], ours: Ownership) -> list[Attachment]:
