@@ -34,6 +34,20 @@ spec:
     ports: [{port: 80, protocol: TCP}]
 """
 
+# near may speak with the node; the node with others' addresses not at all.
+HOST_POLICY = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: host}
+spec:
+  nodeSelector: {matchLabels: {kubernetes.io/hostname: node-1}}
+  ingress:
+  - fromEndpoints: [{matchLabels: {app: client}}]
+  - fromEntities: [remote-node]
+  egress:
+  - toEntities: [cluster]
+"""
+
 Eventually = Callable[[Callable[[], bool]], None]
 
 
@@ -123,6 +137,23 @@ def test_what_comes_from_the_world_is_not_taken_for_the_nodes_own(
     finally:
         rig.remove_policy(ONLY_CLIENT)
     assert pings(outside, web.ipv4)
+
+
+def test_the_nodes_own_policy_judges_its_pods_by_who_they_are(
+    rig: Rig, pods: dict[str, Pod], eventually: Eventually
+) -> None:
+    node, other = rig.nodes
+    assert pings(pods["web"].namespace, node.ipv4)
+    rig.apply(HOST_POLICY)
+    try:
+        eventually(lambda: not pings(pods["web"].namespace, node.ipv4))
+        assert pings(pods["near"].namespace, node.ipv4)
+        # What pods send to others by the node's devices is none of its policy.
+        assert pings(pods["web"].namespace, other.ipv4)
+        assert reaches(pods["web"], pods["client"], 80)
+    finally:
+        rig.remove_policy(HOST_POLICY)
+    eventually(lambda: pings(pods["web"].namespace, node.ipv4))
 
 
 def test_killing_and_starting_a_loader_loses_no_packet(
