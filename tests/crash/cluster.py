@@ -38,6 +38,16 @@ spec:
   - from: [{podSelector: {matchLabels: {app: client}}}]
 """
 
+# What answers a client passes only as long as the flow is remembered.
+NOTHING_TO_CLIENTS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: client, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: client}}
+  policyTypes: [Ingress]
+"""
+
 # From one port to the other this both widens and narrows what web lets in: it goes by another instance.
 TCP_FROM_STRANGERS = """
 apiVersion: networking.k8s.io/v1
@@ -72,6 +82,7 @@ class CrashCluster:
         """Starts everything, with pods and policies."""
         self.rig.start()
         self.rig.apply(ONLY_CLIENTS)
+        self.rig.apply(NOTHING_TO_CLIENTS)
         self.rig.apply(TCP_FROM_STRANGERS.format(port=7000))
         self.web = self.add("web", app="web")
         self.near = self.add("near", app="client")
@@ -89,20 +100,32 @@ class CrashCluster:
             source: Pod,
             interval: float,
             target: Pod | None = None,
+            *,
             v6: bool = False,
+            opened: bool = False,
         ) -> Flow:
             to = target or self.web
-            passes = source is not self.stranger and source is not self.outsider
-            address = to.ipv6 if v6 and to.ipv6 else to.ipv4
+            passes = source not in (self.stranger, self.outsider) and not (to is self.near and not opened)
             return Flow(
-                name, kind, source.namespace.path, to.namespace.path, address, next(_PORTS), interval, passes
+                name,
+                kind,
+                source.namespace.path,
+                to.namespace.path,
+                to.ipv6 if v6 else to.ipv4,
+                next(_PORTS),
+                interval,
+                passes,
+                (source.ipv6 if v6 else source.ipv4) if opened else "",
             )
 
         # About a thousand packets a second, and their answers.
         flows = [
             flow("local", "udp", self.near, 0.004),
             flow("remote", "udp", self.client, 0.004),
-            flow("outward", "udp", self.web, 0.008, self.client, v6=True),
+            flow("outward", "udp", self.web, 0.008, self.stranger, v6=True),
+            flow("local-answers", "udp", self.web, 0.008, self.near, opened=True),
+            flow("remote-answers", "udp", self.web, 0.008, self.client, v6=True, opened=True),
+            flow("unasked", "fresh", self.web, 0.016, self.near),
             flow("local-new", "fresh", self.near, 0.008, v6=True),
             flow("remote-new", "fresh", self.client, 0.008),
             flow("local-denied", "fresh", self.outsider, 0.008),

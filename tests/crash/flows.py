@@ -41,6 +41,7 @@ class Flow:
     port: int
     interval: float
     passes: bool = True
+    opener: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import time
 from bisect import bisect_left
 from collections import deque
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from services.loader.netlink.namespace import enter
@@ -34,6 +35,7 @@ class Running:
         self.arrived = bytearray()
         self.answered = bytearray()
         self.troubles: list[tuple[int, str, float]] = []
+        self.incoming: socket.socket
 
     def next(self) -> int:
         """Notes that a packet is about to be sent; its sequence number."""
@@ -80,7 +82,8 @@ class Generator:
         self._sockets: dict[int, tuple[socket.socket, Running, bool]] = {}
         for each in self.running:
             if each.flow.kind != "tcp":
-                self._watch(_inside(each.flow.destination, lambda each=each: _bound(each.flow)), each, True)
+                each.incoming = _inside(each.flow.destination, partial(_bound, each.flow))
+                self._watch(each.incoming, each, True)
         threading.Thread(target=self._receive, daemon=True).start()
         for each in self.running:
             work = self._connection if each.flow.kind == "tcp" else self._datagrams
@@ -113,6 +116,10 @@ class Generator:
         fresh: deque[socket.socket] = deque()
         family = _family(each.flow)
         outgoing = _udp(family)
+        if each.flow.opener:
+            outgoing.bind(("", each.flow.port))
+            each.incoming.sendto(b"", (each.flow.opener, each.flow.port))
+            outgoing.recv(1)
         if each.flow.kind == "udp":
             self._watch(outgoing, each, False)
         for sequence in _paced(each):
@@ -178,6 +185,9 @@ class Generator:
                 each.trouble(f"got a packet of flow {number}")
             elif incoming:
                 _count(each.arrived, sequence)
+                if each.flow.opener:
+                    _count(each.answered, sequence)
+                    continue
                 # An answer that cannot be sent is missed by who waits for it.
                 with suppress(OSError):
                     made.sendto(data, sender)
