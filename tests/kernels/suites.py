@@ -27,6 +27,9 @@ _JUNIT = "junit.xml"
 _BEFORE = re.compile(r"\bbefore (\d+)\.(\d+)\b")
 
 
+_FAULTS = "tests/kernel/loader/test_faults.py"
+
+
 @dataclass(frozen=True)
 class Suite:
     """Tests by path, or by path and name; ``seconds`` is what they may take in a machine."""
@@ -40,9 +43,24 @@ SUITES = (
     Suite("forwarding", ("tests/kernel/bpf/test_forwarding.py", "tests/kernel/bpf/test_pins.py"), 1800),
     Suite("traffic", ("tests/kernel/bpf/test_traffic.py",), 1800),
     Suite("attach", ("tests/kernel/attach",), 1800),
-    Suite("migration", ("tests/kernel/migration",), 1800),
-    Suite("netlink", ("tests/kernel/netlink",), 1800),
-    Suite("loader", ("tests/kernel/loader/test_endpoints.py", "tests/kernel/loader/test_faults.py"), 1800),
+    Suite("migration", ("tests/kernel/migration/test_upgrade.py",), 1800),
+    Suite(
+        "netlink",
+        tuple(
+            f"tests/kernel/netlink/test_{name}.py"
+            for name in ("links", "links_ipv6", "endpoint_device", "endpoint_routes", "node", "rtnetlink")
+        ),
+        1800,
+    ),
+    Suite(
+        "loader",
+        (
+            "tests/kernel/loader/test_endpoints.py",
+            f"{_FAULTS}::test_killing_and_starting_a_loader_loses_no_packet",
+            f"{_FAULTS}::test_without_any_service_traffic_goes_on_and_enforcement_too",
+        ),
+        1800,
+    ),
     Suite("netkit", ("tests/kernel/netkit",), 1800),
     Suite("lab", ("tests/cluster/test_first_steps.py",), 1800),
 )

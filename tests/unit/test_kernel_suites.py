@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.suites import Report, read_report, suite
+from tests.kernels.run import REPOSITORY
+from tests.kernels.suites import SUITES, Report, read_report, suite
 
 JUNIT = """<?xml version="1.0"?>
 <testsuites><testsuite time="12.5">
@@ -50,3 +51,12 @@ def test_only_what_a_kernel_lacks_is_a_reason_to_skip(kernel: str, reason: str, 
 def test_an_unknown_suite_is_refused_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="no suite 'nets'; there are forwarding, "):
         suite("nets")
+
+
+def test_the_suites_are_of_tests_that_there_are() -> None:
+    for each in SUITES:
+        for test in each.tests:
+            path, _, name = test.partition("::")
+            where = REPOSITORY / path
+            assert where.exists(), test
+            assert not name or f"def {name}(" in where.read_text(), test
