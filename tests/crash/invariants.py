@@ -73,7 +73,7 @@ def every_problem(rig: Rig, node: Node, expected: Expected) -> list[str]:
 
 def _maps(directory: Path, endpoints: Collection[loader_pb2.Endpoint]) -> list[str]:
     problems = []
-    with _pinned(directory) as open_map:
+    with pinned_maps(directory) as open_map:
         devices = {_int(key): _int(value) for key, value in open_map("endpoint_dev").items()}
         problems += _differ("endpoint_dev", devices, "endpoints", {each.ifindex for each in endpoints})
         rows = {}
@@ -180,7 +180,7 @@ def _orphans(node: Node) -> list[str]:
     return problems + ([f"not all orphans were looked for: {found.skipped}"] if found.skipped else [])
 
 
-class _Maps:
+class PinnedMaps:
     """Maps opened by their pins, closed together."""
 
     def __init__(self, directory: Path) -> None:
@@ -203,8 +203,9 @@ class _Maps:
 
 
 @contextmanager
-def _pinned(directory: Path) -> Iterator[_Maps]:
-    made = _Maps(directory)
+def pinned_maps(directory: Path) -> Iterator[PinnedMaps]:
+    """Maps by name, while the block lasts."""
+    made = PinnedMaps(directory)
     try:
         yield made
     finally:

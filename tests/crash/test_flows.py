@@ -7,8 +7,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.crash.cluster import ONLY_CLIENTS, TCP_FROM_STRANGERS, CrashCluster
 from tests.crash.flows import Fault, Flow, Traffic, show, traffic
 from tests.crash.generator import Running
+from tests.crash.invariants import pinned_maps
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -73,3 +75,22 @@ def test_a_packet_that_comes_twice_is_named() -> None:
 def test_runs_of_faults_are_shown_in_a_line() -> None:
     faults = [Fault("local", number, "lost", 10 + number / 1000) for number in (1, 2, 3, 7)]
     assert show(faults) == "10.001 local #1: lost … #3 at 10.003 (3 in all)\n10.007 local #7: lost"
+
+
+def test_a_node_that_forgot_its_connections_would_be_seen(cluster: CrashCluster) -> None:
+    cluster.require_traffic()
+    with pinned_maps(cluster.rig.pins(cluster.node) / "maps") as open_map:
+        table = open_map("ct4")
+        table.delete_many([key for key, _ in table.items()])
+    found: set[tuple[str, str]] = set()
+    while not found:
+        found |= {(each.flow, each.what) for each in cluster.traffic.faults()}
+    assert ("local-answers", "lost") in found
+
+
+def test_a_node_without_its_policy_would_be_seen(cluster: CrashCluster) -> None:
+    cluster.rig.remove_policy(ONLY_CLIENTS)
+    cluster.rig.remove_policy(TCP_FROM_STRANGERS.format(port=7000))
+    found: set[tuple[str, str]] = set()
+    while not {("local-denied", "wrongly passed"), ("remote-denied", "wrongly passed")} <= found:
+        found |= {(each.flow, each.what) for each in cluster.traffic.faults()}
