@@ -48,6 +48,8 @@ class Upgrade:
     other_sources: str
     state_dir: str
     opened: list[KernelDatapath] = field(default_factory=list)
+    # For those who open it by themselves.
+    sources_now: str = SOURCES
 
     @property
     def pins(self) -> PinDirectory:
