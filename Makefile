@@ -8,7 +8,7 @@ CLANG ?= $(shell command -v clang-19 || command -v clang)
 # Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
 WORKERS ?= 2
 
-.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-crash test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
+.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -39,7 +39,7 @@ lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
 lab-down: setup ## take the lab down
 	@.venv/bin/fimbria lab down
 
-test: lint test-unit test-service test-kernel test-crash test-fuzz test-cluster test-acceptance ## run the whole suite
+test: lint test-unit test-service test-kernel test-crash test-runtimes test-fuzz test-cluster test-acceptance ## run the whole suite
 	@echo "all suites passed"
 
 test-unit: build ## pure code, seconds
@@ -53,6 +53,9 @@ test-kernel: build ## programs run by the kernel, devices in namespaces
 
 test-crash: build ## kill the loader at named places and 200 times at random, under traffic
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/crash
+
+test-runtimes: build ## containers under Podman and containerd
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/runtimes
 
 test-fuzz: build ## 100,000 random packets through the programs and a model of them
 	$(PY) -m pytest -q -n $(WORKERS) tests/fuzz
