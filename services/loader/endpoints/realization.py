@@ -75,9 +75,10 @@ class EndpointRealizer:
             subject = self._subjects.get(record.subject)
             if subject is None:
                 raise DatapathError(f"endpoint {record.id} has no subject {record.subject}")
+            reading = await self._policy.read(subject)
             async with self._turn:
                 with regenerating(job.level.name.lower(), "policy"):
-                    await self._policy.verify(subject)
+                    self._policy.compare(subject, reading)
                 self.write_endpoint(record, Level.POLICY if level is Level.REBUILD else level)
                 revision = subject.realized.revision if subject.realized is not None else 0
                 current.set_attribute(names.POLICY_REVISION, revision)

@@ -36,8 +36,8 @@ from services.loader.policy.messages import (
     state_of,
     watch_message,
 )
-from services.loader.policy.plan import Plan, apply_delta
-from services.loader.policy.readings import Readings
+from services.loader.policy.plan import Plan, Realized, apply_delta
+from services.loader.policy.readings import Entries, Readings
 from services.loader.policy.subjects import HOST_USER, Subject, SubjectKey, SubjectTable
 from services.loader.streams.backoff import Backoff
 from services.loader.streams.watch import WatchState
@@ -54,6 +54,14 @@ _log = get_logger(__name__)
 
 
 OpenStream = Callable[[AsyncIterator[pb.SubscribeRequest]], AsyncIterable[pb.SubscribeResponse]]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyReading:
+    """Entries of the kernel, read when a subject was realized as it is in ``of``."""
+
+    of: Realized | None
+    entries: Entries
 
 
 @dataclass(slots=True)
@@ -156,13 +164,20 @@ class PolicySync:
 
     async def verify(self, subject: Subject) -> None:
         """Compares a subject with the kernel itself and writes what differs. Raises as :meth:`realize`."""
+        self.compare(subject, await self.read(subject))
+
+    async def read(self, subject: Subject) -> PolicyReading:
+        """What the kernel holds of a subject's policy. Raises DatapathError."""
         before = subject.realized
-        entries = await self._readings.fresh()
-        if subject.realized is not before:
+        return PolicyReading(before, await self._readings.fresh())
+
+    def compare(self, subject: Subject, reading: PolicyReading) -> None:
+        """Writes what differs from a reading. Raises as :meth:`realize`."""
+        if subject.realized is not reading.of:
             # Written meanwhile: what was read may be from before that.
             self._write(subject, self._table.rewrite)
         else:
-            self._write(subject, lambda found: self._table.compare(found, entries))
+            self._write(subject, lambda found: self._table.compare(found, reading.entries))
 
     def realize(self, subject: Subject) -> None:
         """Puts what is known of a subject into the kernel, within a span of its own.

@@ -102,6 +102,9 @@ def test_a_regeneration_leaves_everything_as_it_was(pods: Pods, channel: grpc.Ch
             pb.RegenerateEndpointRequest(id=before.id), timeout=10
         )
         assert talks(connection)
+    newest = after.regenerations[0]
+    assert (newest.cause, newest.state) == ("operator", pb.REGENERATION_STATE_DONE)
+    del before.regenerations[:], after.regenerations[:]
     assert after == before
 
 

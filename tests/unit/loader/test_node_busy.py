@@ -11,6 +11,7 @@ import pytest
 
 from services.loader.endpoints.endpoint import State
 from services.loader.endpoints.regeneration import Cause, Level, Progress
+from services.loader.policy.entries import EntryKey, EntryValue
 from tests.unit.loader.node_under_test import NodeUnderTest, add
 from tests.unit.loader.waiting import until
 
@@ -53,10 +54,20 @@ async def full(node: NodeUnderTest) -> NodeUnderTest:
 
 async def test_each_turn_of_the_loop_writes_one_endpoint_at_most(full: NodeUnderTest) -> None:
     turns = Turns(full)
+    dumps = 0
+    walk = full.kernel.walk_policy
+
+    def counted() -> dict[int, dict[EntryKey, EntryValue]]:
+        nonlocal dumps
+        dumps += 1
+        return walk()
+
+    full.kernel.walk_policy = counted  # type: ignore[method-assign]
     await asyncio.gather(*(full.manager.regenerate(each.record.id) for each in full.registry))
     await turns.stop()
     assert sum(turns.writes.values()) == FULL
     assert max(turns.writes.values()) == 1
+    assert dumps <= FULL / 2, "those who are worked on together share what is read"
 
 
 async def test_a_new_endpoint_is_not_kept_waiting_by_a_hundred_others(full: NodeUnderTest) -> None:
