@@ -31,17 +31,20 @@ _TRY_AGAIN = 11
 
 
 class Churn:
-    """Changes to the cluster's first node without end. ``problems`` are answers that should not have been;
-    ``events`` say what was done when.
+    """Changes to the cluster's first node without end; with ``services`` those are killed too.
+
+    ``problems`` are answers that should not have been; ``events`` say what was done when,
+    ``done`` how often.
     """
 
-    def __init__(self, cluster: CrashCluster, seed: int) -> None:
+    def __init__(self, cluster: CrashCluster, seed: int, *, services: bool = False) -> None:
         self._cluster = cluster
         self._pods: list[Pod] = []
         self._free: list[Namespace] = [cluster.rig.namespaces.make() for _ in range(_NAMESPACES)]
         self._numbers = 0
         self._stop = threading.Event()
         self._seed = seed
+        self._services = services
         self._turns = [threading.Lock(), threading.Lock()]
         self.events: list[tuple[float, str]] = []
         self.problems: list[str] = []
@@ -59,6 +62,7 @@ class Churn:
             self._remove_policy,
             self._reload,
             self._resize,
+            *([self._kill_service] if self._services else []),
         )
         threads = [
             threading.Thread(target=self._work, args=(turn, actions, f"{self._seed}-{turn}"))
@@ -190,6 +194,13 @@ class Churn:
     def _resize(self, chance: random.Random) -> None:
         if chance.random() < 0.5:
             self._cluster.resize("ct4", chance.choice(_CONNECTION_SIZES))
+
+    def _kill_service(self, chance: random.Random) -> None:
+        name = chance.choice(sorted(self._cluster.rig.services))
+        self.tell(f"kill {name}")
+        service = self._cluster.rig.services[name]
+        service.kill()
+        service.start()
 
 
 def _connected(namespace: Namespace) -> bool:

@@ -23,12 +23,12 @@ def seeds(first: int, end: int) -> list[int]:
     return [int(chosen)] if chosen else list(range(first, end))
 
 
-def kill_at_random(cluster: CrashCluster, *, seed: int, kills: int) -> None:
+def kill_at_random(cluster: CrashCluster, *, seed: int, kills: int, services: bool = False) -> None:
     """Kills the loader so many times, while it starts and while it serves, and fails for the first packet
     that was lost or wrongly passed, the first answer that was wrong, and for a node that does not become
-    consistent.
+    consistent. With ``services`` those die too, now and then.
     """
-    churn = Churn(cluster, seed)
+    churn = Churn(cluster, seed, services=services)
     chance = random.Random(seed)
     loader = cluster.node.loader
     done = 0

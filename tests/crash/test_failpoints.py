@@ -183,6 +183,34 @@ def test_killed_there_the_node_forwards_and_recovers(
         cluster.choose("")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("migrate.filled", "migrate.filled"),
+        ("migrate.committed", "migrate.map_pinned"),
+        ("migrate.committed", "attach.replaced"),
+        ("migrate.switched", "migrate.map_pinned"),
+        ("migrate.caught_up", "pin.program"),
+        ("migrate.map_pinned", "migrate.map_pinned"),
+        ("migrate.map_pinned", "migrate.done"),
+        ("pin.program", "migrate.created"),
+        ("migrate.done", "migrate.created"),
+    ],
+)
+def test_killed_again_as_it_recovers_the_node_forwards_and_recovers(
+    cluster: CrashCluster, first: str, second: str
+) -> None:
+    _start(cluster, first)
+    cluster.wait_died(first)
+    # The one after is told other sizes again, so that it both finishes the former migration and begins one.
+    _start(cluster, second)
+    cluster.wait_died(second)
+    cluster.restart()
+    cluster.enforced()
+    cluster.require_consistent()
+    cluster.require_traffic()
+
+
 def test_every_place_has_a_scenario() -> None:
     assert set(SCENARIOS) == set(PLACES)
     assert not [place for place, scenarios in SCENARIOS.items() if not scenarios]
