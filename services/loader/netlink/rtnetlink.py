@@ -1,33 +1,37 @@
-"""A route netlink socket that sends several messages at once, and the messages an endpoint needs.
-
-Why not pyroute2, which the node's own devices are set up with (:mod:`~services.loader.netlink.node`): making
-an endpoint's link is part of every CNI ADD. On the development machine the same sequence (veth with its peer
-in the pod's namespace, both sides configured, address, two routes) takes 3.0 ms through ``IPRoute``, a round
-trip and 0.1 ms of encoding per message, and 1.0 ms here, packed by hand and sent in four batches.
-
-Sockets here are blocking, with a time-out; they are meant for one thread at a time.
-"""
+"""The messages that endpoints and nodes need of route netlink, and what their answers say."""
 
 from __future__ import annotations
 
 import errno
-import os
 import socket
 import struct
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-NLMSG_ERROR, NLMSG_DONE = 2, 3
+from services.loader.netlink.route_socket import NLM_F_ACK as NLM_F_ACK
+from services.loader.netlink.route_socket import (
+    NLM_F_CREATE,
+    NLM_F_DUMP,
+    NLM_F_EXCL,
+    NLM_F_REPLACE,
+    NLM_F_REQUEST,
+    attr,
+    attributes,
+    number_of,
+    text_attr,
+    text_of,
+    u32_attr,
+)
+from services.loader.netlink.route_socket import Message as Message
+from services.loader.netlink.route_socket import NetlinkError as NetlinkError
+from services.loader.netlink.route_socket import RouteSocket as RouteSocket
+
 RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
 RTM_NEWADDR, RTM_GETADDR = 20, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWRULE, RTM_DELRULE, RTM_GETRULE = 32, 33, 34
 
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 0x1, 0x4, 0x300
-NLM_F_REPLACE, NLM_F_EXCL, NLM_F_CREATE = 0x100, 0x200, 0x400
-_NLM_F_CAPPED, _NLM_F_ACK_TLVS = 0x100, 0x200
 
 IFLA_ADDRESS, IFLA_IFNAME, IFLA_MTU, IFLA_LINK = 1, 3, 4, 5
 IFLA_LINKINFO, IFLA_AF_SPEC, IFLA_NET_NS_FD, IFLA_EXT_MASK = 18, 26, 28, 29
@@ -55,41 +59,10 @@ _RTN_UNICAST = 1
 IFF_UP = 0x1
 IF_OPER_UP = 6
 
-_HEADER = struct.Struct("=IHHII")
 _IFINFO = struct.Struct("=BxHiII")
 _IFADDR = struct.Struct("=BBBBI")
 _RTMSG = struct.Struct("=BBBBBBBBI")
 _NDMSG = struct.Struct("=BxxxiHBB")
-_ATTR = struct.Struct("=HH")
-_U32 = struct.Struct("=I")
-_SOL_NETLINK, _NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK = 270, 10, 11, 12
-_NLMSGERR_ATTR_MSG = 1
-_NLA_TYPE_MASK = 0x3FFF
-_RECEIVE_BYTES = 1 << 17
-
-
-class NetlinkError(OSError):
-    """A message that the kernel refused: ``errno``, which message it was, and the kernel's words if any."""
-
-    def __init__(self, number: int, operation: str, kernel_message: str = "") -> None:
-        text = f"{operation}: {os.strerror(number)}" + (f" ({kernel_message})" if kernel_message else "")
-        super().__init__(number, text)
-        self.operation = operation
-        self.kernel_message = kernel_message
-
-    def __str__(self) -> str:
-        return str(self.strerror)
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One request: ``operation`` names it in errors, of which those in ``tolerated`` (errno) are none."""
-
-    operation: str
-    kind: int
-    flags: int
-    body: bytes
-    tolerated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,88 +125,6 @@ class NeighbourInfo:
     mac: str
 
 
-@dataclass(slots=True)
-class _Reply:
-    error: NetlinkError | None = None
-    payloads: list[tuple[int, bytes]] = field(default_factory=list)
-
-
-def _turns(messages: Sequence[Message]) -> Iterator[Sequence[Message]]:
-    """A socket has one dump at a time: a second one is EBUSY while the first needs more than one buffer."""
-    begin = 0
-    for index, message in enumerate(messages):
-        if message.flags & NLM_F_DUMP == NLM_F_DUMP:
-            if begin < index:
-                yield messages[begin:index]
-            yield [message]
-            begin = index + 1
-    if begin < len(messages):
-        yield messages[begin:]
-
-
-class RouteSocket:
-    """A netlink socket of the network namespace in which it was made, wherever it is used from."""
-
-    def __init__(self, timeout_seconds: float = 5.0) -> None:
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._sequence = 0
-        try:
-            self._socket.settimeout(timeout_seconds)
-            for option in (_NETLINK_CAP_ACK, _NETLINK_EXT_ACK, _NETLINK_GET_STRICT_CHK):
-                self._socket.setsockopt(_SOL_NETLINK, option, 1)
-            self._socket.bind((0, 0))
-        except BaseException:
-            self._socket.close()
-            raise
-
-    def __enter__(self) -> RouteSocket:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._socket.close()
-
-    def request(self, messages: Sequence[Message]) -> list[list[tuple[int, bytes]]]:
-        """Sends the messages, dumps one after the other and all others at once, and returns each one's
-        answers as (message type, payload).
-
-        The kernel carries out all of them, in order, also those behind one that it refused; the first refusal
-        is then raised as NetlinkError. A kernel that does not answer in time raises TimeoutError.
-        """
-        replies = [reply for turn in _turns(messages) for reply in self._exchange(turn)]
-        for reply in replies:
-            if reply.error is not None:
-                raise reply.error
-        return [reply.payloads for reply in replies]
-
-    def _exchange(self, messages: Sequence[Message]) -> list[_Reply]:
-        first = self._sequence + 1
-        packed = []
-        for message in messages:
-            self._sequence += 1
-            size = _HEADER.size + len(message.body)
-            packed.append(_HEADER.pack(size, message.kind, message.flags, self._sequence, 0) + message.body)
-        self._socket.send(b"".join(packed))
-        replies = [_Reply() for _ in messages]
-        waiting = set(range(len(messages)))
-        while waiting:
-            for kind, flags, sequence, payload in _messages(self._socket.recv(_RECEIVE_BYTES)):
-                index = sequence - first
-                if index not in waiting:
-                    continue
-                if kind == NLMSG_ERROR:
-                    error = _error(messages[index].operation, flags, payload)
-                    if error is not None and error.errno not in messages[index].tolerated:
-                        replies[index].error = error
-                    waiting.discard(index)
-                elif kind == NLMSG_DONE:
-                    waiting.discard(index)
-                else:
-                    replies[index].payloads.append((kind, payload))
-        return replies
-
-
 # -- messages
 
 
@@ -259,20 +150,20 @@ def create_pair(
     """
     peer = _IFINFO.pack(0, 0, 0, 0, 0) + b"".join(
         (
-            _text(IFLA_IFNAME, peer_name),
-            _attr(IFLA_ADDRESS, mac_bytes(peer_mac)),
-            _u32(IFLA_MTU, mtu),
-            _u32(IFLA_NET_NS_FD, peer_netns_fd),
+            text_attr(IFLA_IFNAME, peer_name),
+            attr(IFLA_ADDRESS, mac_bytes(peer_mac)),
+            u32_attr(IFLA_MTU, mtu),
+            u32_attr(IFLA_NET_NS_FD, peer_netns_fd),
         )
     )
-    data = _attr(_IFLA_INFO_DATA, _attr(peer_attribute, peer) + _options(options))
+    data = attr(_IFLA_INFO_DATA, attr(peer_attribute, peer) + _options(options))
     body = b"".join(
         (
             _IFINFO.pack(0, 0, 0, 0, 0),
-            _text(IFLA_IFNAME, name),
-            _attr(IFLA_ADDRESS, mac_bytes(mac)),
-            _u32(IFLA_MTU, mtu),
-            _attr(IFLA_LINKINFO, _text(_IFLA_INFO_KIND, kind) + data),
+            text_attr(IFLA_IFNAME, name),
+            attr(IFLA_ADDRESS, mac_bytes(mac)),
+            u32_attr(IFLA_MTU, mtu),
+            attr(IFLA_LINKINFO, text_attr(_IFLA_INFO_KIND, kind) + data),
         )
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
@@ -281,27 +172,27 @@ def create_pair(
 
 def create_device(name: str, kind: str, options: Iterable[tuple[int, int]] = ()) -> Message:
     """One device of a kind, with options as for :func:`create_pair`."""
-    info = _text(_IFLA_INFO_KIND, kind) + _attr(_IFLA_INFO_DATA, _options(options))
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _attr(IFLA_LINKINFO, info)
+    info = text_attr(_IFLA_INFO_KIND, kind) + attr(_IFLA_INFO_DATA, _options(options))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text_attr(IFLA_IFNAME, name) + attr(IFLA_LINKINFO, info)
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return Message(f"create {kind} {name}", RTM_NEWLINK, flags, body)
 
 
 def _options(options: Iterable[tuple[int, int]]) -> bytes:
-    return b"".join(_u32(kind, value) for kind, value in options)
+    return b"".join(u32_attr(kind, value) for kind, value in options)
 
 
 def set_up(name: str, *, up: bool = True) -> Message:
     """Brings a device up or down."""
-    body = _IFINFO.pack(0, 0, 0, IFF_UP if up else 0, IFF_UP) + _text(IFLA_IFNAME, name)
+    body = _IFINFO.pack(0, 0, 0, IFF_UP if up else 0, IFF_UP) + text_attr(IFLA_IFNAME, name)
     return Message(f"set {name} {'up' if up else 'down'}", RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
 def no_reverse_path_filter(name: str) -> Message:
     """The device takes packets from any source address."""
-    conf = _attr(_IFLA_INET_CONF, _u32(_IPV4_DEVCONF_RP_FILTER, 0))
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
-    body += _attr(IFLA_AF_SPEC, _attr(socket.AF_INET, conf))
+    conf = attr(_IFLA_INET_CONF, u32_attr(_IPV4_DEVCONF_RP_FILTER, 0))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text_attr(IFLA_IFNAME, name)
+    body += attr(IFLA_AF_SPEC, attr(socket.AF_INET, conf))
     return Message(f"configure {name}", RTM_NEWLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
@@ -310,37 +201,39 @@ def no_autoconf(name: str) -> Message:
 
     Where it has no IPv6 at all (a kernel without, an MTU below 1280) there is nothing to be done.
     """
-    mode = _attr(_IFLA_INET6_ADDR_GEN_MODE, bytes((_IN6_ADDR_GEN_MODE_NONE,)))
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
-    body += _attr(IFLA_AF_SPEC, _attr(socket.AF_INET6, mode))
+    mode = attr(_IFLA_INET6_ADDR_GEN_MODE, bytes((_IN6_ADDR_GEN_MODE_NONE,)))
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text_attr(IFLA_IFNAME, name)
+    body += attr(IFLA_AF_SPEC, attr(socket.AF_INET6, mode))
     flags = NLM_F_REQUEST | NLM_F_ACK
     return Message(f"configure {name}", RTM_NEWLINK, flags, body, tolerated=(errno.EAFNOSUPPORT,))
 
 
 def delete_link(name: str) -> Message:
     """Deletes a device; the kernel takes a veth's peer with it."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name)
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + text_attr(IFLA_IFNAME, name)
     return Message(f"delete {name}", RTM_DELLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
 def get_link(name: str) -> Message:
     """Asks for one device; ENODEV when there is none."""
     body = (
-        _IFINFO.pack(0, 0, 0, 0, 0) + _text(IFLA_IFNAME, name) + _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+        _IFINFO.pack(0, 0, 0, 0, 0)
+        + text_attr(IFLA_IFNAME, name)
+        + u32_attr(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
     )
     return Message(f"look up {name}", RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
 def get_peer(netnsid: int, ifindex: int) -> Message:
     """Asks for a device of another namespace, by the number which this namespace has for that."""
-    body = _IFINFO.pack(0, 0, ifindex, 0, 0) + _u32(IFLA_TARGET_NETNSID, netnsid)
-    body += _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+    body = _IFINFO.pack(0, 0, ifindex, 0, 0) + u32_attr(IFLA_TARGET_NETNSID, netnsid)
+    body += u32_attr(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
     return Message(f"look up the peer with index {ifindex}", RTM_GETLINK, NLM_F_REQUEST | NLM_F_ACK, body)
 
 
 def dump_links() -> Message:
     """Asks for all devices."""
-    body = _IFINFO.pack(0, 0, 0, 0, 0) + _u32(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
+    body = _IFINFO.pack(0, 0, 0, 0, 0) + u32_attr(IFLA_EXT_MASK, _RTEXT_FILTER_SKIP_STATS)
     return Message("list devices", RTM_GETLINK, NLM_F_REQUEST | NLM_F_DUMP, body)
 
 
@@ -354,7 +247,7 @@ def add_address(ifindex: int, address: str, prefix_len: int = 0) -> Message:
     flags = IFA_F_NODAD if family == socket.AF_INET6 else 0
     scope = RT_SCOPE_LINK if address.startswith("fe80:") else RT_SCOPE_UNIVERSE
     body = _IFADDR.pack(family, length, flags, scope, ifindex)
-    body += _attr(IFA_LOCAL, raw) + _attr(IFA_ADDRESS, raw)
+    body += attr(IFA_LOCAL, raw) + attr(IFA_ADDRESS, raw)
     create = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return Message(f"add address {address}/{length}", RTM_NEWADDR, create, body)
 
@@ -371,9 +264,9 @@ def add_link_route(ifindex: int, dst: str, *, metric: int = 0, table: int = RT_T
     """
     family, raw = _address(dst)
     length = len(raw) * 8
-    body = _rtmsg(family, length, RT_SCOPE_LINK, table=table) + _u32(RTA_TABLE, table)
-    body += _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
-    body += _u32(RTA_PRIORITY, metric) if metric else b""
+    body = _rtmsg(family, length, RT_SCOPE_LINK, table=table) + u32_attr(RTA_TABLE, table)
+    body += attr(RTA_DST, raw) + u32_attr(RTA_OIF, ifindex)
+    body += u32_attr(RTA_PRIORITY, metric) if metric else b""
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
     return Message(f"add route {dst}/{length}", RTM_NEWROUTE, flags, body)
 
@@ -389,10 +282,10 @@ def add_default_route(
     body = b"".join(
         (
             _rtmsg(family, 0, RT_SCOPE_UNIVERSE, flags=RTNH_F_ONLINK if onlink else 0, table=table),
-            _u32(RTA_TABLE, table),
-            _attr(RTA_GATEWAY, raw),
-            _u32(RTA_OIF, ifindex),
-            _attr(RTA_METRICS, _u32(RTAX_MTU, mtu)),
+            u32_attr(RTA_TABLE, table),
+            attr(RTA_GATEWAY, raw),
+            u32_attr(RTA_OIF, ifindex),
+            attr(RTA_METRICS, u32_attr(RTAX_MTU, mtu)),
         )
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_EXCL
@@ -425,9 +318,9 @@ def put_endpoint_route(ifindex: int, dst: str, source: str, protocol: int) -> Me
     body = b"".join(
         (
             _rtmsg(family, length, RT_SCOPE_LINK, protocol=protocol),
-            _attr(RTA_DST, raw),
-            _u32(RTA_OIF, ifindex),
-            _attr(RTA_PREFSRC, _address(source)[1]) if source else b"",
+            attr(RTA_DST, raw),
+            u32_attr(RTA_OIF, ifindex),
+            attr(RTA_PREFSRC, _address(source)[1]) if source else b"",
         )
     )
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
@@ -439,7 +332,7 @@ def delete_endpoint_route(ifindex: int, dst: str, protocol: int) -> Message:
     family, raw = _address(dst)
     length = len(raw) * 8
     body = _rtmsg(family, length, RT_SCOPE_LINK, protocol=protocol)
-    body += _attr(RTA_DST, raw) + _u32(RTA_OIF, ifindex)
+    body += attr(RTA_DST, raw) + u32_attr(RTA_OIF, ifindex)
     gone = (errno.ESRCH,)
     return Message(f"delete route {dst}/{length}", RTM_DELROUTE, NLM_F_REQUEST | NLM_F_ACK, body, gone)
 
@@ -448,7 +341,7 @@ def dump_routes(family: int = socket.AF_INET, table: int = RT_TABLE_MAIN) -> Mes
     """Asks for a family's routes of a table; one that is not there has none."""
     short = table if table < 256 else RT_TABLE_UNSPEC
     body = _RTMSG.pack(family, 0, 0, 0, short, 0, 0, 0, 0)
-    body += _u32(RTA_TABLE, table) if table > 255 else b""
+    body += u32_attr(RTA_TABLE, table) if table > 255 else b""
     return Message("list routes", RTM_GETROUTE, NLM_F_REQUEST | NLM_F_DUMP, body, (errno.ENOENT,))
 
 
@@ -456,7 +349,7 @@ def put_neighbour(ifindex: int, address: str, mac: str) -> Message:
     """A permanent neighbour entry: nobody on the link is asked for the address."""
     family, raw = _address(address)
     body = _NDMSG.pack(family, ifindex, NUD_PERMANENT, 0, 0)
-    body += _attr(NDA_DST, raw) + _attr(NDA_LLADDR, mac_bytes(mac))
+    body += attr(NDA_DST, raw) + attr(NDA_LLADDR, mac_bytes(mac))
     flags = NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE
     return Message(f"set neighbour {address}", RTM_NEWNEIGH, flags, body)
 
@@ -464,7 +357,7 @@ def put_neighbour(ifindex: int, address: str, mac: str) -> Message:
 def delete_neighbour(ifindex: int, address: str) -> Message:
     """Removes a neighbour entry; one that is not there is fine."""
     family, raw = _address(address)
-    body = _NDMSG.pack(family, ifindex, 0, 0, 0) + _attr(NDA_DST, raw)
+    body = _NDMSG.pack(family, ifindex, 0, 0, 0) + attr(NDA_DST, raw)
     gone = (errno.ENOENT,)
     return Message(f"delete neighbour {address}", RTM_DELNEIGH, NLM_F_REQUEST | NLM_F_ACK, body, gone)
 
@@ -490,10 +383,10 @@ def addresses(payloads: list[tuple[int, bytes]]) -> list[tuple[int, str]]:
         if kind != RTM_NEWADDR:
             continue
         _, prefix_len, _, _, ifindex = _IFADDR.unpack_from(payload)
-        attrs = dict(_attrs(payload, _IFADDR.size))
+        attrs = dict(attributes(payload, _IFADDR.size))
         local = attrs.get(IFA_LOCAL) or attrs.get(IFA_ADDRESS)
         if local is not None:
-            found.append((ifindex, f"{_text_of(local)}/{prefix_len}"))
+            found.append((ifindex, f"{_address_text(local)}/{prefix_len}"))
     return found
 
 
@@ -506,18 +399,18 @@ def routes(payloads: list[tuple[int, bytes]], *, table: int = RT_TABLE_MAIN) -> 
         _, prefix_len, _, _, _, protocol, scope, route_type, _ = _RTMSG.unpack_from(payload)
         if route_type != _RTN_UNICAST:
             continue
-        attrs = dict(_attrs(payload, _RTMSG.size))
-        if _number(attrs.get(RTA_TABLE)) != table:
+        attrs = dict(attributes(payload, _RTMSG.size))
+        if number_of(attrs.get(RTA_TABLE)) != table:
             continue
-        metrics = dict(_attrs(attrs.get(RTA_METRICS, b""), 0))
+        metrics = dict(attributes(attrs.get(RTA_METRICS, b""), 0))
         found.append(
             RouteInfo(
-                dst=_text_of(attrs.get(RTA_DST)),
+                dst=_address_text(attrs.get(RTA_DST)),
                 prefix_len=prefix_len,
-                gateway=_text_of(attrs.get(RTA_GATEWAY)),
-                oif=_number(attrs.get(RTA_OIF)),
+                gateway=_address_text(attrs.get(RTA_GATEWAY)),
+                oif=number_of(attrs.get(RTA_OIF)),
                 scope=scope,
-                mtu=_number(metrics.get(RTAX_MTU)),
+                mtu=number_of(metrics.get(RTAX_MTU)),
                 protocol=protocol,
             )
         )
@@ -530,11 +423,11 @@ def rules(payloads: list[tuple[int, bytes]]) -> list[RuleInfo]:
     for kind, payload in payloads:
         if kind != RTM_NEWRULE:
             continue
-        attrs = dict(_attrs(payload, _RTMSG.size))
-        source, length = _text_of(attrs.get(FRA_SRC)), _RTMSG.unpack_from(payload)[2]
+        attrs = dict(attributes(payload, _RTMSG.size))
+        source, length = _address_text(attrs.get(FRA_SRC)), _RTMSG.unpack_from(payload)[2]
         if source and length == len(attrs[FRA_SRC]) * 8:
-            table, priority = _number(attrs.get(FRA_TABLE)), _number(attrs.get(FRA_PRIORITY))
-            found.append(RuleInfo(source, table, priority, _number(attrs.get(FRA_PROTOCOL))))
+            table, priority = number_of(attrs.get(FRA_TABLE)), number_of(attrs.get(FRA_PRIORITY))
+            found.append(RuleInfo(source, table, priority, number_of(attrs.get(FRA_PROTOCOL))))
     return found
 
 
@@ -545,9 +438,9 @@ def neighbours(payloads: list[tuple[int, bytes]]) -> list[NeighbourInfo]:
         if kind != RTM_NEWNEIGH:
             continue
         _, ifindex, state, _, _ = _NDMSG.unpack_from(payload)
-        attrs = dict(_attrs(payload, _NDMSG.size))
+        attrs = dict(attributes(payload, _NDMSG.size))
         if state & NUD_PERMANENT:
-            address = _text_of(attrs.get(NDA_DST))
+            address = _address_text(attrs.get(NDA_DST))
             found.append(NeighbourInfo(ifindex, address, attrs.get(NDA_LLADDR, b"").hex(":")))
     return found
 
@@ -562,46 +455,19 @@ def mac_bytes(mac: str) -> bytes:
 
 def _link(payload: bytes) -> LinkInfo:
     _, _, ifindex, flags, _ = _IFINFO.unpack_from(payload)
-    attrs = dict(_attrs(payload, _IFINFO.size))
-    info = dict(_attrs(attrs.get(IFLA_LINKINFO, b""), 0))
+    attrs = dict(attributes(payload, _IFINFO.size))
+    info = dict(attributes(attrs.get(IFLA_LINKINFO, b""), 0))
     return LinkInfo(
         ifindex=ifindex,
-        name=_string(attrs.get(IFLA_IFNAME)),
+        name=text_of(attrs.get(IFLA_IFNAME)),
         flags=flags,
-        mtu=_number(attrs.get(IFLA_MTU)),
+        mtu=number_of(attrs.get(IFLA_MTU)),
         mac=attrs.get(IFLA_ADDRESS, b"").hex(":"),
-        kind=_string(info.get(_IFLA_INFO_KIND)),
-        peer_ifindex=_number(attrs.get(IFLA_LINK)),
-        peer_netnsid=_number(attrs[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attrs else None,
-        ready=_number(attrs.get(IFLA_OPERSTATE)) == IF_OPER_UP,
+        kind=text_of(info.get(_IFLA_INFO_KIND)),
+        peer_ifindex=number_of(attrs.get(IFLA_LINK)),
+        peer_netnsid=number_of(attrs[IFLA_LINK_NETNSID]) if IFLA_LINK_NETNSID in attrs else None,
+        ready=number_of(attrs.get(IFLA_OPERSTATE)) == IF_OPER_UP,
     )
-
-
-def _messages(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """(type, flags, sequence, payload) of each message in a datagram."""
-    at = 0
-    while at + _HEADER.size <= len(data):
-        size, kind, flags, sequence, _ = _HEADER.unpack_from(data, at)
-        if size < _HEADER.size:
-            return
-        yield kind, flags, sequence, data[at + _HEADER.size : at + size]
-        at += (size + 3) & ~3
-
-
-def _error(operation: str, flags: int, payload: bytes) -> NetlinkError | None:
-    """The refusal in an NLMSG_ERROR, or None for an acknowledgement."""
-    (number,) = struct.unpack_from("=i", payload)
-    if number == 0:
-        return None
-    message = ""
-    if flags & _NLM_F_ACK_TLVS:
-        # The request's header follows the number, and its body too unless the answer is capped.
-        echoed = _HEADER.size
-        if not flags & _NLM_F_CAPPED:
-            (size,) = _U32.unpack_from(payload, 4)
-            echoed = (size + 3) & ~3
-        message = _string(dict(_attrs(payload, 4 + echoed)).get(_NLMSGERR_ATTR_MSG))
-    return NetlinkError(-number, operation, message)
 
 
 def _rtmsg(
@@ -624,10 +490,10 @@ def _rule(rule: RuleInfo) -> bytes:
         (
             # struct fib_rule_hdr: family, dst_len, src_len, tos, table, 2 reserved, action, flags
             _RTMSG.pack(family, 0, len(raw) * 8, 0, RT_TABLE_UNSPEC, 0, 0, _FR_ACT_TO_TBL, 0),
-            _attr(FRA_SRC, raw),
-            _u32(FRA_PRIORITY, rule.priority),
-            _u32(FRA_TABLE, rule.table),
-            _attr(FRA_PROTOCOL, bytes([rule.protocol])),
+            attr(FRA_SRC, raw),
+            u32_attr(FRA_PRIORITY, rule.priority),
+            u32_attr(FRA_TABLE, rule.table),
+            attr(FRA_PROTOCOL, bytes([rule.protocol])),
         )
     )
 
@@ -638,37 +504,7 @@ def _address(text: str) -> tuple[int, bytes]:
     return family, socket.inet_pton(family, text)
 
 
-def _attr(kind: int, value: bytes) -> bytes:
-    size = _ATTR.size + len(value)
-    return _ATTR.pack(size, kind) + value + bytes(-size % 4)
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attr(kind, value.encode() + b"\0")
-
-
-def _u32(kind: int, value: int) -> bytes:
-    return _attr(kind, _U32.pack(value))
-
-
-def _attrs(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    while at + _ATTR.size <= len(data):
-        size, kind = _ATTR.unpack_from(data, at)
-        if size < _ATTR.size:
-            return
-        yield kind & _NLA_TYPE_MASK, data[at + _ATTR.size : at + size]
-        at += (size + 3) & ~3
-
-
-def _string(value: bytes | None) -> str:
-    return (value or b"").rstrip(b"\0").decode(errors="replace")
-
-
-def _number(value: bytes | None) -> int:
-    return int.from_bytes(value or b"", sys.byteorder)
-
-
-def _text_of(value: bytes | None) -> str:
+def _address_text(value: bytes | None) -> str:
     if value is None or len(value) not in (4, 16):
         return ""
     return socket.inet_ntop(socket.AF_INET if len(value) == 4 else socket.AF_INET6, value)

@@ -12,14 +12,14 @@ from __future__ import annotations
 import errno
 import struct
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from services.loader.bpf.attach.ownership import Ownership, program_name
 from services.loader.bpf.attach.places import Attached, Hook, Kind, Place
 from services.loader.bpf.errors import BpfError
 from services.loader.failpoints import passed
-from services.loader.netlink.rtnetlink import (
+from services.loader.netlink.route_socket import (
     NLM_F_ACK,
     NLM_F_CREATE,
     NLM_F_DUMP,
@@ -28,6 +28,11 @@ from services.loader.netlink.rtnetlink import (
     Message,
     NetlinkError,
     RouteSocket,
+    attr,
+    attributes,
+    text_attr,
+    text_of,
+    u32_attr,
 )
 
 # linux/rtnetlink.h, linux/pkt_sched.h, linux/pkt_cls.h
@@ -44,8 +49,6 @@ _LAST_PRIORITY = 0xFFFF
 _TRIES = 3
 
 _TCMSG = struct.Struct("=BxxxiIII")
-_ATTR = struct.Struct("=HH")
-_NLA_TYPE_MASK = 0x3FFF
 # A batch's acknowledgements have to fit into the socket's receive buffer, 208 KiB unless somebody changed it.
 _BATCH = 64
 _NLM_F_ECHO = 0x8
@@ -145,7 +148,7 @@ def _make_qdiscs(route: FilterSocket, ifindexes: set[int]) -> dict[int, NetlinkE
     """Gives the devices clsact qdiscs; returns those where that is not possible, with why."""
     refused: dict[int, NetlinkError] = {}
     for ifindex in sorted(ifindexes):
-        body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + _text(_TCA_KIND, "clsact")
+        body = _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + text_attr(_TCA_KIND, "clsact")
         operation = f"add clsact to device {ifindex}"
         try:
             route.request([Message(operation, _RTM_NEWQDISC, _ACKED | NLM_F_CREATE | NLM_F_EXCL, body)])
@@ -172,7 +175,7 @@ def _qdisc(route: FilterSocket, ifindex: int) -> str:
         )
     except (NetlinkError, ValueError):
         return ""
-    return _string(dict(_attrs(answer[1], _TCMSG.size)).get(_TCA_KIND, b""))
+    return text_of(dict(attributes(answer[1], _TCMSG.size)).get(_TCA_KIND, b""))
 
 
 def _filters(route: FilterSocket, ifindex: int, hook: Hook) -> list[Filter]:
@@ -187,10 +190,10 @@ def _filters(route: FilterSocket, ifindex: int, hook: Hook) -> list[Filter]:
         if device != ifindex:
             # A block that several devices share is none of one device's.
             continue
-        attributes = dict(_attrs(payload, _TCMSG.size))
-        options = dict(_attrs(attributes.get(_TCA_OPTIONS, b""), 0))
+        found_attributes = dict(attributes(payload, _TCMSG.size))
+        options = dict(attributes(found_attributes.get(_TCA_OPTIONS, b""), 0))
         program = int.from_bytes(options.get(_TCA_BPF_ID, b""), sys.byteorder)
-        kind_name = _string(attributes.get(_TCA_KIND, b""))
+        kind_name = text_of(found_attributes.get(_TCA_KIND, b""))
         found.append(Filter(info >> 16, handle, kind_name, program if kind_name == "bpf" else 0))
     return sorted(found, key=lambda each: each.priority)
 
@@ -215,14 +218,14 @@ def _plan(place: Place, found: list[Filter], ours: Ownership) -> tuple[Message, 
 
 
 def _put(place: Place, priority: int, handle: int, flags: int) -> Message:
-    options = _u32(_TCA_BPF_FD, place.program) + _text(_TCA_BPF_NAME, program_name(place.program))
-    options += _u32(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
-    body = _tcmsg(place, priority, handle) + _text(_TCA_KIND, "bpf") + _attr(_TCA_OPTIONS, options)
+    options = u32_attr(_TCA_BPF_FD, place.program) + text_attr(_TCA_BPF_NAME, program_name(place.program))
+    options += u32_attr(_TCA_BPF_FLAGS, _TCA_BPF_FLAG_ACT_DIRECT)
+    body = _tcmsg(place, priority, handle) + text_attr(_TCA_KIND, "bpf") + attr(_TCA_OPTIONS, options)
     return Message(f"attach to {place}", _RTM_NEWTFILTER, _ACKED | NLM_F_CREATE | flags, body)
 
 
 def _delete(place: Place, found: Filter) -> Message:
-    body = _tcmsg(place, found.priority, found.handle) + _text(_TCA_KIND, found.kind)
+    body = _tcmsg(place, found.priority, found.handle) + text_attr(_TCA_KIND, found.kind)
     gone = (errno.ENOENT, errno.ENODEV)
     return Message(f"remove the filter from {place}", _RTM_DELTFILTER, _ACKED, body, gone)
 
@@ -233,29 +236,3 @@ def _tcmsg(place: Place, priority: int, handle: int) -> bytes:
 
 def _bpf_error(problem: NetlinkError) -> BpfError:
     return BpfError(problem.errno or errno.EIO, problem.operation, problem.kernel_message)
-
-
-def _attr(kind: int, value: bytes) -> bytes:
-    size = _ATTR.size + len(value)
-    return _ATTR.pack(size, kind) + value + bytes(-size % 4)
-
-
-def _u32(kind: int, value: int) -> bytes:
-    return _attr(kind, value.to_bytes(4, sys.byteorder))
-
-
-def _text(kind: int, value: str) -> bytes:
-    return _attr(kind, value.encode() + b"\0")
-
-
-def _attrs(data: bytes, at: int) -> Iterator[tuple[int, bytes]]:
-    while at + _ATTR.size <= len(data):
-        size, kind = _ATTR.unpack_from(data, at)
-        if size < _ATTR.size:
-            return
-        yield kind & _NLA_TYPE_MASK, data[at + _ATTR.size : at + size]
-        at += (size + 3) & ~3
-
-
-def _string(value: bytes) -> str:
-    return value.rstrip(b"\0").decode(errors="replace")

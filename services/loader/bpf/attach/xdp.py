@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import struct
-import sys
 from dataclasses import dataclass
 
 from services.loader.bpf.attach.declarations import LINK_XDP, XDP, create_link
@@ -12,14 +11,16 @@ from services.loader.bpf.attach.links import LinkState, put_link
 from services.loader.bpf.attach.places import Kind
 from services.loader.bpf.errors import BpfError
 from services.loader.bpf.native import check, said
-from services.loader.netlink.rtnetlink import (
+from services.loader.netlink.route_socket import (
     NLM_F_ACK,
     NLM_F_REQUEST,
-    RTM_GETLINK,
     Message,
     NetlinkError,
     RouteSocket,
+    attributes,
+    number_of,
 )
+from services.loader.netlink.rtnetlink import RTM_GETLINK
 
 # linux/if_link.h
 _XDP_FLAGS_SKB_MODE, _XDP_FLAGS_DRV_MODE = 1 << 1, 1 << 2
@@ -27,8 +28,6 @@ _IFLA_XDP, _IFLA_XDP_ATTACHED, _IFLA_XDP_PROG_ID = 43, 2, 4
 _IFLA_XDP_DRV_PROG_ID, _IFLA_XDP_SKB_PROG_ID = 5, 6
 _KINDS = {1: Kind.XDP_NATIVE, 2: Kind.XDP_GENERIC}
 _IFINFO = struct.Struct("=BxHiII")
-_ATTR = struct.Struct("=HH")
-_NLA_TYPE_MASK = 0x3FFF
 # What drivers say that have no XDP of their own, or not with this MTU or these features.
 _NO_NATIVE = (errno.EOPNOTSUPP, errno.EINVAL, errno.ERANGE, errno.E2BIG)
 
@@ -77,14 +76,14 @@ def xdp_programs(ifindex: int, route: RouteSocket | None = None) -> list[XdpProg
             ((_, payload), *_), *_ = route.request([message])
     except NetlinkError:
         return []
-    xdp = _attributes(_attributes(payload[_IFINFO.size :]).get(_IFLA_XDP, b""))
+    xdp = dict(attributes(dict(attributes(payload, _IFINFO.size)).get(_IFLA_XDP, b""), 0))
     found = []
     for attribute, kind in ((_IFLA_XDP_DRV_PROG_ID, 1), (_IFLA_XDP_SKB_PROG_ID, 2)):
         if attribute in xdp:
-            found.append(XdpProgram(_number(xdp[attribute]), _KINDS[kind]))
-    if not found and _number(xdp.get(_IFLA_XDP_ATTACHED, b"")) in _KINDS:
-        attached = _KINDS[_number(xdp[_IFLA_XDP_ATTACHED])]
-        found.append(XdpProgram(_number(xdp.get(_IFLA_XDP_PROG_ID, b"")), attached))
+            found.append(XdpProgram(number_of(xdp[attribute]), _KINDS[kind]))
+    if not found and number_of(xdp.get(_IFLA_XDP_ATTACHED)) in _KINDS:
+        attached = _KINDS[number_of(xdp[_IFLA_XDP_ATTACHED])]
+        found.append(XdpProgram(number_of(xdp.get(_IFLA_XDP_PROG_ID)), attached))
     return found
 
 
@@ -95,19 +94,3 @@ def _created(link: int, ifindex: int, detail: str) -> int:
     if link < 0:
         raise BpfError(-link, operation, detail)
     return check(link, operation)
-
-
-def _attributes(data: bytes) -> dict[int, bytes]:
-    found = {}
-    at = 0
-    while at + _ATTR.size <= len(data):
-        size, kind = _ATTR.unpack_from(data, at)
-        if size < _ATTR.size:
-            break
-        found[kind & _NLA_TYPE_MASK] = data[at + _ATTR.size : at + size]
-        at += (size + 3) & ~3
-    return found
-
-
-def _number(value: bytes) -> int:
-    return int.from_bytes(value, sys.byteorder)
