@@ -5,36 +5,20 @@ back.
 from __future__ import annotations
 
 import os
-import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, TypeAlias
+from dataclasses import replace
+from typing import Protocol
 
 from services.loader.bpf.census import count_elements
-from services.loader.bpf.datapath import KernelDatapath, MapStatus
+from services.loader.bpf.datapath import KernelDatapath
 from services.loader.bpf.drop_reasons import EVENT_LOST
-from services.loader.bpf.errors import (
-    BpfError,
-    CompileError,
-    DatapathUnavailable,
-    MapFull,
-    MapMismatch,
-    VerifierError,
-)
 from services.loader.bpf.events import Event, EventReader
 from services.loader.bpf.layout import (
-    SHAPE_ANY_PROTOCOL,
     Direction,
-    DirectionShape,
-    EndpointRow,
     IpcacheValue,
-    PolicyKey,
-    PolicyValue,
-    SubjectRow,
 )
 from services.loader.bpf.load_report import LoadReport
 from services.loader.bpf.map_dump import can_list, dump
@@ -49,7 +33,6 @@ from services.loader.interfaces import (
     AttachedEndpoint,
     Collected,
     DatapathError,
-    DatapathRefused,
     EntryCount,
     EventSource,
     MapHasNoEntries,
@@ -58,54 +41,39 @@ from services.loader.interfaces import (
     MapNotResizable,
     MapRow,
     MapSizeInvalid,
-    MapTooSmall,
     PacketReport,
     ProgramAttachment,
     ProgramInfo,
     ReloadReport,
-    ReportKind,
     StrayPin,
     SubjectHead,
     TrackedConnection,
     TrafficCount,
-    Verdict,
 )
 from services.loader.ipcache.table import Changes, Meaning
-from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.kernel_rows import (
+    Enforcement,
+    NodeRows,
+    PolicyMode,
+    by_instance,
+    device_name,
+    endpoint_row,
+    entry_key,
+    map_info,
+    packet_report,
+    policy_key,
+    policy_value,
+    refusals,
+    subject_row,
+)
+from services.loader.policy.entries import EntryKey, EntryValue
 from services.loader.policy.plan import Realized
-from services.loader.policy.shape import ANY_PROTOCOL
 from services.loader.policy.subjects import realized_from
-from services.loader.settings_types import FailsafePort
+
+__all__ = ["Enforcement", "Kernel", "NodeRows", "PolicyMode", "subject_row"]
 
 # As many as the kernel can number; what there is memory for is less.
 _MAP_ENTRIES_MOST = (1 << 31) - 1
-
-Enforcement: TypeAlias = Literal["default", "always", "never"]
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyMode:
-    """What a node makes of policies, all of them alike.
-
-    ``enforcement``: "default" enforces the directions in which a policy selects the endpoint, "always" both,
-    "never" none, and then denies count as little as allows. ``audit``: verdicts are told of, and every
-    packet passes.
-    """
-
-    enforcement: Enforcement = "default"
-    audit: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class NodeRows:
-    """What of the node itself is in the maps: the MAC addresses of fimbria_host and fimbria_net, the ports
-    that no host policy closes, and the CIDRs that pods reach with their own addresses.
-    """
-
-    host_mac: str
-    net_mac: str
-    failsafe_ports: tuple[FailsafePort, ...] = ()
-    masquerade_exclude: tuple[str, ...] = ()
 
 
 class Epochs(Protocol):
@@ -146,53 +114,53 @@ class Kernel:
 
     def put_policy(self, instance: int, entries: Iterable[tuple[EntryKey, EntryValue]]) -> None:
         """Adds or replaces entries."""
-        batch = [(_key(instance, key), _value(value)) for key, value in entries]
+        batch = [(policy_key(instance, key), policy_value(value)) for key, value in entries]
         if batch:
-            with _refusals(), self._using:
+            with refusals(), self._using:
                 self._datapath.policy_put(batch)
 
     def delete_policy(self, instance: int, keys: Iterable[EntryKey]) -> None:
         """Removes entries; those that are not there are passed over."""
-        batch = [_key(instance, key) for key in keys]
+        batch = [policy_key(instance, key) for key in keys]
         if batch:
-            with _refusals(), self._using:
+            with refusals(), self._using:
                 self._datapath.policy_delete(batch)
 
     def policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
         """Every entry, by instance."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.policy_entries()
-        return _by_instance(found)
+        return by_instance(found)
 
     def walk_policy(self) -> dict[int, dict[EntryKey, EntryValue]]:
         """As :meth:`policy`, beside everything else."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             found = self._datapath.policy_entries()
-        return _by_instance(found)
+        return by_instance(found)
 
     def policy_counts(self, instance: int) -> list[EntryCount]:
         """One instance's entries with their counters."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.policy_entries(instance)
         return [
-            EntryCount(_entry_key(key), EntryValue(value.deny, value.rule_cookie), value.packets, value.bytes)
+            EntryCount(entry_key(key), EntryValue(value.deny, value.rule_cookie), value.packets, value.bytes)
             for key, value in found.items()
         ]
 
     def put_subject(self, subject: int, realized: Realized) -> None:
         """Puts a subject's policy into force."""
         row = subject_row(realized, self._mode)
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.subject_put(subject, row)
 
     def delete_subject(self, subject: int) -> None:
         """Removes a subject's row."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.subject_delete(subject)
 
     def subjects(self) -> dict[int, SubjectHead]:
         """Every subject's row."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             rows = self._datapath.subjects()
         return {
             number: SubjectHead(
@@ -203,7 +171,7 @@ class Kernel:
 
     def holds(self, subject: int, realized: Realized) -> bool:
         """Whether the subject's row is what :meth:`put_subject` would write."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             return self._datapath.subject_get(subject) == subject_row(realized, self._mode)
 
     def conform_subjects(self, epochs: Epochs) -> int:
@@ -212,7 +180,7 @@ class Kernel:
         What such a row enforced by itself is not known in "default" after "always" or "never": it stays as it
         is until the policy service has told.
         """
-        with _refusals(), self._using:
+        with refusals(), self._using:
             rows = self._datapath.subjects()
             if not rows:
                 return 0
@@ -232,7 +200,7 @@ class Kernel:
 
     def write_ipcache(self, changes: Changes) -> None:
         """Adds, replaces and removes entries."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             # First, so that a map that is full has room again.
             if changes.deletes:
                 self._datapath.ipcache_delete(list(changes.deletes))
@@ -246,13 +214,13 @@ class Kernel:
 
     def ipcache(self) -> dict[str, Meaning]:
         """Every entry, by prefix."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.ipcache()
         return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
 
     def walk_ipcache(self) -> dict[str, Meaning]:
         """As :meth:`ipcache`, beside everything else."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             found = self._datapath.ipcache()
         return {prefix: Meaning(value.identity, value.tunnel) for prefix, value in found.items()}
 
@@ -260,22 +228,22 @@ class Kernel:
 
     def attach(self, record: EndpointRecord) -> None:
         """Writes the endpoint's rows and attaches the programs to its device."""
-        with _refusals(), self._using:
-            self._datapath.attach_endpoint(_row(record))
+        with refusals(), self._using:
+            self._datapath.attach_endpoint(endpoint_row(record))
 
     def update(self, record: EndpointRecord) -> None:
         """Writes the endpoint's rows alone, for a new identity or subject."""
-        with _refusals(), self._using:
-            self._datapath.update_endpoint(_row(record))
+        with refusals(), self._using:
+            self._datapath.update_endpoint(endpoint_row(record))
 
     def detach(self, ifindex: int, ipv4: str, ipv6: str = "") -> None:
         """Removes the endpoint's rows and programs; what is not there is passed over."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.detach_endpoint(ifindex, ipv4, ipv6)
 
     def attached(self) -> list[AttachedEndpoint]:
         """Every endpoint row."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             rows = self._datapath.endpoints()
         return [
             AttachedEndpoint(
@@ -296,7 +264,7 @@ class Kernel:
         """Interface indexes of endpoint rows whose device does not run the programs in force, or that no map
         leads to.
         """
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             found = {program.name: set(program.devices) for program in self._datapath.programs()}
             whole = found.get("from_container", set()) & found.get("to_container", set())
             devices = frozenset(row.ifindex for row in self._datapath.endpoints())
@@ -306,7 +274,7 @@ class Kernel:
 
     def node_unhooked(self) -> list[str]:
         """Which of the node's own devices do not run a program that they should, in words."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             running = {program.name: set(program.devices) for program in self._datapath.programs()}
             return [
                 f"{device} does not run {program}"
@@ -320,7 +288,7 @@ class Kernel:
             (Direction.INGRESS if each.ingress else Direction.EGRESS, each.protocol, each.port)
             for each in node.failsafe_ports
         ]
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.failsafe_put(ports)
             # The policy that a former process put in force stays.
             subject = self._datapath.host_subject()
@@ -329,12 +297,12 @@ class Kernel:
 
     def host_subject(self) -> int:
         """The subject that the node itself is under; 0: none."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             return self._datapath.host_subject()
 
     def set_host_subject(self, subject: int) -> None:
         """Puts the node itself under a subject; 0: under none."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.host_policy(subject)
 
     # -- programs and maps
@@ -377,11 +345,11 @@ class Kernel:
                     raise DatapathError(f"resize map {name}: {problem}", map=name) from problem
                 raise
             (status,) = (each for each in self._datapath.maps() if each.name == name)
-        return replace(_map_info(status), entries=count_elements(status.id))
+        return replace(map_info(status), entries=count_elements(status.id))
 
     def map_entries(self, name: str, limit: int) -> Iterator[MapRow]:
         """What a map holds."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._map(name)
             if not can_list(found.definition):
                 raise MapHasNoEntries(
@@ -391,7 +359,7 @@ class Kernel:
         return self._rows(name, number, limit)
 
     def _rows(self, name: str, number: int, limit: int) -> Iterator[MapRow]:
-        with _refusals():
+        with refusals():
             for row in dump(name, number, limit):
                 yield MapRow(row.key, row.value, row.key_json, row.value_json)
 
@@ -422,11 +390,11 @@ class Kernel:
                 max_entries=str(max_entries),
             )
         if max_entries and kind != RING_BUFFER:
-            with _refusals():
+            with refusals():
                 check_room(found, replace(found.definition, max_entries=max_entries))
 
     def _exchange(self, *, rebuild: bool) -> LoadReport:
-        with _refusals():
+        with refusals():
             fresh = self._reopen(rebuild=rebuild, map_sizes=self._sizes.merged())
             report = fresh.report
             if report.adopted and report.recovered is Recovered.NOTHING:
@@ -441,7 +409,7 @@ class Kernel:
 
     def stray_pins(self, devices: Collection[str]) -> list[StrayPin]:
         """Pins that nothing in force needs."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             own = self._datapath
             found = find_stray_pins(
                 own.pins,
@@ -458,13 +426,13 @@ class Kernel:
 
     def collect_connections(self) -> Collected:
         """Removes expired connections."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             stats = self._datapath.conntrack_gc(time.monotonic())
         return Collected(stats.seen, stats.removed)
 
     def connections(self, limit: int) -> tuple[list[TrackedConnection], int]:
         """At most ``limit`` connections, and how many there are."""
-        with _refusals(), self._walking:
+        with refusals(), self._walking:
             found = self._datapath.conntrack()
         now = time.monotonic()
         return [
@@ -482,7 +450,7 @@ class Kernel:
 
     def programs(self) -> list[ProgramInfo]:
         """Loaded programs."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.programs()
         return [
             ProgramInfo(
@@ -490,12 +458,12 @@ class Kernel:
                 program.id,
                 program.tag,
                 program.verified_insns,
-                tuple(_device_name(ifindex) for ifindex in program.devices),
+                tuple(device_name(ifindex) for ifindex in program.devices),
                 program.instructions,
                 program.memory_bytes,
                 program.load_time,
                 tuple(
-                    ProgramAttachment(_device_name(each.ifindex), each.hook, each.kind)
+                    ProgramAttachment(device_name(each.ifindex), each.hook, each.kind)
                     for each in program.attachments
                 ),
             )
@@ -504,17 +472,17 @@ class Kernel:
 
     def maps(self, *, count: bool = True) -> list[MapInfo]:
         """Maps; with ``count`` their entries are counted, which takes milliseconds for large ones."""
-        with _refusals(), self._using:
-            found = [_map_info(each) for each in self._datapath.maps()]
+        with refusals(), self._using:
+            found = [map_info(each) for each in self._datapath.maps()]
         if not count:
             return found
         # Beside everything else: a map that is exchanged meanwhile goes uncounted.
-        with _refusals():
+        with refusals():
             return [replace(each, entries=count_elements(each.id)) for each in found]
 
     def traffic(self) -> list[TrafficCount]:
         """Packets and bytes by reason and direction."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.metrics()
         return [
             TrafficCount(metric.reason_name, metric.reason, metric.direction, metric.packets, metric.bytes)
@@ -525,7 +493,7 @@ class Kernel:
 
     def lost_events(self) -> int:
         """How many events found the ring buffer full."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             found = self._datapath.metrics()
         return sum(metric.packets for metric in found if metric.reason == EVENT_LOST)
 
@@ -533,164 +501,22 @@ class Kernel:
         """Starts to read events."""
 
         def take(event: Event) -> None:
-            callback(_report(event))
+            callback(packet_report(event))
 
-        with _refusals(), self._using:
+        with refusals(), self._using:
             made = _Events(self._datapath.events(take), self)
             self._events.add(made)
             return made
 
     def want_events(self, wanted: bool, *, trace: bool = False) -> None:
         """Lets programs make events, and with ``trace`` those of flows that begin and end, or none."""
-        with _refusals(), self._using:
+        with refusals(), self._using:
             self._datapath.want_events(wanted, trace=trace)
 
     def close(self) -> None:
         """Lets go of everything; what is pinned stays and forwards."""
         with self._walking, self._using:
             self._datapath.close()
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except MapFull as problem:
-        raise MapTooSmall(
-            str(problem),
-            map=problem.name,
-            entries=str(problem.entries),
-            max_entries=str(problem.max_entries),
-        ) from problem
-    except MapMismatch as problem:
-        raise DatapathRefused(
-            str(problem),
-            map=problem.name,
-            field=problem.field,
-            pinned=problem.pinned,
-            expected=problem.expected,
-        ) from problem
-    except VerifierError as problem:
-        raise DatapathRefused(str(problem), program=problem.program, log=problem.log_path) from problem
-    except CompileError as problem:
-        raise DatapathRefused(str(problem), **problem.metadata) from problem
-    except DatapathUnavailable as problem:
-        raise DatapathRefused(str(problem)) from problem
-    except (BpfError, ValueError) as problem:
-        raise DatapathError(str(problem)) from problem
-
-
-def _map_info(found: MapStatus) -> MapInfo:
-    return MapInfo(
-        found.name,
-        found.type,
-        found.max_entries,
-        found.entries,
-        found.id,
-        found.key_size,
-        found.value_size,
-        found.flags,
-        found.memory_bytes,
-        found.resized,
-    )
-
-
-def _by_instance(found: Mapping[PolicyKey, PolicyValue]) -> dict[int, dict[EntryKey, EntryValue]]:
-    entries: dict[int, dict[EntryKey, EntryValue]] = {}
-    for key, value in found.items():
-        entries.setdefault(key.instance, {})[_entry_key(key)] = EntryValue(value.deny, value.rule_cookie)
-    return entries
-
-
-def _row(record: EndpointRecord) -> EndpointRow:
-    return EndpointRow(
-        ifindex=record.ifindex,
-        ipv4=record.ipv4,
-        identity=record.identity,
-        subject=record.subject,
-        endpoint_id=record.id,
-        pod_mac=record.pod_mac,
-        host_mac=record.host_mac,
-        ipv6=record.ipv6,
-        rate=record.rate,
-    )
-
-
-def _device_name(ifindex: int) -> str:
-    try:
-        return socket.if_indextoname(ifindex)
-    except OSError:
-        return str(ifindex)
-
-
-def _key(instance: int, key: EntryKey) -> PolicyKey:
-    return PolicyKey(instance, key.identity, key.direction, key.protocol, key.port, key.prefix_length)
-
-
-def _entry_key(key: PolicyKey) -> EntryKey:
-    return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix)
-
-
-def subject_row(realized: Realized, mode: PolicyMode = PolicyMode()) -> SubjectRow:
-    """A subject's row as the datapath reads it on a node of that mode."""
-    return SubjectRow(
-        instance=realized.instance,
-        epoch=realized.epoch,
-        revision=realized.revision,
-        ingress=_shape(realized, INGRESS, mode),
-        egress=_shape(realized, EGRESS, mode),
-    )
-
-
-def _shape(realized: Realized, direction: int, mode: PolicyMode) -> DirectionShape:
-    if mode.enforcement == "never":
-        return DirectionShape(False, False, 0, 0, mode.audit)
-    identity = wildcard = 0
-    for level in realized.shape.present(direction):
-        bit = SHAPE_ANY_PROTOCOL if level.prefix_length == ANY_PROTOCOL else 1 << level.prefix_length
-        if level.wildcard:
-            wildcard |= bit
-        else:
-            identity |= bit
-    enforced = realized.enforced(direction) or mode.enforcement == "always"
-    return DirectionShape(enforced, realized.shape.has_deny(direction), identity, wildcard, mode.audit)
-
-
-def _value(value: EntryValue) -> PolicyValue:
-    return PolicyValue(deny=value.deny, rule_cookie=value.cookie)
-
-
-_VERDICTS = {"allow": Verdict.FORWARDED, "deny": Verdict.DROPPED, "audit": Verdict.AUDIT}
-_ETHERTYPES = {b"\x08\x00": 4, b"\x86\xdd": 6}
-
-
-def _report(event: Event) -> PacketReport:
-    return PacketReport(
-        time_ns=event.time_ns,
-        kind=ReportKind(event.kind),
-        verdict=_VERDICTS[event.verdict],
-        reason=event.reason_name,
-        reason_code=event.reason,
-        direction=event.direction,
-        # What was dropped before anybody read its addresses is of a family all the same.
-        family=_ETHERTYPES.get(event.packet[12:14], 0),
-        protocol=event.protocol,
-        source=event.source,
-        source_port=event.source_port,
-        source_identity=event.source_identity,
-        destination=event.destination,
-        destination_port=event.destination_port,
-        destination_identity=event.destination_identity,
-        rule_cookie=event.rule_cookie,
-        policy_revision=event.policy_revision,
-        tcp_flags=event.tcp_flags,
-        endpoint_id=event.endpoint_id,
-        location=f"{event.file}:{event.line}",
-        point=event.point,
-        state=event.state,
-        length=event.length,
-        packet=event.packet,
-    )
 
 
 class _Events:

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from services.chassis.errors import FailedPrecondition
 from services.loader.bpf.attach import Anchor, Mode
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig
-from services.loader.bpf.errors import BpfError, DatapathUnavailable, MapFull, MapMismatch
 from services.loader.bpf.map_sizes import MapSizes
 from services.loader.bpf.switching import AttachOptions
 from services.loader.endpoints.records import NodeRecord
 from services.loader.host_policy import failsafe_ports
 from services.loader.interfaces import DatapathError
 from services.loader.kernel import Kernel, NodeRows, PolicyMode
+from services.loader.kernel_rows import refusals
 from services.loader.load_trace import traced_open
 from services.loader.netlink.node import NodeDevices
 from services.loader.settings import LoaderSettings
@@ -94,9 +94,12 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
         )
 
     try:
-        datapath = reopen(rebuild=False, map_sizes=sizes.merged())
-    except (BpfError, DatapathUnavailable, MapFull, MapMismatch) as problem:
-        raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
+        with refusals():
+            datapath = reopen(rebuild=False, map_sizes=sizes.merged())
+    except DatapathError as problem:
+        raise FailedPrecondition(
+            str(problem), reason="DATAPATH_UNAVAILABLE", metadata=problem.metadata
+        ) from problem
     mode = PolicyMode(settings.policy_enforcement, settings.policy_audit)
     kernel = Kernel(datapath, reopen, mode, sizes)
     try:

@@ -405,7 +405,8 @@ class _Made:
                 if name not in self.programs
             ),
         ):
-            os.unlink(path)
+            # One that cannot be removed is in nobody's way.
+            _quietly(os.unlink, path)
             removed.append(name)
         return tuple(removed)
 
