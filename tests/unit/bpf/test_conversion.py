@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.loader.bpf.btf import Array, Layout, Member, Record, Scalar, decode
@@ -79,6 +79,7 @@ def agrees(old: Layout, new: Layout, before: bytes, after: bytes) -> None:
         raise AssertionError("kinds differ")
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_what_was_there_reads_the_same_and_what_is_new_is_zero(data: st.DataObject) -> None:
     old = data.draw(records())
@@ -92,6 +93,7 @@ def test_what_was_there_reads_the_same_and_what_is_new_is_zero(data: st.DataObje
         agrees(old, new, before[index * old.size :][: old.size], after[index * new.size :][: new.size])
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_there_and_back_loses_nothing(data: st.DataObject) -> None:
     old = data.draw(records())
@@ -102,6 +104,7 @@ def test_there_and_back_loses_nothing(data: st.DataObject) -> None:
     assert bytes(back) == before
 
 
+@settings(deadline=None)
 @given(records(), st.integers(0, 4))
 def test_an_equal_layout_is_passed_on_as_it_is(layout: Record, count: int) -> None:
     conversion = compile_conversion(layout, layout)
