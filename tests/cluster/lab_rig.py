@@ -25,6 +25,9 @@ class LabNode(Node):
         self.directory = lab.paths.node(name)
         self._paths = lab.paths
 
+    def __repr__(self) -> str:
+        return f"LabNode({self.name})"
+
     @property
     def socket(self) -> Path:
         return self._paths.cni_socket(self.name)

@@ -24,6 +24,8 @@ from tests.kernel.loader.rig import Node, Rig
 
 _READY = loader_pb2.ENDPOINT_STATE_READY
 _HOST_SLOT = 1
+# Smaller ones are reserved: the node's own, the world's.
+_FIRST_IDENTITY = 256
 
 
 @dataclass
@@ -120,16 +122,22 @@ def _programs(directory: Path, node: Node, endpoints: Collection[loader_pb2.Endp
     pinned = {path.name: _bpftool("prog", "show", "pinned", str(path))["id"] for path in directory.iterdir()}
     wanted = sorted(pinned[name] for name in ("from_container", "to_container"))
     attached: dict[str, list[int]] = {}
-    found = json.loads(node.namespace.command("bpftool", "-j", "net", "show"))
-    for each in found[0]["tc"]:
+    found = json.loads(node.namespace.command("bpftool", "-j", "net", "show"))[0]
+    for each in [*found["tc"], *found["xdp"]]:
         number = each.get("id") or each.get("prog_id")
         attached.setdefault(each["devname"], []).append(number)
-    return [
+    problems = [
         f"{each.host_device} has programs {sorted(attached.get(each.host_device, []))}; "
         f"expected those of the pins, {wanted}"
         for each in endpoints
         if sorted(attached.get(each.host_device, [])) != wanted
     ]
+    for device, numbers in attached.items():
+        if strange := set(numbers) - set(pinned.values()):
+            problems.append(f"{device} has programs {sorted(strange)}, which are not pinned")
+        if len(numbers) != len(set(numbers)):
+            problems.append(f"{device} has a program twice: {sorted(numbers)}")
+    return problems
 
 
 def service_problems(rig: Rig) -> list[str]:
@@ -154,6 +162,8 @@ def service_problems(rig: Rig) -> list[str]:
             for address, identity in told
             if held.get(address) != identity
         ]
+        pods = {(address, identity) for address, identity in held.items() if identity >= _FIRST_IDENTITY}
+        problems += [f"{node.name} has {each}, which is nobody's" for each in sorted(pods - told)]
     return problems
 
 
