@@ -19,7 +19,7 @@ pytestmark = pytest.mark.kernel
 
 _numbers = itertools.count(1)
 # Every one of these maps something else than before; the sizes alternate.
-_SIZES: Final = itertools.cycle(["ct4=300000,policy=70000", "ct4=262144,policy=65536"])
+_SIZES: Final = itertools.cycle([f"ct4={size},policy={size // 4}" for size in (300_000, 262_144, 280_000)])
 
 
 # What has to be seen after the restart, beside what always has to.
@@ -76,11 +76,13 @@ def _reload(cluster: CrashCluster, place: str) -> None:
 
 
 def _add(cluster: CrashCluster, place: str) -> Afterwards:
-    """An ADD that ends without an answer; the runtime tries again after the restart."""
+    """An ADD over which the loader dies, mostly before it answers; the runtime tries again later."""
     pod = cluster.rig.pod(cluster.node, f"late-{next(_numbers)}", app="client")
     cluster.expected.unknown.add(pod.container_id)
     cluster.choose(place)
-    assert pod.call("ADD")[0] != 0
+    code, _ = pod.call("ADD")
+    # The cluster may be told after the answer.
+    assert code or place == "add.published"
 
     def again() -> None:
         pod.add()
