@@ -9,6 +9,7 @@ import json
 import sys
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,15 +23,22 @@ from services.chassis.otlp_logs import MAX_QUEUED_LINES, MAX_TEXT
 from services.chassis.server import ServiceServer
 from services.chassis.settings import CommonSettings
 from services.chassis.telemetry import SHUTDOWN_SECONDS, init_telemetry, span
-from tests.collector import USELESS, Received, collecting, useless
+from tests.collector import USELESS, Line, Received, collecting, useless
 from tests.patience import patient
 from tests.service.processes import start
 
 from .conftest import FULL_NAME, EchoServicer
 
 
-async def serve_calls(echo: tuple[ModuleType, ModuleType], endpoint: str, calls: int) -> tuple[float, float]:
-    """Makes calls that log, exporting to ``endpoint``; the seconds of the median call and of the shutdown."""
+async def serve_calls(
+    echo: tuple[ModuleType, ModuleType],
+    endpoint: str,
+    calls: int,
+    arrived: Callable[[], bool] = lambda: True,
+) -> tuple[float, float]:
+    """Makes calls that log, exporting to ``endpoint``, and waits until what they said has ``arrived``; the
+    seconds of the median call and of the shutdown, which waits for a collector no longer than two seconds.
+    """
     settings = CommonSettings(otlp_endpoint=endpoint, drain_seconds=1.0, instance="echo-0", log_level="debug")
     configure_logging("echo", settings)
     telemetry = init_telemetry("echo", settings)
@@ -44,6 +52,9 @@ async def serve_calls(echo: tuple[ModuleType, ModuleType], endpoint: str, calls:
             started = time.perf_counter()
             await stub.Echo(echo[0].EchoRequest(text="a"))
             took.append(time.perf_counter() - started)
+    async with asyncio.timeout(patient(30)):
+        while not arrived():  # noqa: ASYNC110 - the collector is another thread's
+            await asyncio.sleep(0.01)
     await server.stop()
     started = time.perf_counter()
     await asyncio.to_thread(telemetry.shutdown)
@@ -64,17 +75,22 @@ async def test_spans_metrics_and_logs_reach_a_collector(echo: tuple[ModuleType, 
     assert {("service.name", "echo"), ("service.instance.id", "echo-0")} <= received.resources
 
 
+def calls_of(received: Received) -> list[Line]:
+    """The lines about calls, once their spans are there too."""
+    spans = {span.span_id for span in received.named("echo.Echo")}
+    return [line for line in received.lines if line.body == "call" and line.span_id in spans]
+
+
 async def test_a_line_of_a_call_has_the_ids_of_its_span(echo: tuple[ModuleType, ModuleType]) -> None:
     with collecting() as collector:
-        await serve_calls(echo, collector.endpoint, 3)
         received = collector.received
+        await serve_calls(echo, collector.endpoint, 3, lambda: len(calls_of(received)) == 3)
     spans = {
         (span.trace_id, span.span_id)
         for span in received.named("echo.Echo")
         if "server.address" not in span.attributes
     }
-    lines = [line for line in received.lines if line.body == "call"]
-    assert len(lines) == 3
+    lines = calls_of(received)
     assert {(line.trace_id, line.span_id) for line in lines} <= spans
     for line in lines:
         assert line.severity == "debug"
