@@ -347,6 +347,14 @@ static __always_inline int container_to_network(struct __sk_buff *skb, struct pa
 	return ret ? ret : TC_ACT_OK;
 }
 
+/* What a pod sends by a netkit device has come in by none. */
+static __always_inline bool is_from_netkit_pod(const struct packet *p, const bool v6)
+{
+	const struct endpoint *src = endpoint_at(endpoint_slot_of_address(&p->saddr, v6));
+
+	return src && src->flags & ENDPOINT_NETKIT;
+}
+
 /*
  * From the node itself. What it forwards for others is none of its policy,
  * unless its stack has given it the node's address: then the answer comes to that.
@@ -358,11 +366,12 @@ static __always_inline int host_to_network(struct __sk_buff *skb, struct packet 
 
 	if (likely(!host_endpoint()) || is_discovery(skb, v6))
 		return TC_ACT_OK;
-	/* What a pod sends by a netkit device has come in by none, but is marked. */
-	if (skb->ingress_ifindex || mark_has_identity(skb->mark)) {
+	if (skb->ingress_ifindex) {
 		remote_find(&remote, &p->saddr, v6);
 		if (remote.identity != ID_HOST)
 			return TC_ACT_OK;
+	} else if (is_from_netkit_pod(p, v6)) {
+		return TC_ACT_OK;
 	}
 	ret = parse(skb, p, NULL, v6);
 	p->src_identity = ID_HOST;

@@ -197,7 +197,8 @@ class KernelNode:
 
     def _elements(self, names: tuple[str, ...]) -> Iterator[tuple[str, bytes, bytes]]:
         for name in names:
-            for key, value in self._maps[name].items():
+            # A node that does not masquerade has no tables for it.
+            for key, value in self._maps[name].items() if name in self._maps else ():
                 yield name, key, value
 
     def flows(self) -> dict[Tuple5, rows.KnownFlow]:
@@ -229,9 +230,10 @@ class KernelNode:
         self._reports.want(events=False)
         self._reports.take()
         self._departures.clear()
-        # So that flows get the same ports each time.
-        self._maps["nat_state"].put(bytes(4), struct.pack("=QII", 0x1234567890ABCDEF, 0, 0))
-        for name in _TABLES:
+        # So that flows get the same ports each time; a node that does not masquerade has no such map.
+        if "nat_state" in self._maps:
+            self._maps["nat_state"].put(bytes(4), struct.pack("=QII", 0x1234567890ABCDEF, 0, 0))
+        for name in self._maps.keys() & set(_TABLES):
             self._maps[name].delete_many([key for key, _ in self._maps[name].items()])
 
     def close(self) -> None:
