@@ -33,6 +33,8 @@ _PROGRAMS = (
     "from_container", "to_container", "from_overlay", "to_overlay", "from_host", "to_host", "from_netdev",
     "to_netdev",
 )  # fmt: skip
+# Not loaded where there is no overlay.
+_OVERLAY_PROGRAMS = ("from_overlay", "to_overlay")
 
 
 @contextmanager
@@ -78,7 +80,8 @@ def _trials(datapath: KernelDatapath, pin_dir: str, cache_dir: str) -> Trials:
     loaded = load_object(compiled.path, map_dir=f"{pin_dir}/fuzz", config={})
     table = Map("fuzz_programs", loaded.maps["fuzz_programs"])
     for place, name in enumerate(_PROGRAMS):
-        table.put(struct.pack("=I", place), struct.pack("=I", datapath.program_fd(name)))
+        if datapath.config.vxlan_ifindex or name not in _OVERLAY_PROGRAMS:
+            table.put(struct.pack("=I", place), struct.pack("=I", datapath.program_fd(name)))
     return Trials(loaded.programs["fuzz_enter"].fd, {name: place for place, name in enumerate(_PROGRAMS)})
 
 

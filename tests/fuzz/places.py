@@ -73,13 +73,13 @@ class Places:
         the node does not have this one.
         """
         pick, devices = self._pick, self._devices
-        if program == "from_overlay" and not devices.vxlan:
-            program = "from_netdev"
+        if not devices.vxlan:
+            program = {"from_overlay": "from_netdev", "to_overlay": "to_netdev"}.get(program, program)
         if program in ("from_overlay", "to_overlay"):
             vni = pick.choice(_VNIS) if pick.random() < 0.98 else None
             is_summed = program == "from_overlay" and pick.random() < 0.5
             return Input(
-                program, frame, devices.vxlan or devices.net, mark=self._mark(0.1), vni=vni,
+                program, frame, devices.vxlan, mark=self._mark(0.1), vni=vni,
                 vlan=pick.random() < 0.003, queue=self._queue(), is_summed=is_summed,
             )  # fmt: skip
         if program in ("from_host", "to_host"):
