@@ -143,9 +143,9 @@ def current() -> Telemetry | None:
     return _current
 
 
-def tracer(name: str = "fimbria") -> Tracer:
-    """A tracer of the process; before :func:`init_telemetry`, one that records nothing."""
-    return _current.tracer_provider.get_tracer(name) if _current else trace.NoOpTracer()
+def tracer() -> Tracer:
+    """The process's tracer; before :func:`init_telemetry`, one that records nothing."""
+    return _current.tracer if _current else trace.NoOpTracer()
 
 
 def meter() -> Meter:
