@@ -52,6 +52,7 @@ class NetlinkDevices:
         self._removals = ThreadPoolExecutor(max_workers=1, thread_name_prefix="netlink-removals")
         self._mtu = 0
         self._route_mtu = 0
+        self._prepared: dict[str, links.PreparedLink] = {}
 
     async def ensure(self) -> NodeDevices:
         """Makes or repairs the node's own devices. Raises FimbriaError."""
@@ -60,8 +61,8 @@ class NetlinkDevices:
         self._kind = await self._call(partial(device_kind, self._endpoint_device))
         return devices
 
-    async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        """Makes the pair of devices with its addresses and routes, the node's side down."""
+    async def prepare_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> None:
+        """Makes the pair of devices; :meth:`create_endpoint_link` goes on with it."""
         if record.spec.mtu > self._mtu:
             raise InvalidArgument(
                 f"network configuration: mtu: got {record.spec.mtu}; the node's is {self._mtu}",
@@ -69,7 +70,13 @@ class NetlinkDevices:
                 metadata={"field": "mtu", "most": str(self._mtu)},
             )
         spec = self._spec(record, netns_fd)
-        link = await self._call(lambda: links.create_endpoint_link(spec, up=False))
+        self._prepared[spec.host_name] = await self._call(lambda: links.prepare_endpoint_link(spec))
+
+    async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
+        """Gives the prepared pair of devices its addresses and routes; the node's side stays down."""
+        spec = self._spec(record, netns_fd)
+        prepared = self._prepared.pop(spec.host_name)
+        link = await self._call(lambda: links.create_endpoint_link(spec, prepared, up=False))
         return EndpointLink(link.ifindex, link.host_mac, link.pod_mac, link.mtu, link.default_routes)
 
     async def open_endpoint_link(self, record: EndpointRecord) -> None:
@@ -85,6 +92,7 @@ class NetlinkDevices:
 
     async def delete_endpoint_link(self, device: str) -> None:
         """Removes the pair; one that is not there is fine."""
+        self._prepared.pop(device, None)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(self._removals, links.delete_endpoint_link, device)
 

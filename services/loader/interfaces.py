@@ -461,9 +461,14 @@ class Node:
 class NodeLinks(Protocol):
     """The node's network devices. The methods are quick to call and do their work elsewhere."""
 
+    async def prepare_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> None:
+        """Makes the pair of devices, for which it needs no address yet, the node's side down. Raises
+        FimbriaError.
+        """
+
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
-        """Makes the veth pair with its addresses and routes, the node's side down. Raises FimbriaError;
-        nothing is left of a failure.
+        """Gives a pair that is prepared its addresses and routes. Raises FimbriaError; nothing is left of a
+        failure.
         """
 
     async def open_endpoint_link(self, record: EndpointRecord) -> None:

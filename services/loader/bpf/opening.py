@@ -335,9 +335,16 @@ def check_room(pinned: Map, definition: MapDefinition) -> None:
             if entries > definition.max_entries:
                 raise MapFull(pinned.name, entries, definition.max_entries)
         return
-    entries = count_elements(pinned.id) or 0
     cpus = int(lib.libbpf_num_possible_cpus())
-    if needed_entries(entries, definition, pinned.definition, cpus) > definition.max_entries:
+
+    def fits(entries: int) -> bool:
+        return needed_entries(entries, definition, pinned.definition, cpus) <= definition.max_entries
+
+    if fits(pinned.definition.max_entries):
+        # Counting takes as long as copying.
+        return
+    entries = count_elements(pinned.id) or 0
+    if not fits(entries):
         raise MapFull(pinned.name, entries, definition.max_entries)
 
 

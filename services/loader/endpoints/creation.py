@@ -198,15 +198,14 @@ class EndpointMaker:
     async def _link(
         self, record: EndpointRecord, allocation: Awaitable[Allocation], netns_fd: int | None, undo: Undo
     ) -> EndpointLink:
-        address = await allocation
-
         async def delete() -> None:
             await self._links.delete_endpoint_link(record.spec.host_device)
 
         undo.add("link", delete)
-        wanted = _with_addresses(record, address)
         with span(names.ENDPOINT_LINK):
-            made = await self._links.create_endpoint_link(wanted, netns_fd)
+            # The devices are there by the time that the address is.
+            address, _ = await _all(allocation, self._links.prepare_endpoint_link(record, netns_fd))
+            made = await self._links.create_endpoint_link(_with_addresses(record, address), netns_fd)
         failpoints.passed("add.linked")
         return made
 

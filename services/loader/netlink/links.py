@@ -92,6 +92,16 @@ class Link:
 
 
 @dataclass(frozen=True, slots=True)
+class PreparedLink:
+    """A pair of devices that has no addresses yet: the node's side, which is down, and the pod's."""
+
+    host: rt.LinkInfo
+    pod: rt.LinkInfo
+    host_mac: str
+    pod_mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class HostLink:
     """The node's side of a link, as the kernel has it."""
 
@@ -121,8 +131,29 @@ def link_local(mac: str) -> str:
     return str(IPv6Address(b"\xfe\x80" + bytes(6) + raw[:3] + b"\xff\xfe" + raw[3:]))
 
 
-def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
-    """Makes the link: both devices, the pod's addresses and routes, the pod's loopback up.
+def prepare_endpoint_link(spec: LinkSpec) -> PreparedLink:
+    """Makes what needs no address: both devices, the pod's side and its loopback up.
+
+    ``spec`` need not have addresses yet. Replaces what an interrupted call left behind, and raises, as
+    :func:`create_endpoint_link`.
+    """
+    _check_device(spec)
+    host_mac = local_mac(spec.host_name, "host")
+    pod_mac = spec.pod_mac or local_mac(spec.host_name, "pod")
+    with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
+        host = _create_pair(node, spec, host_mac, pod_mac)
+        try:
+            return PreparedLink(host, _open_pod(pod, spec.ifname), host_mac, pod_mac)
+        except BaseException as exc:
+            _delete(node, spec.host_name)
+            if isinstance(exc, OSError):
+                raise _refused(exc, spec) from exc
+            raise
+
+
+def create_endpoint_link(spec: LinkSpec, prepared: PreparedLink | None = None, *, up: bool = True) -> Link:
+    """Makes the link: both devices, the pod's addresses and routes, the pod's loopback up; of one that is
+    ``prepared``, what is missing.
 
     With ``up=False`` the node's side stays down, so that no packet passes before the datapath is attached;
     :func:`set_endpoint_link_up` opens it. A link of the same ``host_name`` that an interrupted call left
@@ -133,13 +164,14 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
     LINK_SPEC_INVALID), PermissionDenied, Unavailable (KERNEL_TIMEOUT), Internal (KERNEL_REFUSED).
     """
     _check(spec)
-    host_mac = local_mac(spec.host_name, "host")
-    pod_mac = spec.pod_mac or local_mac(spec.host_name, "pod")
+    made = prepared or prepare_endpoint_link(spec)
     with rt.RouteSocket() as node, _pod_socket(spec.netns_fd) as pod:
-        host = _create_pair(node, spec, host_mac, pod_mac)
         try:
+            if spec.address6 is not None:
+                allow_ipv6(spec.host_name)
+                accept_no_router(spec.host_name)
             defaults = _default_routes(pod, spec)
-            pod_link = _configure_pod(pod, spec, pod_mac, defaults)
+            _configure_pod(pod, made.pod.ifindex, spec, made.pod_mac, defaults)
             if up:
                 _bring_up(node, spec.host_name)
         except BaseException as exc:
@@ -149,11 +181,11 @@ def create_endpoint_link(spec: LinkSpec, *, up: bool = True) -> Link:
             raise
     return Link(
         host_name=spec.host_name,
-        ifindex=host.ifindex,
-        host_mac=host_mac,
+        ifindex=made.host.ifindex,
+        host_mac=made.host_mac,
         ifname=spec.ifname,
-        pod_ifindex=pod_link.ifindex,
-        pod_mac=pod_mac,
+        pod_ifindex=made.pod.ifindex,
+        pod_mac=made.pod_mac,
         mtu=spec.mtu,
         default_routes=defaults,
     )
@@ -269,11 +301,7 @@ def _create_pair(node: rt.RouteSocket, spec: LinkSpec, host_mac: str, pod_mac: s
             rt.no_autoconf(spec.host_name),
             rt.get_link(spec.host_name),
         ]
-        made = rt.links(node.request(configure)[-1])[0]
-        if spec.address6 is not None:
-            allow_ipv6(spec.host_name)
-            accept_no_router(spec.host_name)
-        return made
+        return rt.links(node.request(configure)[-1])[0]
     except BaseException as exc:
         _delete(node, spec.host_name)
         if isinstance(exc, OSError):
@@ -299,37 +327,39 @@ def _default_routes(pod: rt.RouteSocket, spec: LinkSpec) -> tuple[int, ...]:
     return free
 
 
-def _configure_pod(
-    pod: rt.RouteSocket, spec: LinkSpec, pod_mac: str, default_routes: tuple[int, ...]
-) -> rt.LinkInfo:
+def _open_pod(pod: rt.RouteSocket, ifname: str) -> rt.LinkInfo:
     answers = pod.request(
         [
             rt.set_up("lo"),
-            rt.no_reverse_path_filter(spec.ifname),
-            rt.no_autoconf(spec.ifname),
-            rt.set_up(spec.ifname),
-            rt.get_link(spec.ifname),
+            rt.no_reverse_path_filter(ifname),
+            rt.no_autoconf(ifname),
+            rt.set_up(ifname),
+            rt.get_link(ifname),
         ]
     )
-    link = rt.links(answers[-1])[0]
+    return rt.links(answers[-1])[0]
+
+
+def _configure_pod(
+    pod: rt.RouteSocket, ifindex: int, spec: LinkSpec, pod_mac: str, default_routes: tuple[int, ...]
+) -> None:
     requests = []
     for address, router in spec.gateways:
         if address.version == 6:
             _netns_thread.run(spec.netns_fd, partial(_prepare_ipv6, spec.ifname))
             # Some programs cannot do without. Made by hand it is there at once, and asks for no router.
-            requests.append(rt.add_address(link.ifindex, link_local(pod_mac), 64))
-        requests.append(rt.add_address(link.ifindex, str(address)))
+            requests.append(rt.add_address(ifindex, link_local(pod_mac), 64))
+        requests.append(rt.add_address(ifindex, str(address)))
         if address.version not in default_routes:
-            requests += source_routes(link.ifindex, str(address), str(router), spec.route_mtu)
+            requests += source_routes(ifindex, str(address), str(router), spec.route_mtu)
             continue
         # Whatever else the pod has an IPv6 route to, the router is here.
         onlink = address.version == 6
         requests += [
-            rt.add_link_route(link.ifindex, str(router)),
-            rt.add_default_route(link.ifindex, str(router), spec.route_mtu, onlink=onlink),
+            rt.add_link_route(ifindex, str(router)),
+            rt.add_default_route(ifindex, str(router), spec.route_mtu, onlink=onlink),
         ]
     pod.request(requests)
-    return link
 
 
 def _prepare_ipv6(ifname: str) -> None:
@@ -374,13 +404,22 @@ def _pod_socket(netns_fd: int) -> rt.RouteSocket:
         ) from exc
 
 
-def _check(spec: LinkSpec) -> None:
+def _check_device(spec: LinkSpec) -> None:
     if not _MIN_MTU <= spec.route_mtu <= spec.mtu <= _MAX_MTU:
         raise InvalidArgument(
             f"mtu {spec.mtu} and route mtu {spec.route_mtu}; "
             f"expected {_MIN_MTU} <= route mtu <= mtu <= {_MAX_MTU}",
             reason="LINK_SPEC_INVALID",
         )
+    if len(spec.host_name) != _NAME_LENGTH or not spec.host_name.startswith(ENDPOINT_PREFIX):
+        raise InvalidArgument(
+            f"host_name {spec.host_name!r}; expected {ENDPOINT_PREFIX} and 12 hex digits",
+            reason="LINK_SPEC_INVALID",
+        )
+
+
+def _check(spec: LinkSpec) -> None:
+    _check_device(spec)
     for name, address, router in (("", spec.address, spec.router), ("6", spec.address6, spec.router6)):
         if (address is None) != (router is None):
             raise InvalidArgument(
@@ -392,11 +431,6 @@ def _check(spec: LinkSpec) -> None:
     if spec.address6 is not None and spec.route_mtu < IPV6_MIN_MTU:
         raise InvalidArgument(
             f"route mtu {spec.route_mtu} with an IPv6 address; expected at least {IPV6_MIN_MTU}",
-            reason="LINK_SPEC_INVALID",
-        )
-    if len(spec.host_name) != _NAME_LENGTH or not spec.host_name.startswith(ENDPOINT_PREFIX):
-        raise InvalidArgument(
-            f"host_name {spec.host_name!r}; expected {ENDPOINT_PREFIX} and 12 hex digits",
             reason="LINK_SPEC_INVALID",
         )
 

@@ -237,12 +237,17 @@ class FakeLinks:
         if name in self.fail:
             raise Unavailable(f"{name} refused", reason="REFUSED")
 
+    async def prepare_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> None:
+        self._refuse("prepare_endpoint_link")
+        self.next_ifindex += 1
+        self.devices[record.spec.host_device] = self.next_ifindex
+
     async def create_endpoint_link(self, record: EndpointRecord, netns_fd: int | None) -> EndpointLink:
         await self.gate.wait()
         self._refuse("create_endpoint_link")
-        self.next_ifindex += 1
-        self.devices[record.spec.host_device] = self.next_ifindex
-        return EndpointLink(self.next_ifindex, "02:00:00:00:00:01", "02:00:00:00:00:02", 1500)
+        return EndpointLink(
+            self.devices[record.spec.host_device], "02:00:00:00:00:01", "02:00:00:00:00:02", 1500
+        )
 
     async def open_endpoint_link(self, record: EndpointRecord) -> None:
         self._refuse("open_endpoint_link")

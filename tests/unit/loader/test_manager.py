@@ -72,6 +72,7 @@ async def test_a_cause_that_is_mended_does_not_hide_another(node: NodeUnderTest)
     [
         ("services", "allocate"),
         ("services", "resolve"),
+        ("links", "prepare_endpoint_link"),
         ("links", "create_endpoint_link"),
         ("links", "open_endpoint_link"),
         ("kernel", "put_policy"),
