@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from services.chassis import interceptor
 from services.chassis.channel import open_channel
 from services.chassis.logs import configure_logging, get_logger
 from services.chassis.otlp import EXPORT_SECONDS, MAX_QUEUED_SPANS
@@ -46,16 +47,19 @@ async def serve_calls(
     server.add(echo[1].add_EchoServiceServicer_to_server, EchoServicer(echo[0]), FULL_NAME)
     (address,) = await server.start()
     took = []
-    async with open_channel(address) as channel:
-        stub = echo[1].EchoServiceStub(channel)
-        for _ in range(calls):
-            started = time.perf_counter()
-            await stub.Echo(echo[0].EchoRequest(text="a"))
-            took.append(time.perf_counter() - started)
-    async with asyncio.timeout(patient(30)):
-        while not arrived():  # noqa: ASYNC110 - the collector is another thread's
-            await asyncio.sleep(0.01)
-    await server.stop()
+    try:
+        async with open_channel(address) as channel:
+            stub = echo[1].EchoServiceStub(channel)
+            for _ in range(calls):
+                started = time.perf_counter()
+                await stub.Echo(echo[0].EchoRequest(text="a"))
+                took.append(time.perf_counter() - started)
+        async with asyncio.timeout(patient(30)):
+            while not arrived():  # noqa: ASYNC110 - the collector is another thread's
+                await asyncio.sleep(0.01)
+    finally:
+        # One that is left to the garbage collector would wait for ever.
+        await server.stop()
     started = time.perf_counter()
     await asyncio.to_thread(telemetry.shutdown)
     return sorted(took)[calls // 2], time.perf_counter() - started
@@ -81,7 +85,11 @@ def calls_of(received: Received) -> list[Line]:
     return [line for line in received.lines if line.body == "call" and line.span_id in spans]
 
 
-async def test_a_line_of_a_call_has_the_ids_of_its_span(echo: tuple[ModuleType, ModuleType]) -> None:
+async def test_a_line_of_a_call_has_the_ids_of_its_span(
+    echo: tuple[ModuleType, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One that has spoken keeps the level of that time: an earlier test's, in this process.
+    monkeypatch.setattr(interceptor, "log", get_logger(interceptor.__name__))
     with collecting() as collector:
         received = collector.received
         await serve_calls(echo, collector.endpoint, 3, lambda: len(calls_of(received)) == 3)
