@@ -41,6 +41,7 @@ async def test_waiting_ends_when_the_nodes_have_acknowledged(
 
 async def test_waiting_for_everybody_counts_every_node(namespace: Namespace, policies: Stub) -> None:
     quick, slow = (f"{namespace.name}-{word}" for word in ("quick", "slow"))
+    await namespace.identity(app="web")
     async with Loader(policies, quick), Loader(policies, slow, acknowledges=False) as silent:
         await silent.until(lambda: silent.revision.identity >= 0 and bool(silent.revision.ByteSize()))
         applied = await policies.ApplyPolicies(
@@ -64,6 +65,8 @@ async def _wait(policies: Stub, request: pb.WaitEnforcedRequest) -> pb.WaitEnfor
 
 async def test_what_a_node_cannot_realize_is_told(namespace: Namespace, policies: Stub) -> None:
     name = f"{namespace.name}-full"
+    # Where nothing ever happened, no revision tells that the node was heard.
+    await namespace.identity(app="web")
     async with Loader(policies, name, acknowledges=False) as loader:
         await loader.until(lambda: bool(loader.revision.ByteSize()))
         loader.send(ack=pb.Ack(revision=pb.Revision(), error="policy map is full"))
@@ -83,12 +86,12 @@ async def test_what_a_node_cannot_realize_is_told(namespace: Namespace, policies
 
 async def test_a_node_that_is_away_counts_until_it_is_forgotten(namespace: Namespace, policies: Stub) -> None:
     name = f"{namespace.name}-away"
+    web = await namespace.identity(app="web")
     async with Loader(policies, name) as loader:
         await loader.until(lambda: bool(loader.revision.ByteSize()))
         await refused(
             policies.ForgetNode(pb.ForgetNodeRequest(node=name)), FailedPrecondition, "NODE_SUBSCRIBED"
         )
-        web = await namespace.identity(app="web")
         loader.watch(1, web.id, web.revision)
         await loader.state(1)
         assert (await nodes_of(policies))[name].subjects == 1
