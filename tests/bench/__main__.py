@@ -9,7 +9,10 @@ import argparse
 import os
 import sys
 import tempfile
+import time
+from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from tests.bench import fimbria
@@ -21,6 +24,7 @@ from tests.bench.namespaces import namespaces
 from tests.bench.report import Table, render
 from tests.bench.traffic_figures import traffic
 
+_PAUSE_SECONDS = 0.03
 _PAGE = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 
 
@@ -38,16 +42,20 @@ def control_plane(directory: Path) -> list[Figure]:
         _tell("CNI ADD and DEL")
         figures += _cni(fimbria.plugin(lab, "node-1"), directory)
         setup = fimbria.endpoint_setup_ms(lab, "node-1")
-        figures.append(
-            Figure(
-                "endpoint datapath set-up p50 (map writes and attachment)",
-                median(setup),
-                "ms",
-                goal="<= 2 ms",
-                met=median(setup) <= 2,
-                note=f"from the spans of {len(setup)} ADDs; p99 {percentile(setup, 0.99):.2f} ms",
+        for label, value, most in (
+            ("p50", median(setup), 1.0),
+            ("p99", percentile(setup, 0.99), 5.0),
+        ):
+            figures.append(
+                Figure(
+                    f"endpoint datapath set-up {label} (map writes and attachment)",
+                    value,
+                    "ms",
+                    goal=f"<= {most:g} ms",
+                    met=value <= most,
+                    note=f"from the spans of {len(setup)} ADDs",
+                )
             )
-        )
         _tell("policy apply")
         applied = fimbria.policy_apply_ms(lab, 60)[10:]
         figures.append(
@@ -68,32 +76,35 @@ def control_plane(directory: Path) -> list[Figure]:
 
 
 def _cni(ours: Plugin, directory: Path, rounds: int = 60) -> list[Figure]:
-    suffixes = [f"{who}{number}" for number in range(rounds) for who in ("a", "b")]
-    samples: dict[str, list[float]] = {"ADD": [], "DEL": [], "ptp ADD": [], "ptp DEL": []}
+    known = replace(ours, config=lambda _number: ours.config(0))
+    suffixes = [f"{who}{number}" for number in range(rounds) for who in ("a", "b", "c")]
+    samples: dict[tuple[str, str], list[float]] = defaultdict(list)
     with namespaces("node", *suffixes) as (node, *netns):
-        peer = ptp(node, directory / "host-local")
-        for number in range(rounds):
-            samples["ADD"].append(call(ours, "ADD", number, netns[2 * number]))
-            samples["ptp ADD"].append(call(peer, "ADD", number, netns[2 * number + 1]))
-        for number in range(rounds):
-            samples["DEL"].append(call(ours, "DEL", number, netns[2 * number]))
-            samples["ptp DEL"].append(call(peer, "DEL", number, netns[2 * number + 1]))
+        plugins = {"new": ours, "known": known, "peer": ptp(node, directory / "host-local")}
+        for command in ("ADD", "DEL"):
+            for number in range(rounds):
+                for place, (who, plugin) in enumerate(plugins.items()):
+                    each = place * rounds + number
+                    samples[command, who].append(call(plugin, command, each, netns[3 * number + place]))
+                    # What one does after its answer is not to be in the way of the next.
+                    time.sleep(_PAUSE_SECONDS)
     figures = []
-    for name in ("ADD", "DEL"):
-        for label, q in (("p50", 0.5), ("p99", 0.99)):
-            value, theirs = (percentile(samples[key], q) for key in (name, f"ptp {name}"))
-            goal = "<= 2 x peer" if (name, label) == ("ADD", "p50") else None
-            figures.append(
-                Figure(
-                    f"CNI {name} {label}",
-                    value,
-                    "ms",
-                    theirs,
-                    "ptp + host-local",
-                    goal,
-                    value <= 2 * theirs if goal else None,
+    for command in ("ADD", "DEL"):
+        for who, labels in (("known", "labels that the node knows"), ("new", "new labels")):
+            for label, q in (("p50", 0.5), ("p99", 0.99)):
+                value, theirs = (percentile(samples[command, each], q) for each in (who, "peer"))
+                goal = "<= 1 x peer" if (command, label) == ("ADD", "p50") else None
+                figures.append(
+                    Figure(
+                        f"CNI {command} {label}, {labels}",
+                        value,
+                        "ms",
+                        theirs,
+                        "ptp + host-local",
+                        goal,
+                        value <= theirs if goal else None,
+                    )
                 )
-            )
     return figures
 
 
