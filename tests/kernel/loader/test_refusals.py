@@ -43,7 +43,9 @@ def test_a_missing_compiler(rig: Rig, tmp_path: Path) -> None:
     nsenter = shutil.which("nsenter")
     assert nsenter is not None
     (tmp_path / "nsenter").symlink_to(nsenter)
-    line = refused(rig, f"--cache-dir={tmp_path}/cache", path=str(tmp_path))
+    line = refused(
+        rig, f"--cache-dir={tmp_path}/cache", f"--prebuilt-dir={tmp_path}/none", path=str(tmp_path)
+    )
     assert "install clang" in line
 
 

@@ -8,7 +8,7 @@ import threading
 from contextlib import ExitStack
 from types import TracebackType
 
-from tests.kernel.bpf.cluster import PATIENCE, Pod
+from tests.kernel.bpf.cluster import Pod
 from tests.patience import patient
 
 _NUMBER = struct.Struct("!Q")
@@ -42,7 +42,8 @@ class Flows:
             asking = self._sockets.enter_context(self._client.socket(socket.SOCK_STREAM))
             asking.connect((self._server.address, _PORT))
             answering = self._sockets.enter_context(listener.accept()[0])
-            answering.settimeout(PATIENCE)
+            # So that it sees soon that it is over.
+            answering.settimeout(0.2)
             self._run(self._answer, answering)
             self._run(self._ask, index, asking)
         asking = self._sockets.enter_context(self._client.socket(socket.SOCK_DGRAM))
