@@ -94,6 +94,10 @@ def _requests(lab: Lab) -> dict[str, dict[str, Any]]:
         f"{loader}.DatapathService/ListIpCache": {},
         f"{loader}.DatapathService/ListConnections": {},
         f"{loader}.DatapathService/WaitApplied": {"timeout": "1s"},
+        f"{loader}.DatapathService/ListMapEntries": {"map": "endpoint_dev"},
+        f"{loader}.DatapathService/ResizeMap": {"map": "frag4", "maxEntries": 16384},
+        f"{loader}.DatapathService/Reload": {},
+        f"{loader}.DatapathService/CollectOrphans": {"dryRun": True},
         f"{loader}.ObserverService/GetFlows": {"last": 1},
         f"{loader}.EndpointService/DeleteEndpoint": {"id": endpoint},
     }
@@ -137,3 +141,5 @@ def test_every_method_answers(shop: Lab) -> None:
     }
     assert answers["fimbria.loader.v1.ObserverService/GetFlows"]["flow"]["node"] == "node-1"
     assert answers["fimbria.loader.v1.DatapathService/GetStatus"]["endpoints"] == 1
+    assert answers["fimbria.loader.v1.DatapathService/ResizeMap"]["maxEntries"] == "16384"
+    assert answers["fimbria.loader.v1.DatapathService/CollectOrphans"] == {}
