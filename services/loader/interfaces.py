@@ -365,9 +365,6 @@ class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
         refuses them. After a failure every device has the programs that it had before.
         """
 
-    def rebuild(self) -> None:
-        """``reload(rebuild=True)``, without its report."""
-
     def resize_map(self, name: str, max_entries: int) -> MapInfo:
         """Gives a map another size with what it holds, under traffic; 0: the size that the programs declare.
         The size outlives the process. As long and as blocking as :meth:`reload`. Raises MapNotFound,

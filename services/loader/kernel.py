@@ -322,10 +322,6 @@ class Kernel:
             report.adopted,
         )
 
-    def rebuild(self) -> None:
-        """``reload(rebuild=True)``, without its report."""
-        self.reload(rebuild=True)
-
     def resize_map(self, name: str, max_entries: int) -> MapInfo:
         """Gives a map another size."""
         with self._walking, self._using:

@@ -7,7 +7,7 @@ made: a call costs a comparison.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Literal, TypeAlias
 
@@ -81,22 +81,23 @@ def bpf_done(phase: BpfPhase, seconds: float, outcome: Outcome = "success") -> N
 @contextmanager
 def regenerating(level: str, phase: EndpointPhase) -> Iterator[None]:
     """Times the block as one phase of an endpoint's regeneration; an exception is a failure and goes on."""
-    started = time.perf_counter()
-    outcome: Outcome = "failure"
-    try:
+    with _timed(lambda seconds, outcome: regenerated(level, phase, seconds, outcome)):
         yield
-        outcome = "success"
-    finally:
-        regenerated(level, phase, time.perf_counter() - started, outcome)
 
 
 @contextmanager
 def in_bpf_phase(phase: BpfPhase) -> Iterator[None]:
     """Times the block as a phase of the node's programs and maps."""
+    with _timed(lambda seconds, outcome: bpf_done(phase, seconds, outcome)):
+        yield
+
+
+@contextmanager
+def _timed(done: Callable[[float, Outcome], None]) -> Iterator[None]:
     started = time.perf_counter()
     outcome: Outcome = "failure"
     try:
         yield
         outcome = "success"
     finally:
-        bpf_done(phase, time.perf_counter() - started, outcome)
+        done(time.perf_counter() - started, outcome)

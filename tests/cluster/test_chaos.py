@@ -27,10 +27,10 @@ from cli.lab.lab import Lab
 from tests.cluster.conftest import CLIENT, STRANGER, WEB
 from tests.cluster.lab_rig import LabRig
 from tests.cluster.test_restart import poll
-from tests.crash.cluster import ONLY_CLIENTS, TCP_FROM_STRANGERS, gets_through, settle
+from tests.crash.cluster import TCP_FROM_STRANGERS, gets_through, settle
 from tests.crash.flows import Flow, FlowKind, Traffic, show, traffic
 from tests.crash.invariants import Expected, quick_problems, service_problems
-from tests.kernel.loader.rig import Pod
+from tests.kernel.loader.rig import ONLY_CLIENT, Pod
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.cluster
@@ -301,7 +301,7 @@ def _accepted(call: Callable[[], object]) -> bool:
 def chaos(shop: Lab) -> Iterator[Chaos]:
     with Namespaces() as namespaces:
         made = Chaos(shop, namespaces)
-        made.rig.apply(ONLY_CLIENTS)
+        made.rig.apply(ONLY_CLIENT)
         assert made.apply()
         with made.flowing():
             yield made

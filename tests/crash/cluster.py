@@ -18,7 +18,7 @@ from fimbria.policy.v1 import policy_pb2, policy_pb2_grpc
 from services.loader.failpoints import VARIABLE
 from tests.crash.flows import Flow, FlowKind, Traffic, show, traffic
 from tests.crash.invariants import Expected, every_problem, quick_problems
-from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig
+from tests.kernel.loader.rig import DUAL_POOL, ONLY_CLIENT, Node, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 # How long a node may take to become consistent after its loader serves.
@@ -26,17 +26,6 @@ SETTLE_SECONDS = 15.0
 # Loading may begin with clang, and others may want the processors too.
 RELOAD_SECONDS = 60.0
 _PORTS = itertools.count(9000)
-
-ONLY_CLIENTS = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-"""
 
 # What answers a client passes only as long as the flow is remembered.
 NOTHING_TO_CLIENTS = """
@@ -81,7 +70,7 @@ class CrashCluster:
     def start(self) -> None:
         """Starts everything, with pods and policies."""
         self.rig.start()
-        self.rig.apply(ONLY_CLIENTS)
+        self.rig.apply(ONLY_CLIENT)
         self.rig.apply(NOTHING_TO_CLIENTS)
         self.rig.apply(TCP_FROM_STRANGERS.format(port=7000))
         self.web = self.add("web", app="web")

@@ -11,8 +11,7 @@ from services.loader.bpf.pins import remove_pins
 from services.loader.failpoints import VARIABLE
 from tests.crash.cluster import settle
 from tests.crash.invariants import Expected, every_problem
-from tests.kernel.loader.rig import DUAL_POOL, Rig
-from tests.kernel.netlink.namespaces import Namespaces
+from tests.kernel.loader.rig import DUAL_POOL, Rig, running_rig
 
 pytestmark = pytest.mark.kernel
 
@@ -31,13 +30,8 @@ PLACES: Final = (
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("first"), namespaces, nodes=1, cidrs=DUAL_POOL)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(tmp_path_factory.mktemp("first"), nodes=1, cidrs=DUAL_POOL) as made:
+        yield made
 
 
 @pytest.mark.parametrize("place", PLACES)

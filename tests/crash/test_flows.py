@@ -7,10 +7,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.crash.cluster import ONLY_CLIENTS, TCP_FROM_STRANGERS, CrashCluster
+from tests.crash.cluster import TCP_FROM_STRANGERS, CrashCluster
 from tests.crash.flows import Fault, Flow, Traffic, show, traffic
 from tests.crash.generator import Running
 from tests.crash.invariants import pinned_maps
+from tests.kernel.loader.rig import ONLY_CLIENT
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -89,7 +90,7 @@ def test_a_node_that_forgot_its_connections_would_be_seen(cluster: CrashCluster)
 
 
 def test_a_node_without_its_policy_would_be_seen(cluster: CrashCluster) -> None:
-    cluster.rig.remove_policy(ONLY_CLIENTS)
+    cluster.rig.remove_policy(ONLY_CLIENT)
     cluster.rig.remove_policy(TCP_FROM_STRANGERS.format(port=7000))
     found: set[tuple[str, str]] = set()
     while not {("local-denied", "wrongly passed"), ("remote-denied", "wrongly passed")} <= found:

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from cli.lab.preflight import ensure_bpffs
-from tests.kernel.loader.rig import DUAL_POOL, REPOSITORY, Node, Rig
-from tests.kernel.netlink.namespaces import Namespaces
+from tests.kernel.loader.rig import DUAL_POOL, REPOSITORY, Node, Rig, running_rig
 from tests.runtimes import image
+from tests.runtimes.containerd import Containerd
+from tests.runtimes.cri import Cri, generate
 from tests.runtimes.machine import Machine, sweep_cgroups
 
 CONFLIST = REPOSITORY / "deploy" / "cni" / "10-fimbria.conflist"
@@ -51,13 +52,8 @@ def node_count() -> int:
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory, node_count: int, loader_flags: list[str]) -> Iterator[Rig]:
     directory = tmp_path_factory.mktemp("rig")
-    with Namespaces() as namespaces:
-        made = Rig(directory, namespaces, nodes=node_count, cidrs=DUAL_POOL, flags=loader_flags)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(directory, nodes=node_count, cidrs=DUAL_POOL, flags=loader_flags) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -86,3 +82,14 @@ def conflist(machine: Machine, *chained: dict[str, Any], **members: Any) -> str:
     config["plugins"][0] |= {"socket": str(machine.node.socket), **members}
     config["plugins"] += chained
     return json.dumps(config)
+
+
+@pytest.fixture(scope="module")
+def containerd(machine: Machine, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Containerd:
+    return Containerd(machine, archive, generate(tmp_path_factory.mktemp("cri")))
+
+
+@pytest.fixture
+def cri(containerd: Containerd) -> Iterator[Cri]:
+    with containerd.cri() as client:
+        yield client

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -13,8 +12,8 @@ import pytest
 
 from tests.kernel.loader.rig import Rig
 from tests.runtimes import image
-from tests.runtimes.containerd import PORT, Containerd
-from tests.runtimes.cri import Cri, Sandbox, generate
+from tests.runtimes.containerd import PORT
+from tests.runtimes.cri import Cri, Sandbox
 from tests.runtimes.footprint import nothing_left
 from tests.runtimes.machine import Machine
 
@@ -30,17 +29,6 @@ spec:
   podSelector: {matchLabels: {app: web}}
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}], ports: [{port: http}]}]
 """
-
-
-@pytest.fixture(scope="module")
-def containerd(machine: Machine, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Containerd:
-    return Containerd(machine, archive, generate(tmp_path_factory.mktemp("cri")))
-
-
-@pytest.fixture
-def cri(containerd: Containerd) -> Iterator[Cri]:
-    with containerd.cri() as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

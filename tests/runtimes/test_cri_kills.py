@@ -8,14 +8,13 @@ import signal
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 
 import grpc
 import pytest
 
 from tests.kernel.loader.rig import Rig
 from tests.runtimes.containerd import Containerd
-from tests.runtimes.cri import Cri, Sandbox, generate
+from tests.runtimes.cri import Cri, Sandbox
 from tests.runtimes.footprint import nothing_left
 from tests.runtimes.loader_stops import held_loader, plugin_under_way, plugins_done
 from tests.runtimes.machine import Machine, wait_until
@@ -24,17 +23,6 @@ pytestmark = pytest.mark.cluster
 
 AT_ONCE = 20
 KILLS = 5
-
-
-@pytest.fixture(scope="module")
-def containerd(machine: Machine, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Containerd:
-    return Containerd(machine, archive, generate(tmp_path_factory.mktemp("cri")))
-
-
-@pytest.fixture
-def cri(containerd: Containerd) -> Iterator[Cri]:
-    with containerd.cri() as client:
-        yield client
 
 
 @pytest.fixture(autouse=True)

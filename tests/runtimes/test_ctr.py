@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from tests.kernel.loader.rig import Rig
 from tests.runtimes import image
 from tests.runtimes.conftest import CONFLIST_PLACE, conflist
 from tests.runtimes.containerd import PORT, Containerd
-from tests.runtimes.cri import generate
 from tests.runtimes.footprint import nothing_left
 from tests.runtimes.machine import Machine, wait_until
 
@@ -25,11 +23,6 @@ spec:
   podSelector: {matchLabels: {app: web}}
   ingress: [{from: [{podSelector: {matchLabels: {app: client}}}]}]
 """
-
-
-@pytest.fixture(scope="module")
-def containerd(machine: Machine, archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Containerd:
-    return Containerd(machine, archive, generate(tmp_path_factory.mktemp("cri")))
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ async def test_traces_are_made_while_somebody_follows_with_them(observed: Observ
 
 async def test_reading_outlives_programs_that_are_loaded_anew(observed: Observed) -> None:
     observed.node.policy(WEB_SUBJECT, ingress=[])
-    observed.kernel.rebuild()
+    observed.kernel.reload(rebuild=True)
     fresh = observed.kernel._datapath
     run_program(
         fresh.program_fd("from_container"), tcp(CLIENT, WEB, 7, 80), ifindex=observed.node.client.ifindex

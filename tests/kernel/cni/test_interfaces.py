@@ -15,7 +15,7 @@ from fimbria.loader.v1 import loader_pb2
 from tests.kernel.cni.chain import ChainError, Network, fimbria
 from tests.kernel.cni.test_chains import echoes
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import DUAL_POOL, SERVICES, Node, Rig
+from tests.kernel.loader.rig import DUAL_POOL, SERVICES, Node, Rig, running_rig
 from tests.kernel.netlink.namespaces import Namespace, Namespaces
 
 pytestmark = pytest.mark.kernel
@@ -23,13 +23,8 @@ pytestmark = pytest.mark.kernel
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("interfaces"), namespaces, nodes=1, cidrs=DUAL_POOL)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(tmp_path_factory.mktemp("interfaces"), nodes=1, cidrs=DUAL_POOL) as made:
+        yield made
 
 
 @pytest.fixture

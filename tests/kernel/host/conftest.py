@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from tests.kernel.echo import echo_server
 from tests.kernel.host.traffic import Place
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
 from tests.kernel.netlink.namespaces import Namespaces
-from tests.patience import patient
 
 # What answers on node-1, beside 22.
 OPEN, CLOSED, UDP_OPEN, UDP_CLOSED = 8443, 9000, 5300, 5301
@@ -111,16 +109,3 @@ def policy(cluster: Cluster) -> Iterator[Callable[[str], None]]:
     yield apply
     for manifest in applied:
         cluster.rig.remove_policy(manifest)
-
-
-@pytest.fixture
-def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Fails unless a condition comes true within ten seconds."""
-
-    def wait(condition: Callable[[], bool]) -> None:
-        deadline = time.monotonic() + patient(10)
-        while not condition():
-            assert time.monotonic() < deadline, "it did not come true"
-            time.sleep(0.02)
-
-    return wait

@@ -11,7 +11,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,17 @@ SERVICES = ("ipam", "identity", "policy")
 IPV4_POOL = "10.244.0.0/16"
 DUAL_POOL = "10.244.0.0/16,fd00:10:244::/96"
 BPFFS = Path("/sys/fs/bpf/fimbria")
+
+ONLY_CLIENT = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {name: web, namespace: shop}
+spec:
+  podSelector: {matchLabels: {app: web}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{podSelector: {matchLabels: {app: client}}}]
+"""
 
 
 @dataclass
@@ -109,6 +121,11 @@ class Node:
                     loader_pb2.ListEndpointsRequest(), wait_for_ready=True, timeout=10
                 ).endpoints
             )
+
+    def endpoint(self, pod: str) -> loader_pb2.Endpoint:
+        """The endpoint of the pod of that name."""
+        (found,) = [each for each in self.endpoints() if each.pod_name == pod]
+        return found
 
     def update_labels(self, number: int, labels: list[str]) -> loader_pb2.Endpoint:
         with grpc.insecure_channel(self.target) as channel:
@@ -377,3 +394,15 @@ class Rig:
         inside = ["nsenter", f"--net={namespace.path}", "--", sys.executable, "-m", "services.loader", *flags]
         process = Process(name, inside, ready, directory / "log")
         return Node(name, ipv4, namespace, process, directory, ipv6)
+
+
+@contextmanager
+def running_rig(directory: Path, **options: Any) -> Iterator[Rig]:
+    """A rig that runs, until the end of the block; ``options`` are those of :class:`Rig`."""
+    with Namespaces() as namespaces:
+        made = Rig(directory, namespaces, **options)
+        try:
+            made.start()
+            yield made
+        finally:
+            made.close()

@@ -11,21 +11,10 @@ from fimbria.loader.v1 import loader_pb2, loader_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import Node, Pod, Rig
+from tests.kernel.loader.rig import ONLY_CLIENT, Node, Pod, Rig
 from tests.kernel.loader.traffic import reaches
 
 pytestmark = pytest.mark.kernel
-
-ONLY_CLIENT = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-"""
 
 Eventually = Callable[[Callable[[], bool]], None]
 
@@ -37,11 +26,6 @@ def pods(rig: Rig) -> Iterator[dict[str, Pod]]:
         rig.apply(ONLY_CLIENT)
         yield made
         rig.remove_policy(ONLY_CLIENT)
-
-
-def endpoint(node: Node, name: str) -> loader_pb2.Endpoint:
-    (found,) = [each for each in node.endpoints() if each.pod_name == name]
-    return found
 
 
 def enforced(pods: dict[str, Pod]) -> bool:
@@ -67,7 +51,7 @@ def test_an_endpoint_whose_device_vanishes_is_let_go_of(
     node = rig.nodes[0]
     pod = rig.pod(node, f"vanishing-{side}", app="vanishing")
     pod.add()
-    device = endpoint(node, pod.name).host_device
+    device = node.endpoint(pod.name).host_device
     assert f"{pod.ipv4}/32" in rig.published()
     if side == "node":
         node.namespace.command("ip", "link", "delete", device)
@@ -88,13 +72,13 @@ def test_a_device_that_lost_its_filters_gets_them_back(
     rig: Rig, pods: dict[str, Pod], eventually: Eventually
 ) -> None:
     node = rig.nodes[0]
-    device = endpoint(node, "web").host_device
+    device = node.endpoint("web").host_device
     before = filters(node, device)
     assert "direct-action" in before
     node.namespace.command("tc", "qdisc", "delete", "dev", device, "clsact")
     eventually(lambda: filters(node, device).count("direct-action") == before.count("direct-action"))
     eventually(lambda: enforced(pods))
-    newest = endpoint(node, "web").regenerations[0]
+    newest = node.endpoint("web").regenerations[0]
     assert newest.cause == "device"
     assert newest.state == loader_pb2.REGENERATION_STATE_DONE
     assert newest.level == loader_pb2.REGENERATION_LEVEL_RELOAD
@@ -165,7 +149,7 @@ def test_readiness_is_not_liveness(rig: Rig, eventually: Eventually) -> None:
 
 def test_an_operator_regenerates_at_each_level(rig: Rig, pods: dict[str, Pod]) -> None:
     node = rig.nodes[0]
-    number = endpoint(node, "web").id
+    number = node.endpoint("web").id
     with grpc.insecure_channel(node.target) as channel:
         stub = loader_pb2_grpc.EndpointServiceStub(channel)
         for level in (
@@ -181,4 +165,4 @@ def test_an_operator_regenerates_at_each_level(rig: Rig, pods: dict[str, Pod]) -
             assert len(newest.trace_id) == 32
             assert newest.attempt == 1
     assert enforced(pods)
-    assert len(endpoint(node, "web").regenerations) <= 16
+    assert len(node.endpoint("web").regenerations) <= 16

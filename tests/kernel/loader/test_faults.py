@@ -12,21 +12,10 @@ import pytest
 from fimbria.loader.v1 import loader_pb2
 
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import Node, Pod, Rig
+from tests.kernel.loader.rig import ONLY_CLIENT, Node, Pod, Rig
 from tests.kernel.loader.traffic import connect, datagrams, reaches, talks
 
 pytestmark = pytest.mark.kernel
-
-ONLY_CLIENT = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-"""
 
 Eventually = Callable[[Callable[[], bool]], None]
 

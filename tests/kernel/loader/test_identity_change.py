@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from tests.kernel.loader.rig import Rig
+from tests.kernel.loader.rig import ONLY_CLIENT, Rig
 from tests.kernel.loader.traffic import datagrams
 
 pytestmark = pytest.mark.kernel
-
-ONLY_CLIENTS = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-"""
 
 CHANGES = 15
 
@@ -30,7 +19,7 @@ def test_no_packet_is_lost_while_a_sender_changes_its_identity(rig: Rig, where: 
     client = rig.pod(first if where == "here" else second, f"client-{where[:4]}", app="client")
     web.add()
     client.add()
-    rig.apply(ONLY_CLIENTS)
+    rig.apply(ONLY_CLIENT)
     (found,) = [each for each in client.node.endpoints() if each.pod_name == client.name]
     identities = {found.identity}
     try:
@@ -43,6 +32,6 @@ def test_no_packet_is_lost_while_a_sender_changes_its_identity(rig: Rig, where: 
         assert stream.sent > CHANGES * 5
         assert stream.lost == 0
     finally:
-        rig.remove_policy(ONLY_CLIENTS)
+        rig.remove_policy(ONLY_CLIENT)
         client.delete()
         web.delete()

@@ -192,7 +192,7 @@ def test_an_endpoint_stays_when_the_programs_are_replaced(node: Namespace, kerne
     assert kernel.attached() == [row]
     before = {program.name: program for program in node.run(kernel.programs)}
     assert DEVICE in before["from_container"].devices
-    node.run(kernel.rebuild)
+    node.run(lambda: kernel.reload(rebuild=True))
     node.run(lambda: kernel.attach(record))
     after = {program.name: program for program in node.run(kernel.programs)}
     assert after["from_container"].id != before["from_container"].id

@@ -9,10 +9,9 @@ import pytest
 from fimbria.loader.v1 import loader_pb2
 
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
+from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig, running_rig
 from tests.kernel.loader.test_routing_modes import ONLY_CLIENT
 from tests.kernel.loader.traffic import connect, reaches, talks
-from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
 
@@ -21,13 +20,8 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("rig"), namespaces, nodes=1, cidrs=DUAL_POOL)
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(tmp_path_factory.mktemp("rig"), nodes=1, cidrs=DUAL_POOL) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

@@ -14,35 +14,18 @@ from fimbria.loader.v1 import loader_pb2
 from services.loader.bpf.layout import PolicyKey, ipv4_bytes
 from services.loader.bpf.maps import Map, open_pinned
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import REPOSITORY, Node, Pod, Rig
+from tests.kernel.loader.rig import ONLY_CLIENT, REPOSITORY, Pod, Rig, running_rig
 from tests.kernel.loader.traffic import reaches
-from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
-
-ONLY_CLIENT = """
-apiVersion: networking.k8s.io/v1
-kind: NetworkPolicy
-metadata: {name: web, namespace: shop}
-spec:
-  podSelector: {matchLabels: {app: web}}
-  policyTypes: [Ingress]
-  ingress:
-  - from: [{podSelector: {matchLabels: {app: client}}}]
-"""
 
 Eventually = Callable[[Callable[[], bool]], None]
 
 
 @pytest.fixture(scope="module")
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Namespaces() as namespaces:
-        made = Rig(tmp_path_factory.mktemp("rig"), namespaces, nodes=1, flags=["--refresh-seconds=0.3"])
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(tmp_path_factory.mktemp("rig"), nodes=1, flags=["--refresh-seconds=0.3"]) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +44,11 @@ def pinned(rig: Rig, name: str) -> Map:
     return found
 
 
-def endpoint(node: Node, name: str) -> loader_pb2.Endpoint:
-    (found,) = [each for each in node.endpoints() if each.pod_name == name]
-    return found
-
-
 def test_a_policy_entry_comes_back(rig: Rig, pods: tuple[Pod, Pod], eventually: Eventually) -> None:
     web, client = pods
     eventually(lambda: reaches(client, web, 80))
     policy = pinned(rig, "policy")
-    instance = rig.nodes[0].policy(endpoint(web.node, "web").id).instance
+    instance = rig.nodes[0].policy(web.node.endpoint("web").id).instance
     keys = [key for key, _ in policy.items() if PolicyKey.unpack(key).instance == instance]
     assert keys
     for key in keys:
@@ -78,7 +56,7 @@ def test_a_policy_entry_comes_back(rig: Rig, pods: tuple[Pod, Pod], eventually: 
     eventually(lambda: all(policy.get(key) is not None for key in keys))
     policy.close()
     eventually(lambda: reaches(client, web, 80))
-    eventually(lambda: "refresh" in {each.cause for each in endpoint(web.node, "web").regenerations})
+    eventually(lambda: "refresh" in {each.cause for each in web.node.endpoint("web").regenerations})
 
 
 @pytest.mark.parametrize(
@@ -98,7 +76,7 @@ def test_what_leads_to_an_endpoint_comes_back(
 ) -> None:
     web, client = pods
     eventually(lambda: reaches(client, web, 80))
-    table, where = pinned(rig, name), key(endpoint(web.node, "web"))
+    table, where = pinned(rig, name), key(web.node.endpoint("web"))
     assert table.delete(where)
     eventually(lambda: table.get(where) is not None)
     table.close()
@@ -136,7 +114,7 @@ def test_the_command_line_shows_an_endpoint_and_regenerates_it(rig: Rig, pods: t
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
 
-    number = endpoint(node, "web").id
+    number = node.endpoint("web").id
     for level in ("policy", "reload", "rebuild"):
         (row,) = json.loads(fimbria("endpoint", "regenerate", "shop/web", "--level", level, "-o", "json"))
         assert (row["level"], row["state"], row["id"]) == (level, "done", number)

@@ -12,9 +12,8 @@ import pytest
 from fimbria.loader.v1 import loader_pb2
 
 from tests.kernel.echo import echo_server
-from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig
+from tests.kernel.loader.rig import DUAL_POOL, Node, Pod, Rig, running_rig
 from tests.kernel.loader.traffic import connect, reaches, talks
-from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
 
@@ -42,14 +41,8 @@ def flags(mode: str, endpoint_routes: bool) -> list[str]:
     ids=lambda param: param[0] + ("-endpoint-routes" if param[1] else ""),
 )
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    with Namespaces() as namespaces:
-        directory = tmp_path_factory.mktemp("rig")
-        made = Rig(directory, namespaces, cidrs=DUAL_POOL, flags=flags(*request.param))
-        try:
-            made.start()
-            yield made
-        finally:
-            made.close()
+    with running_rig(tmp_path_factory.mktemp("rig"), cidrs=DUAL_POOL, flags=flags(*request.param)) as made:
+        yield made
 
 
 @pytest.fixture(scope="module")

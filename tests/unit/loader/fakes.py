@@ -167,9 +167,6 @@ class FakeKernel:
         self.hooked |= self.endpoints.keys()
         return ReloadReport((), len(self.endpoints), 0.0, 0.0)
 
-    def rebuild(self) -> None:
-        self.reload(rebuild=True)
-
     def resize_map(self, name: str, max_entries: int) -> MapInfo:
         self._write("resize_map")
         return MapInfo(name, "hash", max_entries, 0, resized=bool(max_entries))
