@@ -48,7 +48,7 @@ PLACES: Final[tuple[str, ...]] = (
     "policy.instance_written",
     "policy.in_force",
     "policy.old_deleted",
-    # endpoints/records.py
+    # state_file.py, endpoints/records.py
     "record.written",
     "record.renamed",
     "record.deleted",

@@ -6,14 +6,13 @@ The record is believed only as far as the kernel agrees: ids and tags of what is
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from services.loader.bpf.maps import Map
 from services.loader.bpf.objects import Program
-from services.loader.state_file import read_state, write_state
+from services.loader.state_file import read_state, sync_state, write_state
 
 _FILE = "datapath.json"
 _VERSION = 1
@@ -72,7 +71,7 @@ def load_record(state_dir: str) -> InForce | None:
     if not state_dir:
         return None
     try:
-        data = read_state(os.path.join(state_dir, _FILE))
+        data = read_state(Path(state_dir, _FILE))
         programs = {name: (int(number), str(tag)) for name, (number, tag) in data["programs"].items()}
         maps = {name: int(number) for name, number in data["maps"].items()}
         return InForce(str(data["fingerprint"]), programs, maps, tuple(data["resized"]))
@@ -89,4 +88,7 @@ def save_record(state_dir: str, record: InForce) -> None:
             "maps": dict(record.maps),
             "resized": list(record.resized),
         }
-        write_state(os.path.join(state_dir, _FILE), content)
+        path = Path(state_dir, _FILE)
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_state(path, content)
+        sync_state(path)

@@ -5,10 +5,10 @@ They win over those of the setting FIMBRIA_MAP_SIZES, and these over what the pr
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
+from pathlib import Path
 
-from services.loader.state_file import read_state, write_state
+from services.loader.state_file import read_state, sync_state, write_state
 
 _FILE = "map-sizes.json"
 
@@ -17,7 +17,7 @@ class MapSizes:
     """Sizes by map name. ``state_dir`` "" keeps them for as long as the process runs."""
 
     def __init__(self, state_dir: str = "", setting: Mapping[str, int] | None = None) -> None:
-        self._path = os.path.join(state_dir, _FILE) if state_dir else ""
+        self._path = Path(state_dir, _FILE) if state_dir else None
         self.setting = dict(setting or {})
         self.operator: dict[str, int] = {}
         if self._path:
@@ -35,4 +35,5 @@ class MapSizes:
         """Replaces the operator's sizes, in one step. Raises OSError."""
         if self._path:
             write_state(self._path, operator)
+            sync_state(self._path)
         self.operator = dict(operator)

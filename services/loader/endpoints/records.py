@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +19,8 @@ from typing import Any, Final
 
 from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, record_from_json, record_to_json
+from services.loader.state_file import TEMPORARY, read_state, remove_state, sync_state, write_state
 
-_TEMPORARY: Final = ".tmp"
 _DAMAGED: Final = ".damaged"
 # Numbers are handed out from a range that is on disk before the first of them is used.
 _NUMBERS_AHEAD: Final = 4096
@@ -78,7 +77,7 @@ class StateDirectory:
             self.damaged.append(Damaged(path, "set aside before; remove it when its pod is gone"))
         for path in self._files(self._endpoints):
             try:
-                record = record_from_json(_read(path))
+                record = record_from_json(read_state(path))
                 if path.stem != str(record.id):
                     raise ValueError(f"it holds endpoint {record.id}")
             except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -89,15 +88,15 @@ class StateDirectory:
 
     def save_endpoint(self, record: EndpointRecord) -> None:
         """Stores a record. Raises OSError."""
-        _write(self._endpoints / f"{record.id}.json", record_to_json(record))
+        write_state(self._endpoints / f"{record.id}.json", record_to_json(record))
 
     def sync_endpoint(self, number: int) -> None:
         """Returns when a stored record is on disk; one that is gone again is fine. From any thread."""
-        _sync(self._endpoints / f"{number}.json")
+        sync_state(self._endpoints / f"{number}.json")
 
     def delete_endpoint(self, number: int) -> None:
         """Removes a record; one that is not there is fine."""
-        _remove(self._endpoints / f"{number}.json")
+        remove_state(self._endpoints / f"{number}.json")
         failpoints.passed("record.deleted")
 
     def load_releases(self) -> list[PendingRelease]:
@@ -105,7 +104,7 @@ class StateDirectory:
         releases = []
         for path in self._files(self._releases):
             try:
-                document = _read(path)
+                document = read_state(path)
                 releases.append(PendingRelease(str(document["owner"]), _prefixes(document)))
             except (OSError, ValueError, KeyError, TypeError) as problem:
                 self._set_aside(path, problem)
@@ -114,21 +113,21 @@ class StateDirectory:
     def save_release(self, release: PendingRelease) -> None:
         """Stores a release. Raises OSError."""
         document = {"owner": release.owner, "prefixes": list(release.prefixes)}
-        _write(self._release_path(release.owner), document)
+        write_state(self._release_path(release.owner), document)
 
     def sync_release(self, owner: str) -> None:
         """Returns when a stored release is on disk; one that has been made is fine. From any thread."""
-        _sync(self._release_path(owner))
+        sync_state(self._release_path(owner))
 
     def delete_release(self, owner: str) -> None:
         """Forgets a release that has been made."""
-        _remove(self._release_path(owner))
+        remove_state(self._release_path(owner))
 
     def load_node(self) -> NodeRecord | None:
         """The node's registration, if there was one."""
         path = self._root / "node.json"
         try:
-            document = _read(path)
+            document = read_state(path)
             return NodeRecord(
                 name=str(document["name"]),
                 ipv4=str(document["ipv4"]),
@@ -156,13 +155,13 @@ class StateDirectory:
             "ipv6": node.ipv6,
             "router_ipv6": node.router_ipv6,
         }
-        _write(self._root / "node.json", document)
+        write_state(self._root / "node.json", document)
 
     def load_boot(self) -> str:
         """The boot in which the endpoints were last seen; empty when that is not known."""
         path = self._root / "boot.json"
         try:
-            return str(_read(path)["boot_id"])
+            return str(read_state(path)["boot_id"])
         except FileNotFoundError:
             return ""
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -171,7 +170,7 @@ class StateDirectory:
 
     def save_boot(self, boot: str) -> None:
         """The endpoints that there are belong to this boot. Raises OSError."""
-        _write(self._root / "boot.json", {"boot_id": boot})
+        write_state(self._root / "boot.json", {"boot_id": boot})
 
     def numbers(self, name: str, *, at_least: int = 1, ahead: int = _NUMBERS_AHEAD) -> Numbers:
         """A sequence of numbers that never gives one out twice, whatever dies; it starts at ``at_least`` or
@@ -182,7 +181,7 @@ class StateDirectory:
         path = self._root / f"{name}.json"
         reserved = 0
         try:
-            reserved = int(_read(path)["reserved"])
+            reserved = int(read_state(path)["reserved"])
         except FileNotFoundError:
             pass
         except (OSError, ValueError, KeyError, TypeError) as problem:
@@ -195,9 +194,9 @@ class StateDirectory:
     def _files(self, directory: Path) -> list[Path]:
         found = []
         for path in sorted(directory.iterdir()):
-            if path.suffix == _TEMPORARY:
+            if path.suffix == TEMPORARY:
                 # Left by a writer that died before its rename: it never counted.
-                _remove(path)
+                remove_state(path)
             elif path.suffix == ".json":
                 found.append(path)
         return found
@@ -227,15 +226,8 @@ class Numbers:
         return number
 
     def _reserve(self) -> None:
-        _write(self._path, {"reserved": self._next + self._ahead})
+        write_state(self._path, {"reserved": self._next + self._ahead})
         self._reserved = self._next + self._ahead
-
-
-def _read(path: Path) -> dict[str, Any]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(document, dict):
-        raise ValueError("it holds no JSON object")
-    return document
 
 
 def _prefixes(document: dict[str, Any]) -> tuple[str, ...]:
@@ -243,33 +235,3 @@ def _prefixes(document: dict[str, Any]) -> tuple[str, ...]:
         return tuple(str(prefix) for prefix in document["prefixes"])
     # Written before there was IPv6: one prefix, or an empty text.
     return (str(document["prefix"]),) if document["prefix"] else ()
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + _TEMPORARY)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            json.dump(document, file, separators=(",", ":"))
-        failpoints.passed("record.written")
-        os.replace(temporary, path)
-        failpoints.passed("record.renamed")
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-
-
-def _sync(path: Path) -> None:
-    # The directory too: without it the name may be lost with the machine, though the content is safe.
-    for each in (path, path.parent):
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(each, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
