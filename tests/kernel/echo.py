@@ -19,6 +19,8 @@ def echo_server(namespace: Namespace, port: int, *, udp: bool = False) -> Iterat
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         made.bind(("::", port))
+        if not udp:
+            made.listen(16)
         return made
 
     listener = namespace.run(listen)
@@ -33,7 +35,6 @@ def echo_server(namespace: Namespace, port: int, *, udp: bool = False) -> Iterat
                 return
 
     def accept() -> None:
-        listener.listen(16)
         while True:
             try:
                 connection, _ = listener.accept()
