@@ -108,7 +108,7 @@ def apply_manifests(
 
     started = time.monotonic()
     with tracing.span(names.POLICY_APPLY) as span:
-        request = policy_pb2.ApplyPoliciesRequest(manifests=manifests, dry_run=dry_run)
+        request = policy_pb2.ApplyPoliciesRequest(manifests=manifests, validate_only=dry_run)
         applied = call(cluster.policies.ApplyPolicies, request, timeout=30)
         span.attributes[names.POLICY_REVISION] = applied.revision
         outcomes = policy_pb2.AppliedPolicy.Outcome

@@ -65,7 +65,7 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
         self, request: pb.ApplyPoliciesRequest, context: Context
     ) -> pb.ApplyPoliciesResponse:
         manifests = await _parse(request.manifests)
-        applied = await self._store.apply(manifests, trace=inject().traceparent, dry_run=request.dry_run)
+        applied = await self._store.apply(manifests, trace=inject().traceparent, dry_run=request.validate_only)
         return pb.ApplyPoliciesResponse(
             policies=[applied_message(stored, outcome) for stored, outcome in applied.policies],
             revision=applied.revision,

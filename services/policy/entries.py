@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from services.policy.rules import (
@@ -16,6 +16,7 @@ from services.policy.rules import (
     PortName,
     PortRange,
     Protocol,
+    Tier,
 )
 
 ANY_IDENTITY = 0
@@ -30,9 +31,20 @@ class PortKey(NamedTuple):
     prefix: int
 
 
+# A space of entries is a tier (see `Tier`) with these bits: each space is searched by itself.
+TIER_MASK = 3
+# The identity is the number of a prefix that holds the peer's address, whoever has that address.
+BY_ADDRESS = 4
+# Of policies in audit mode.
+AUDIT = 8
+SPACES = tuple(
+    tier | flags for flags in (0, BY_ADDRESS, AUDIT, BY_ADDRESS | AUDIT) for tier in (0, 1, 2)
+)
+
+
 class EntryKey(NamedTuple):
     """Key of an entry without the instance: identity 0 is any, protocol 0 is any (then port and prefix are
-    0).
+    0). `space` keeps entries of different tiers apart.
     """
 
     direction: int
@@ -40,13 +52,20 @@ class EntryKey(NamedTuple):
     protocol: int
     port: int
     prefix: int
+    space: int = 0
 
 
 class EntryValue(NamedTuple):
-    """What an entry says; `cookie` names the rule, the lowest one of those that say the same."""
+    """What an entry says; `cookie` names the rule, the lowest one of those that say the same.
+
+    It allows, unless it has `deny`, or `passes`: then its tier leaves the packet to the next. `order` is that
+    of the rule, the lowest of those with this key.
+    """
 
     deny: bool
     cookie: int
+    passes: bool = False
+    order: int = 0
 
 
 EVERY_PORT = PortKey(0, 0, 0)
@@ -69,11 +88,15 @@ class SubjectPolicy:
     `enforced_by` names the policies that make the subject refuse what nothing allows, in order. Policies that
     deny something but are not default deny give an enforced direction that nothing is named for, with an
     entry that allows everything (DEFAULT_ALLOW).
+
+    `audit_enforced` and `audit_enforced_by` are the same for policies in audit mode.
     """
 
     enforced: tuple[bool, bool] = (False, False)
     enforced_by: Enforcers = ((), ())
     entries: Mapping[EntryKey, EntryValue] = field(default_factory=dict)
+    audit_enforced: tuple[bool, bool] = (False, False)
+    audit_enforced_by: Enforcers = ((), ())
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -113,39 +136,87 @@ def declared_ports(names: Iterable[PortName], declared: Iterable[NamedPort]) -> 
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """The verdict on a new connection, and the entry that decided it: None when none covers it."""
+    """The verdict on a new connection, and the entry that decided it: None when none covers it.
+
+    `audited`: the verdict that policies in audit mode would have turned this one into, a denial; None when
+    they would not.
+    """
 
     allowed: bool
     key: EntryKey | None = None
     value: EntryValue | None = None
+    audited: Judgement | None = None
 
 
-def judge(policy: SubjectPolicy, direction: Direction, identity: int, protocol: int, port: int) -> Judgement:
-    """Judge as the datapath does: the first denying entry that covers the packet, else the first allowing
-    one.
+def judge(
+    policy: SubjectPolicy,
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+    prefixes: Iterable[int] = (),
+) -> Judgement:
+    """Judge as the datapath does. `prefixes` has the number of the longest prefix in use by address that
+    holds the peer's address; nothing when there is none.
 
-    The order is id/proto/port, ANY/proto/port (longer port prefixes first), id/proto/ANY, ANY/proto/ANY,
-    id/ANY/ANY, ANY/ANY/ANY.
+    The admin tier is asked first: of all its entries that cover the packet the one with the lowest order
+    decides, unless it passes. Then the normal tier: a denying entry, else an allowing one, else the default
+    of the direction if it is enforced. Then the baseline, as the admin tier. What nothing decides is allowed.
     """
-    allow: Judgement | None = None
-    for key in covering_keys(direction, identity, protocol, port):
-        value = policy.entries.get(key)
-        if value is None:
+    owners = tuple(prefixes)
+    real = _decide(policy, direction, identity, protocol, port, owners, audit=False)
+    if not real.allowed:
+        return real
+    would = _decide(policy, direction, identity, protocol, port, owners, audit=True)
+    return real if would.allowed else replace(real, audited=would)
+
+
+def _decide(
+    policy: SubjectPolicy,
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+    prefixes: tuple[int, ...],
+    *,
+    audit: bool,
+) -> Judgement:
+    found: dict[int, tuple[tuple[int, int], EntryKey, EntryValue]] = {}
+    for space in SPACES:
+        if space & AUDIT and not audit:
             continue
-        if value.deny:
-            return Judgement(False, key, value)
-        allow = allow or Judgement(True, key, value)
-    return allow or Judgement(not policy.enforced[direction])
+        owners = prefixes if space & BY_ADDRESS else (identity, ANY_IDENTITY)
+        for key in covering_keys(direction, owners, protocol, port, space):
+            value = policy.entries.get(key)
+            if value is None:
+                continue
+            tier = space & TIER_MASK
+            rank = value.order, 0 if value.deny else 1 if value.passes else 2
+            # The first of equals stays.
+            if tier not in found or rank < found[tier][0]:
+                found[tier] = rank, key, value
+    for tier in (Tier.ADMIN, Tier.NORMAL, Tier.BASELINE):
+        if tier in found and not found[tier][2].passes:
+            _, key, value = found[tier]
+            return Judgement(not value.deny, key, value)
+        if tier is Tier.NORMAL:
+            if policy.enforced[direction] or (audit and policy.audit_enforced[direction]):
+                return Judgement(False)
+    return Judgement(True)
 
 
-def covering_keys(direction: Direction, identity: int, protocol: int, port: int) -> Iterator[EntryKey]:
-    """Every key that covers the packet, in the datapath's order of precedence."""
-    owners = (identity, ANY_IDENTITY)
-    for owner in owners:
+def covering_keys(
+    direction: Direction, owners: Iterable[int], protocol: int, port: int, space: int = 0
+) -> Iterator[EntryKey]:
+    """Every key of a space that covers the packet: for each level (proto/port with the longer port prefixes
+    first, proto/ANY, ANY/ANY) those of each owner.
+    """
+    whose = tuple(owners)
+    for owner in whose:
         for prefix in range(PORT_BITS, 0, -1):
             masked = port & (MAX_PORT << (PORT_BITS - prefix)) & MAX_PORT
-            yield EntryKey(direction, owner, protocol, masked, prefix)
-    for owner in owners:
-        yield EntryKey(direction, owner, protocol, 0, 0)
-    for owner in owners:
-        yield EntryKey(direction, owner, Protocol.ANY, 0, 0)
+            yield EntryKey(direction, owner, protocol, masked, prefix, space)
+    for owner in whose:
+        yield EntryKey(direction, owner, protocol, 0, 0, space)
+    for owner in whose:
+        yield EntryKey(direction, owner, Protocol.ANY, 0, 0, space)

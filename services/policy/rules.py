@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from services.policy.selector import Labels, Selector
@@ -26,7 +26,19 @@ class Protocol(IntEnum):
     ICMP = 1
     TCP = 6
     UDP = 17
+    ICMPV6 = 58
     SCTP = 132
+
+
+class Tier(IntEnum):
+    """Which policies are asked first: those of administrators, then the others, then the baseline.
+
+    The numbers are those of the datapath's policy key.
+    """
+
+    NORMAL = 0
+    ADMIN = 1
+    BASELINE = 2
 
 
 # The protocols that have ports, in the order in which an unnamed protocol is expanded.
@@ -76,19 +88,50 @@ PortMatch = PortRange | PortName
 
 
 @dataclass(frozen=True, slots=True)
+class CidrPeer:
+    """Whoever has an address in `cidr` and in none of `excepts`, all in canonical text (`10.0.0.0/8`).
+
+    `by_address`: whoever it is, as Kubernetes has it; otherwise only who has no other identity than that of
+    its address, which leaves out pods and nodes, as Cilium has it.
+    """
+
+    cidr: str
+    excepts: tuple[str, ...] = ()
+    by_address: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CidrGroupPeer:
+    """The CIDRs that the group `name` holds, less `excepts`; nobody while there is no such group."""
+
+    name: str
+    excepts: tuple[str, ...] = ()
+
+
+Peer = Selector | CidrPeer | CidrGroupPeer
+
+
+@dataclass(frozen=True, slots=True)
 class Rule:
     """One rule of a policy.
 
     `peers` are alternatives; none at all means that the rule matches nobody. `ports` are alternatives too,
     and none at all means every protocol and port. `path` names the rule in its manifest, e.g.
     `spec.ingress[0]`.
+
+    A rule allows, unless it has `deny`, or `passes`: then its tier says no more about what it matches. Only
+    rules of the admin tier pass. `order` decides within the tiers ADMIN and BASELINE, the lowest first; at
+    equal order denying comes before passing and passing before allowing. It is 0 in the tier NORMAL, where
+    denying always comes before allowing.
     """
 
     direction: Direction
     deny: bool
-    peers: tuple[Selector, ...]
+    peers: tuple[Peer, ...]
     ports: tuple[PortMatch, ...]
     path: str
+    passes: bool = False
+    order: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,10 +159,18 @@ class RuleSpec:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A whole policy, as one manifest stated it."""
+    """A whole policy, as one manifest stated it.
+
+    `audit`: it changes no verdict; what it would deny is only reported. `lines` has the line of the text
+    (from 1) at which each rule begins, by the rule's path, as far as it is known.
+    """
 
     ref: PolicyRef
     specs: tuple[RuleSpec, ...]
+    tier: Tier = Tier.NORMAL
+    priority: int = 0
+    audit: bool = False
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     def rules(self) -> Iterator[Rule]:
         for spec in self.specs:

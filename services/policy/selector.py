@@ -14,6 +14,7 @@ from enum import Enum
 ANY_SOURCE = "any"
 K8S = "k8s"
 RESERVED = "reserved"
+CIDR = "cidr"
 
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."

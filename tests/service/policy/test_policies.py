@@ -24,7 +24,7 @@ CREATED, CHANGED, UNCHANGED = (
 
 
 async def apply(policies: Stub, manifests: str, *, dry_run: bool = False) -> pb.ApplyPoliciesResponse:
-    return await policies.ApplyPolicies(pb.ApplyPoliciesRequest(manifests=manifests, dry_run=dry_run))
+    return await policies.ApplyPolicies(pb.ApplyPoliciesRequest(manifests=manifests, validate_only=dry_run))
 
 
 def key(namespace: Namespace, name: str = "web", kind: str = "CiliumNetworkPolicy") -> pb.PolicyKey:
