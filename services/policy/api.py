@@ -10,7 +10,6 @@ from typing import Any, TypeAlias
 
 import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
-from fimbria.policy.v1 import policy_pb2_grpc
 
 from services.chassis.interceptor import call_deadline
 from services.chassis.paging import PageRequest, page
@@ -22,20 +21,14 @@ from services.policy.convert import (
     node_message,
     policy_message,
     read_key,
-    read_labels,
-    read_ports,
-    read_protocol,
     revision_message,
     subscribe_message,
-    verdict_message,
 )
 from services.policy.distribution import Distributor
 from services.policy.enforcement import Enforcement
-from services.policy.explain import End, explain
 from services.policy.manifest import Manifest, ManifestError, parse_manifests, parse_refs
 from services.policy.node_store import NodeStore
-from services.policy.rules import Protocol
-from services.policy.selector import Labels
+from services.policy.questions_api import QuestionsApi
 from services.policy.store import PolicyStore
 from services.policy.subscription import serve_subscription
 
@@ -46,26 +39,24 @@ DEFAULT_WAIT_SECONDS = 30.0
 ANSWER_SECONDS = 0.1
 # Parsing more than this stalls the streams; a thread has the time.
 LONG_MANIFESTS = 32 * 1024
-# Numbers for label sets that no identity stands for; beyond what identities can have.
-_SENDER, _RECEIVER = 1 << 24, (1 << 24) + 1
 
 
-class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
+class PolicyApi(QuestionsApi):
     """fimbria.policy.v1.PolicyService."""
 
     def __init__(
         self, store: PolicyStore, nodes: NodeStore, distributor: Distributor, enforcement: Enforcement
     ) -> None:
-        self._store = store
+        super().__init__(store, distributor, enforcement)
         self._nodes = nodes
-        self._distributor = distributor
-        self._enforcement = enforcement
 
     async def ApplyPolicies(
         self, request: pb.ApplyPoliciesRequest, context: Context
     ) -> pb.ApplyPoliciesResponse:
         manifests = await _parse(request.manifests)
-        applied = await self._store.apply(manifests, trace=inject().traceparent, dry_run=request.validate_only)
+        applied = await self._store.apply(
+            manifests, trace=inject().traceparent, dry_run=request.validate_only
+        )
         return pb.ApplyPoliciesResponse(
             policies=[applied_message(stored, outcome) for stored, outcome in applied.policies],
             revision=applied.revision,
@@ -99,24 +90,6 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
             policies=map(policy_message, found.items),
             next_page_token=found.next_page_token,
             revision=revision,
-        )
-
-    async def Explain(self, request: pb.ExplainRequest, context: Context) -> pb.ExplainResponse:
-        protocol = read_protocol(request.protocol)
-        if not request.port and protocol is not Protocol.ICMP:
-            raise problems.field_invalid("port", request.port, "a port from 1 to 65535")
-        # "from" is a keyword of Python.
-        sender = self._end(getattr(request, "from"), "from", _SENDER)
-        receiver = self._end(request.to, "to", _RECEIVER)
-        if sender.labels == receiver.labels:
-            receiver = End(sender.identity, receiver.labels, receiver.ports)
-        policies = (stored.bound for stored in self._distributor.policies.values())
-        egress, ingress = explain(policies, sender, receiver, protocol, request.port)
-        return pb.ExplainResponse(
-            allowed=egress.allowed and ingress.allowed,
-            egress=verdict_message(egress),
-            ingress=verdict_message(ingress),
-            revision=revision_message(self._distributor.revision),
         )
 
     async def Subscribe(
@@ -158,28 +131,6 @@ class PolicyApi(policy_pb2_grpc.PolicyServiceServicer):
         self._distributor.forget(request.node)
         await self._nodes.forget(request.node)
         return pb.ForgetNodeResponse()
-
-    def _end(self, peer: pb.Peer, field: str, spare: int) -> End:
-        """Raises InvalidArgument, NotFound (IDENTITY_NOT_FOUND), Unavailable (IDENTITIES_UNKNOWN)."""
-        engine = self._distributor.engine
-        declared = frozenset(read_ports(peer.named_ports))
-        if peer.labels:
-            if peer.identity:
-                raise problems.field_invalid(
-                    f"{field}.identity", peer.identity, "either labels or an identity"
-                )
-            labels = Labels(read_labels(peer.labels, field))
-            number = engine.number_of(labels)
-            known = engine.ports_of(number) if number is not None else frozenset()
-            return End(number if number is not None else spare, labels, declared or known)
-        if not peer.identity:
-            raise problems.field_invalid(field, "", "labels or an identity")
-        found = engine.labels(peer.identity)
-        if found is None:
-            if not self._distributor.identities_known:
-                raise problems.identities_unknown()
-            raise problems.identity_not_found(peer.identity, f"{field}.identity")
-        return End(peer.identity, found, declared or engine.ports_of(peer.identity))
 
 
 async def _parse(text: str) -> list[Manifest]:

@@ -34,7 +34,12 @@ RESERVED_IDENTITIES = {
         ("host", "world", "unmanaged", "health", "init", "remote-node", "kube-apiserver", "ingress"), 1
     )
 }
-assert set(RESERVED_NAMES) == {next(iter(v.strings)).split(":")[1] for v in RESERVED_IDENTITIES.values()}
+# world-ipv4 and world-ipv6 are the identities of 0.0.0.0/0 and ::/0: like those of all prefixes, they are
+# known by the policies that name them.
+_OF_PREFIXES = ("world-ipv4", "world-ipv6")
+assert {*RESERVED_NAMES} - {*_OF_PREFIXES} == {
+    next(iter(v.strings)).split(":")[1] for v in RESERVED_IDENTITIES.values()
+}
 
 log = get_logger(__name__)
 

@@ -23,6 +23,8 @@ RESERVED_NAMES = (
     "remote-node",
     "kube-apiserver",
     "ingress",
+    "world-ipv4",
+    "world-ipv6",
 )
 
 
