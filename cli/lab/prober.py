@@ -17,12 +17,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cli.lab import netns, sctp
+from cli.lab import icmp, netns, sctp
 
 DEFAULT_TIMEOUT = 0.5
 # Connections in flight at once; each takes a descriptor, and a listener more where one is needed.
@@ -36,12 +36,13 @@ _PKTINFO6 = struct.Struct("=16si")
 
 @dataclass(frozen=True)
 class Attempt:
-    """One connection to try: from a namespace to an address and port."""
+    """One connection to try: from a namespace to an address and port; the port of ICMP is the type."""
 
     source: Path
     address: str
     port: int
     protocol: str
+    """TCP, UDP, SCTP or ICMP, which over IPv6 is ICMPv6."""
     target: Path | None = None
     """Namespace in which a listener is opened unless something listens there already."""
     source_address: str = ""
@@ -102,6 +103,7 @@ class _Round:
         self._results: list[Outcome | None] = [None] * len(attempts)
         self._begun = [0.0] * len(attempts)
         self._ports = [0] * len(attempts)
+        self._first_identifier = secrets.randbelow(1 << 16)
         self._waiting: set[int] = set()
         self._again: list[Callable[[], None]] = []
 
@@ -144,10 +146,11 @@ class _Round:
                     self._listen_tcp(family, port)
                 elif protocol == "UDP":
                     self._listen_udp(family, port)
-                else:
+                elif protocol == "SCTP":
                     raw.setdefault(family, set()).add(port)
             for family, numbers in raw.items():
                 self._listen_sctp(family, numbers)
+            self._listen_icmp(path)
 
     def _socket(self, family: socket.AddressFamily, kind: int, protocol: int = 0) -> socket.socket:
         made = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
@@ -215,26 +218,59 @@ class _Round:
 
         self._selector.register(listener, selectors.EVENT_READ, answer)
 
+    def _listen_icmp(self, path: Path) -> None:
+        """See messages come in that no kernel answers."""
+        coming: dict[socket.AddressFamily, dict[tuple[int, int], int]] = {}
+        for index, attempt in enumerate(self._attempts):
+            if attempt.protocol == "ICMP" and attempt.target == path and _answer(attempt) is None:
+                coming.setdefault(attempt.family, {})[attempt.port, self._identifier(index)] = index
+        for family, expected in coming.items():
+            self._await_icmp(family, expected, "arrived")
+
+    def _identifier(self, index: int) -> int:
+        """Of an attempt's ICMP message: what a port is to others."""
+        return self._first_identifier + index & 0xFFFF
+
+    def _await_icmp(
+        self, family: socket.AddressFamily, expected: Mapping[tuple[int, int], int], how: str
+    ) -> socket.socket:
+        """A raw socket; the message of a (type, identifier) ends the attempt that it stands for."""
+        receiver = self._socket(family, socket.SOCK_RAW, icmp.PROTOCOL[family])
+        icmp.only(receiver, {type for type, _ in expected})
+
+        def receive() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    data = receiver.recv(2048)
+                    told = icmp.parse(sctp.without_ipv4_header(data) if family == socket.AF_INET else data)
+                    if told is not None and told in expected:
+                        self._finish(expected[told], True, how)
+
+        self._selector.register(receiver, selectors.EVENT_READ, receive)
+        return receiver
+
     def _start(self) -> None:
         by_source: dict[Path, list[int]] = {}
         for index, attempt in enumerate(self._attempts):
             by_source.setdefault(attempt.source, []).append(index)
         start = {"TCP": self._connect_tcp, "UDP": self._send_udp}
+        send_raw = {"SCTP": self._send_sctp, "ICMP": self._send_icmp}
         for path, indices in by_source.items():
             netns.enter_path(path)
-            raw: dict[tuple[socket.AddressFamily, str], list[int]] = {}
+            raw: dict[tuple[str, socket.AddressFamily, str], list[int]] = {}
             for index in indices:
                 attempt = self._attempts[index]
-                if attempt.protocol == "SCTP":
-                    raw.setdefault((attempt.family, attempt.source_address), []).append(index)
+                if attempt.protocol in send_raw:
+                    sender = (attempt.protocol, attempt.family, attempt.source_address)
+                    raw.setdefault(sender, []).append(index)
                     continue
                 self._begin(index)
                 try:
                     start[attempt.protocol](index, attempt)
                 except OSError as error:
                     self._finish(index, False, os.strerror(error.errno or 0).lower())
-            for (family, address), members in raw.items():
-                self._send_sctp(family, address, members)
+            for (protocol, family, address), members in raw.items():
+                send_raw[protocol](family, address, members)
 
     def _begin(self, index: int) -> None:
         self._begun[index] = time.monotonic()
@@ -336,6 +372,36 @@ class _Round:
         self._selector.register(client, selectors.EVENT_READ, receive)
         send()
         self._again.append(send)
+
+    def _send_icmp(self, family: socket.AddressFamily, source_address: str, indices: list[int]) -> None:
+        expected = {}
+        for index in indices:
+            attempt, identifier = self._attempts[index], self._identifier(index)
+            self._ports[index] = identifier
+            self._begin(index)
+            if (answer := _answer(attempt)) is not None:
+                expected[answer, identifier] = index
+        client = self._await_icmp(family, expected, "answered")
+        if source_address:
+            client.bind((source_address, 0))
+
+        def send() -> None:
+            for index in indices:
+                attempt = self._attempts[index]
+                if index in self._waiting:
+                    message = icmp.message(family, attempt.port, self._identifier(index))
+                    try:
+                        client.sendto(message, (attempt.address, 0))
+                    except OSError as error:
+                        self._finish(index, False, os.strerror(error.errno or 0).lower())
+
+        send()
+        self._again.append(send)
+
+
+def _answer(attempt: Attempt) -> int | None:
+    """The type that a kernel answers an ICMP message with; None where nobody does."""
+    return icmp.ANSWERS[attempt.family].get(attempt.port)
 
 
 def _tell_destination(listener: socket.socket) -> None:

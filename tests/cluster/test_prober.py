@@ -57,13 +57,41 @@ def test_an_open_way_is_reached(ends: tuple[Path, Path, str], protocol: str) -> 
     assert outcome.source_port > 1024
 
 
-@pytest.mark.parametrize("protocol", PROTOCOLS)
+@pytest.mark.parametrize("known", [True, False], ids=["answered", "silent"])
+def test_a_message_is_answered_or_seen_to_arrive(ends: tuple[Path, Path, str], known: bool) -> None:
+    first, second, address = ends
+    # Echo, which the kernel answers, and information and node queries, which it does not.
+    type = {(4, True): 8, (4, False): 15, (6, True): 128, (6, False): 139}[6 if ":" in address else 4, known]
+    (outcome,) = probe_many([Attempt(first, address, type, "ICMP", second)])
+    assert (outcome.reached, outcome.how) == (True, "answered" if known else "arrived")
+    assert outcome.seconds < DEFAULT_TIMEOUT
+
+
+def test_a_timestamp_is_answered_over_ipv4(paths: LabPaths) -> None:
+    first, second = (netns_path(paths.node_netns(node)) for node in NODES)
+    address = underlay.node_address("node-2", 4)
+    (outcome,) = probe_many([Attempt(first, address, 13, "ICMP", second)])
+    assert (outcome.reached, outcome.how) == (True, "answered")
+
+
+def test_pings_are_told_apart(ends: tuple[Path, Path, str]) -> None:
+    first, second, address = ends
+    nowhere = "2001:db8::9" if ":" in address else "192.0.2.9"
+    type = 128 if ":" in address else 8
+    pings = [Attempt(first, to, type, "ICMP", second) for to in (address, nowhere, address)]
+    outcomes = probe_many(pings, timeout=0.2)
+    assert [outcome.reached for outcome in outcomes] == [True, False, True]
+    assert len({outcome.source_port for outcome in outcomes}) == 3
+
+
+@pytest.mark.parametrize("protocol", [*PROTOCOLS, "ICMP"])
 def test_a_blocked_way_is_not_reached(paths: LabPaths, ends: tuple[Path, Path, str], protocol: str) -> None:
     first, second, address = ends
     back = underlay.node_address("node-1", 6 if ":" in address else 4)
     netns.ip("route", "add", "blackhole", back, netns=paths.node_netns("node-2"))
     try:
-        (outcome,) = probe_many([Attempt(first, address, 80, protocol, second)], timeout=0.2)
+        port = {"ICMP": 128 if ":" in address else 8}.get(protocol, 80)
+        (outcome,) = probe_many([Attempt(first, address, port, protocol, second)], timeout=0.2)
         assert not outcome.reached
         assert outcome.how == "no answer within 0.2 s"
     finally:
@@ -80,7 +108,7 @@ def test_a_refusal_is_an_answer(ends: tuple[Path, Path, str]) -> None:
 def test_no_route_is_told_apart_from_a_drop(paths: LabPaths, nowhere: str) -> None:
     netns.ip("route", "add", "unreachable", nowhere, netns=paths.node_netns("node-1"))
     first = netns_path(paths.node_netns("node-1"))
-    for outcome in probe_many([Attempt(first, nowhere, 80, protocol) for protocol in PROTOCOLS]):
+    for outcome in probe_many([Attempt(first, nowhere, 80, protocol) for protocol in (*PROTOCOLS, "ICMP")]):
         assert not outcome.reached
         assert outcome.how in ("no route to host", "network is unreachable")
 
