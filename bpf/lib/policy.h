@@ -7,10 +7,12 @@
 
 #include "common.h"
 #include "drop.h"
+#include "ipcache.h"
 #include "packet.h"
 
 #define POLICY_MAX 262144
 #define SUBJECTS_MAX 16384
+#define BLOCKS_MAX 65536
 
 struct policy_key {
 	__u32 instance;
@@ -19,37 +21,66 @@ struct policy_key {
 	__u8 protocol; /* 0: any, then the port is any too */
 	__be16 port; /* the responder's, masked; of ICMP the type */
 	__u8 port_prefix; /* leading bits of port that count, 0: any */
-	__u8 pad[3];
+	__u8 space; /* a tier and SPACE_* */
+	__u8 pad[2];
 };
 ASSERT_SIZE(struct policy_key, 16);
 
+/*
+ * Entries are kept apart by who is asked first, by what stands for the other
+ * end, and by whether they count: each combination is a space, searched by itself.
+ */
+#define TIER_NORMAL 0
+#define TIER_ADMIN 1
+#define TIER_BASELINE 2
+#define TIER_MASK 3
+/* The identity is the number of the longest prefix in block4 or block6 that holds the address. */
+#define SPACE_BY_ADDRESS 4
+/* Of policies in audit mode. */
+#define SPACE_AUDIT 8
+
+/* It allows, unless one of these is set. */
 #define POLICY_DENY 0x01
+#define POLICY_PASS 0x02 /* the tier leaves the packet to the next one */
 
 struct policy_value {
 	__u8 flags; /* POLICY_* */
 	__u8 pad;
 	__be16 proxy_port; /* 0: none */
 	__u32 rule_cookie;
+	__u32 order; /* the lowest one that covers the packet decides in its tier */
+	__u32 pad2;
 	__u64 packets; /* that this entry decided: the first of each flow */
 	__u64 bytes;
 };
-ASSERT_SIZE(struct policy_value, 24);
+ASSERT_SIZE(struct policy_value, 32);
 
 /* Bits of policy_shape: a port prefix length, or any protocol. */
 #define SHAPE_PREFIX(n) (1u << (n)) /* 0: any port of a protocol, 1-16: a prefix */
 #define SHAPE_PORTS 0x1fffeu
 #define SHAPE_ANY_PROTOCOL (1u << 17)
 
-/* Which entries a subject has in one direction. */
+/* What would be denied passes, and is reported. */
+#define AUDIT_ALL 1
+/* Policies in audit mode would enforce the direction. */
+#define AUDIT_ENFORCED 2
+
+/*
+ * Which entries a subject has in one direction. Most have none but the normal
+ * tier's for identities, which the first members are about.
+ */
 struct policy_shape {
 	__u8 enforced; /* 0: what no entry denies passes */
 	__u8 has_deny; /* 0: the first entry found decides */
-	__u8 audit; /* what would be denied passes, and is reported */
+	__u8 audit; /* AUDIT_* */
 	__u8 pad;
 	__u32 identity_shapes; /* of entries for one identity */
 	__u32 wildcard_shapes; /* of entries for any */
+	__u16 spaces; /* bit n: there are entries in space n, which is not 0 */
+	__u16 pad2;
+	__u32 other_shapes; /* of the entries in all these */
 };
-ASSERT_SIZE(struct policy_shape, 12);
+ASSERT_SIZE(struct policy_shape, 20);
 
 struct subject {
 	__u32 instance;
@@ -57,7 +88,7 @@ struct subject {
 	__u64 revision; /* of the policy, for events */
 	struct policy_shape shape[2]; /* by DIR_* */
 };
-ASSERT_SIZE(struct subject, 40);
+ASSERT_SIZE(struct subject, 56);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -67,6 +98,25 @@ struct {
 	__type(value, struct policy_value);
 	__uint(pinning, LIBBPF_PIN_BY_NAME);
 } policy SEC(".maps");
+
+/* The numbers of prefixes that policies know the other end's address by, whoever has it. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, BLOCKS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipcache_lpm_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} block4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(max_entries, BLOCKS_MAX);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct ipcache6_lpm_key);
+	__type(value, __u32);
+	__uint(pinning, LIBBPF_PIN_BY_NAME);
+} block6 SEC(".maps");
 
 /* A hash: its elements are replaced as a whole, so a row is read whole. */
 struct {
@@ -88,7 +138,7 @@ struct subject_versions {
 	__u32 pad;
 	struct subject version[2];
 };
-ASSERT_SIZE(struct subject_versions, 88);
+ASSERT_SIZE(struct subject_versions, 120);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -234,7 +284,7 @@ __noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const str
 	} else if (shape->enforced) {
 		ret = DROP(DROP_POLICY);
 	}
-	if (unlikely(ret) && shape->audit) {
+	if (unlikely(ret) && shape->audit & AUDIT_ALL) {
 		policy_report(skb, p, DROP_REASON(ret), VERDICT_AUDIT, DROP_LOCATION(ret));
 		return 0;
 	}

@@ -27,6 +27,7 @@ _numbers = itertools.count()
 _MAP_SIZES = {
     "ct4": 65536, "ct6": 65536, "nat4": 65536, "nat6": 65536, "frag4": 8192, "frag6": 8192, "policy": 16384,
     "ipcache4": 1024, "ipcache6": 1024, "ipcache4_lpm": 256, "ipcache6_lpm": 256,
+    "block4": 256, "block6": 256,
 }  # fmt: skip
 _FLAGS = ("-DFIMBRIA_TEST",)
 _PROGRAMS = (

@@ -70,10 +70,19 @@ POLICY_KEY = _struct(
     protocol="B",
     port="2s",
     port_prefix="B",
-    pad="xxx",
+    space="B",
+    pad="xx",
 )
 POLICY_VALUE = _struct(
-    "policy_value", flags="B", pad="x", proxy_port="2s", rule_cookie="I", packets="Q", bytes="Q"
+    "policy_value",
+    flags="B",
+    pad="x",
+    proxy_port="2s",
+    rule_cookie="I",
+    order="I",
+    pad2="xxxx",
+    packets="Q",
+    bytes="Q",
 )
 POLICY_SHAPE = _struct(
     "policy_shape",
@@ -83,9 +92,12 @@ POLICY_SHAPE = _struct(
     pad="x",
     identity_shapes="I",
     wildcard_shapes="I",
+    spaces="H",
+    pad2="xx",
+    other_shapes="I",
 )
-SUBJECT = _struct("subject", instance="I", epoch="I", revision="Q", shape="24s")
-SUBJECT_VERSIONS = _struct("subject_versions", current="I", pad="xxxx", version="80s")
+SUBJECT = _struct("subject", instance="I", epoch="I", revision="Q", shape="40s")
+SUBJECT_VERSIONS = _struct("subject_versions", current="I", pad="xxxx", version="112s")
 CT4_KEY = _struct("ct4_key", addr="8s", port="4s", protocol="B", requester="B", pad="xx")
 CT6_KEY = _struct("ct6_key", addr="32s", port="4s", protocol="B", requester="B", pad="xx")
 CT_SIDE = _struct(
@@ -152,7 +164,9 @@ SUBJECTS_MAX = 16384
 NODE_EVENTS, NODE_TRACE = 1, 2
 
 SHAPE_ANY_PROTOCOL = 1 << 17
-POLICY_DENY = 0x01
+POLICY_DENY, POLICY_PASS = 0x01, 0x02
+TIER_MASK, SPACE_BY_ADDRESS, SPACE_AUDIT = 3, 4, 8
+AUDIT_ALL, AUDIT_ENFORCED = 1, 2
 CT_SEEN, CT_SEEN_FIN, CT_SEEN_RST = 0x01, 0x02, 0x04
 
 
@@ -315,8 +329,8 @@ def pack_failsafe_key(direction: int, protocol: int, port: int) -> bytes:
 class PolicyKey:
     """A policy entry's key. ``identity`` 0 is any; ``protocol`` 0 is any (then there is no port).
 
-    ``port`` counts in its ``port_prefix`` leading bits (0 to 16); the rest must be zero. For ICMP echo it is
-    the type, 8 (128 for ICMPv6).
+    ``port`` counts in its ``port_prefix`` leading bits (0 to 16); the rest must be zero. For ICMP it is the
+    type, of an echo 8 (128 for ICMPv6). ``space`` is a tier (0 normal, 1 admin, 2 baseline) with SPACE_*.
     """
 
     instance: int
@@ -325,6 +339,7 @@ class PolicyKey:
     protocol: int
     port: int = 0
     port_prefix: int = 0
+    space: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.port_prefix <= 16:
@@ -335,6 +350,8 @@ class PolicyKey:
             raise ValueError("a port needs a protocol")
         if self.direction not in (Direction.INGRESS, Direction.EGRESS):
             raise ValueError(f"direction is {self.direction}, expected 0 (ingress) or 1 (egress)")
+        if not 0 <= self.space < 16 or self.space & TIER_MASK == TIER_MASK:
+            raise ValueError(f"space is {self.space}, expected a tier of 0 to 2 with 4 and 8 or without")
 
     def pack(self) -> bytes:
         """The bytes of ``struct policy_key``."""
@@ -345,21 +362,22 @@ class PolicyKey:
             self.protocol,
             self.port.to_bytes(2, "big"),
             self.port_prefix,
+            self.space,
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> PolicyKey:
         """From the bytes of ``struct policy_key``."""
-        instance, identity, direction, protocol, port, port_prefix = _POLICY_KEY.unpack(data)
-        return cls(instance, identity, direction, protocol, int.from_bytes(port, "big"), port_prefix)
+        instance, identity, direction, protocol, port, port_prefix, space = _POLICY_KEY.unpack(data)
+        return cls(instance, identity, direction, protocol, int.from_bytes(port, "big"), port_prefix, space)
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyValue:
-    """What a policy entry says.
+    """What a policy entry says: allow, unless it has ``deny``, or ``passes`` to the next tier.
 
-    ``packets`` and ``bytes`` count what it decided: the first packet of each flow, and packets judged again
-    after a change.
+    In its tier the entry with the lowest ``order`` decides. ``packets`` and ``bytes`` count what it decided:
+    the first packet of each flow, and packets judged again after a change.
     """
 
     deny: bool = False
@@ -367,13 +385,16 @@ class PolicyValue:
     proxy_port: int = 0
     packets: int = 0
     bytes: int = 0
+    passes: bool = False
+    order: int = 0
 
     def pack(self) -> _Bytes:
         """The bytes of ``struct policy_value``."""
         return _POLICY_VALUE.pack(
-            POLICY_DENY if self.deny else 0,
+            (POLICY_DENY if self.deny else 0) | (POLICY_PASS if self.passes else 0),
             self.proxy_port.to_bytes(2, "big"),
             self.rule_cookie,
+            self.order,
             self.packets,
             self.bytes,
         )
@@ -381,8 +402,16 @@ class PolicyValue:
     @classmethod
     def unpack(cls, data: _Bytes) -> PolicyValue:
         """From the bytes of ``struct policy_value``."""
-        flags, proxy_port, cookie, packets, octets = _POLICY_VALUE.unpack(data)
-        return cls(bool(flags & POLICY_DENY), cookie, int.from_bytes(proxy_port, "big"), packets, octets)
+        flags, proxy_port, cookie, order, packets, octets = _POLICY_VALUE.unpack(data)
+        return cls(
+            bool(flags & POLICY_DENY),
+            cookie,
+            int.from_bytes(proxy_port, "big"),
+            packets,
+            octets,
+            bool(flags & POLICY_PASS),
+            order,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,6 +421,10 @@ class DirectionShape:
     Bits 0 to 16 of the masks: entries with a protocol and a port prefix of that length; bit 17: entries for
     any protocol. A shape that claims less than there is hides entries; one that claims more only costs
     lookups. With ``audit`` what would be denied passes and is reported.
+
+    ``has_deny`` and the first two masks are about space 0, the normal tier's entries for identities; bit n of
+    ``spaces`` says that space n has entries, and ``other_shapes`` is the mask of all of these together.
+    ``audit_enforced``: policies in audit mode would enforce the direction.
     """
 
     enforced: bool = False
@@ -399,36 +432,65 @@ class DirectionShape:
     identity_shapes: int = 0
     wildcard_shapes: int = 0
     audit: bool = False
+    audit_enforced: bool = False
+    spaces: int = 0
+    other_shapes: int = 0
 
     def pack(self) -> bytes:
         """The bytes of ``struct policy_shape``."""
         return _POLICY_SHAPE.pack(
-            self.enforced, self.has_deny, self.audit, self.identity_shapes, self.wildcard_shapes
+            self.enforced,
+            self.has_deny,
+            (AUDIT_ALL if self.audit else 0) | (AUDIT_ENFORCED if self.audit_enforced else 0),
+            self.identity_shapes,
+            self.wildcard_shapes,
+            self.spaces,
+            self.other_shapes,
         )
 
     @classmethod
     def unpack(cls, data: bytes) -> DirectionShape:
         """From the bytes of ``struct policy_shape``."""
-        enforced, has_deny, audit, identity_shapes, wildcard_shapes = _POLICY_SHAPE.unpack(data)
-        return cls(bool(enforced), bool(has_deny), identity_shapes, wildcard_shapes, bool(audit))
+        enforced, has_deny, audit, by_identity, by_any, spaces, others = _POLICY_SHAPE.unpack(data)
+        return cls(
+            bool(enforced),
+            bool(has_deny),
+            by_identity,
+            by_any,
+            bool(audit & AUDIT_ALL),
+            bool(audit & AUDIT_ENFORCED),
+            spaces,
+            others,
+        )
 
 
 def direction_shape(
-    entries: Iterable[tuple[PolicyKey, PolicyValue]], direction: int, *, enforced: bool, audit: bool = False
+    entries: Iterable[tuple[PolicyKey, PolicyValue]],
+    direction: int,
+    *,
+    enforced: bool,
+    audit: bool = False,
+    audit_enforced: bool = False,
 ) -> DirectionShape:
     """The shape of a subject's entries in one direction; those of the other are passed over."""
-    identity_shapes = wildcard_shapes = 0
+    identity_shapes = wildcard_shapes = spaces = other_shapes = 0
     has_deny = False
     for key, value in entries:
         if key.direction != direction:
             continue
         bit = 1 << key.port_prefix if key.protocol else SHAPE_ANY_PROTOCOL
+        if key.space:
+            spaces |= 1 << key.space
+            other_shapes |= bit
+            continue
         if key.identity:
             identity_shapes |= bit
         else:
             wildcard_shapes |= bit
         has_deny = has_deny or value.deny
-    return DirectionShape(enforced, has_deny, identity_shapes, wildcard_shapes, audit)
+    return DirectionShape(
+        enforced, has_deny, identity_shapes, wildcard_shapes, audit, audit_enforced, spaces, other_shapes
+    )
 
 
 @dataclass(frozen=True, slots=True)

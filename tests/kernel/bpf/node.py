@@ -28,7 +28,7 @@ WEB_SUBJECT, CLIENT_SUBJECT = 1, 2
 
 SMALL_MAPS = {
     "ct4": 4096, "ct6": 4096, "policy": 4096, "ipcache4": 1024, "ipcache4_lpm": 256, "ipcache6": 1024,
-    "ipcache6_lpm": 256, "frag4": 1024, "frag6": 1024,
+    "ipcache6_lpm": 256, "frag4": 1024, "frag6": 1024, "block4": 256, "block6": 256,
 }  # fmt: skip
 
 

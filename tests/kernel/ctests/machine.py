@@ -42,6 +42,7 @@ MAC = "02:00:00:00:ff:{:02x}"
 MAP_SIZES = {
     "ct4": 4096, "ct6": 4096, "frag4": 1024, "frag6": 1024, "nat4": 4096, "nat6": 4096, "policy": 4096,
     "ipcache4": 1024, "ipcache6": 1024, "ipcache4_lpm": 256, "ipcache6_lpm": 256,
+    "block4": 256, "block6": 256,
     "endpoint_slot": 64, "endpoint_index": 1024, "edt_next": 64, "endpoint_dev": 64, "endpoint_ip4": 64,
     "endpoint_ip6": 64, "subject": 64, "subject_array": 64,
 }  # fmt: skip
