@@ -152,6 +152,17 @@ def pod_labels(namespace: str, labels: Mapping[str, str], namespace_labels: Mapp
     return LabelSet(found)
 
 
+def prefix_labels(prefix: str) -> LabelSet:
+    """The label set of a prefix outside the cluster, in canonical text: its own label and those of the world.
+
+    Raises InvalidArgument (LABEL_INVALID).
+    """
+    family = "world-ipv6" if ":" in prefix else "world-ipv4"
+    return LabelSet(
+        (Label(SOURCE_CIDR, prefix), Label(SOURCE_RESERVED, "world"), Label(SOURCE_RESERVED, family))
+    )
+
+
 def _checked(key: str, value: str, prefix: str) -> Label:
     check_key(key, f"{key}={value}")
     check_value(value, f"{key}={value}")
@@ -168,7 +179,7 @@ def _split(text: str) -> Label:
 
 def _check_cidr(text: str, label: Label) -> None:
     try:
-        # Label keys hold no colon: an IPv6 prefix is written with dashes in their place.
+        # Cilium writes an IPv6 prefix with dashes in the place of colons; here both will do.
         ipaddress.ip_network(label.key.replace("-", ":"), strict=True)
     except ValueError:
         _refuse(text, "is not a CIDR label; expected cidr:PREFIX, for example cidr:10.0.0.0/8")

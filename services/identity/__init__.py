@@ -1,7 +1,8 @@
 """identity: one number for one label set in the whole cluster, and what each IP means.
 
 The model: an *identity* is a number that stands for a set of labels, the same for every workload that has
-them. The *ipcache* maps prefixes to identities; each node publishes its own and watches everybody's.
+them. Prefixes outside the cluster that policies name have identities too, in a range of their own. The
+*ipcache* maps prefixes to identities; each node publishes its own and watches everybody's.
 
 Two feeds, each with its own revisions: a new identity is an event of the first, a changed entry of the
 second. An entry carries the identity feed's revision at which its identity came into being

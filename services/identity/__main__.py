@@ -13,6 +13,7 @@ from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
 from services.identity.api import IdentityApi, IpCacheApi
 from services.identity.ipcache_store import IpCacheStore
+from services.identity.prefix_store import PrefixStore
 from services.identity.settings import IdentitySettings
 from services.identity.store import IdentityStore
 
@@ -28,7 +29,11 @@ async def build(context: ServiceContext[IdentitySettings]) -> AsyncIterator[None
     ipcache = Feed(database, "ipcache")
     context.server.add(
         identity_pb2_grpc.add_IdentityServiceServicer_to_server,
-        IdentityApi(IdentityStore(database, identities, time.time_ns), identities),
+        IdentityApi(
+            IdentityStore(database, identities, time.time_ns),
+            PrefixStore(database, identities, time.time_ns),
+            identities,
+        ),
         "fimbria.identity.v1.IdentityService",
     )
     context.server.add(

@@ -17,6 +17,8 @@ from services.identity.ipcache import Entry, normalise_prefix
 from services.identity.ipcache_store import IpCacheStore, decode_entry
 from services.identity.labelset import normalise
 from services.identity.model import Identity, reserved_identities
+from services.identity.prefix_store import PrefixStore
+from services.identity.prefixes import check_prefix
 from services.identity.store import IdentityStore, decode_identity
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -30,13 +32,21 @@ log = logging.getLogger(__name__)
 class IdentityApi(identity_pb2_grpc.IdentityServiceServicer):
     """fimbria.identity.v1.IdentityService."""
 
-    def __init__(self, store: IdentityStore, feed: Feed) -> None:
+    def __init__(self, store: IdentityStore, prefixes: PrefixStore, feed: Feed) -> None:
         self._store = store
+        self._prefixes = prefixes
         self._feed = feed
 
     async def Resolve(self, request: identity_pb2.ResolveRequest, context: Context) -> identity_pb2.Identity:
         labels = normalise(request.labels)
         return identity_message(await self._store.resolve(labels, trace=inject().traceparent))
+
+    async def ResolvePrefixes(
+        self, request: identity_pb2.ResolvePrefixesRequest, context: Context
+    ) -> identity_pb2.ResolvePrefixesResponse:
+        wanted = [check_prefix(text, f"prefixes[{at}]") for at, text in enumerate(request.prefixes)]
+        found = await self._prefixes.resolve(wanted, trace=inject().traceparent)
+        return identity_pb2.ResolvePrefixesResponse(identities=map(identity_message, found))
 
     async def GetIdentity(
         self, request: identity_pb2.GetIdentityRequest, context: Context

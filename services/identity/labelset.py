@@ -19,8 +19,8 @@ from services.identity.reserved import RESERVED_NUMBERS, UNKNOWN
 def normalise(labels: Iterable[str]) -> LabelSet:
     """The label set in normal form: validated, sorted, without repeats.
 
-    Raises InvalidArgument naming the label: malformed, a key with two values, a CIDR label (their identities
-    have a scope of their own), or a reserved label that is unknown or stands beside other labels.
+    Raises InvalidArgument naming the label: malformed, a key with two values, a CIDR label (prefixes have
+    a call of their own), or a reserved label that is unknown or stands beside other labels.
     """
     found = LabelSet(labels)
     for label in found.parsed():
@@ -28,7 +28,7 @@ def normalise(labels: Iterable[str]) -> LabelSet:
         if label.source == SOURCE_CIDR:
             raise invalid(
                 "labels",
-                f"{text!r} is a CIDR label; CIDR identities are not supported, expected labels of a workload",
+                f"{text!r} is a CIDR label; expected labels of a workload (prefixes: see ResolvePrefixes)",
                 reason="LABEL_UNSUPPORTED",
                 label=text,
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from services.chassis.labels import LabelSet
-from services.identity.reserved import RESERVED_IDENTITIES, is_reserved, reserved_label
+from services.identity.reserved import RESERVED_IDENTITIES, is_reserved, reserved_labels
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Identity:
 
 def reserved_identity(number: int) -> Identity:
     """The reserved identity of that number; see `reserved.is_reserved`."""
-    return Identity(number, LabelSet((reserved_label(number),)), name=RESERVED_IDENTITIES[number])
+    return Identity(number, reserved_labels(number), name=RESERVED_IDENTITIES[number])
 
 
 def reserved_identities() -> tuple[Identity, ...]:

@@ -1,4 +1,4 @@
-"""Which number the next identity of the cluster gets.
+"""Which number the next identity gets, of the cluster's or of the prefixes'.
 
 The choice rotates: it goes on after the number that was given out last and wraps at the end. A number that
 came free so rests as long as possible, because nodes may still hold policy and connections under what it
@@ -8,21 +8,31 @@ meant before.
 from __future__ import annotations
 
 from collections.abc import Sequence
-
-from services.identity.reserved import CLUSTER_FIRST, CLUSTER_LAST
-
-
-def clamp(cursor: int) -> int:
-    """`cursor` if it is a number that the cluster may use, else the first such number."""
-    return cursor if CLUSTER_FIRST <= cursor <= CLUSTER_LAST else CLUSTER_FIRST
+from dataclasses import dataclass
 
 
-def rotation(cursor: int) -> tuple[tuple[int, int], ...]:
-    """The inclusive spans of numbers to search, in order: from `cursor` to the end, then up to `cursor`."""
-    start = clamp(cursor)
-    if start == CLUSTER_FIRST:
-        return ((CLUSTER_FIRST, CLUSTER_LAST),)
-    return ((start, CLUSTER_LAST), (CLUSTER_FIRST, start - 1))
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The numbers `first`..`last`, both included."""
+
+    first: int
+    last: int
+
+    def __contains__(self, number: int) -> bool:
+        return self.first <= number <= self.last
+
+    def clamp(self, cursor: int) -> int:
+        """`cursor` if it is a number of the space, else the first one."""
+        return cursor if cursor in self else self.first
+
+    def rotation(self, cursor: int) -> tuple[tuple[int, int], ...]:
+        """The inclusive spans of numbers to search, in order: from `cursor` to the end, then up to
+        `cursor`.
+        """
+        start = self.clamp(cursor)
+        if start == self.first:
+            return ((self.first, self.last),)
+        return ((start, self.last), (self.first, start - 1))
 
 
 def first_gap(start: int, used: Sequence[int]) -> int:

@@ -24,10 +24,10 @@ def identity_not_found(number: int, field: str) -> NotFound:
     )
 
 
-def identities_exhausted(first: int, last: int) -> ResourceExhausted:
-    """Every number of the cluster stands for a label set."""
+def identities_exhausted(first: int, last: int, remedy: str) -> ResourceExhausted:
+    """Every number of a space stands for something."""
     return ResourceExhausted(
-        f"no identity is left: all of {first} to {last} are in use; let fewer labels be security-relevant",
+        f"no identity is left: all of {first} to {last} are in use; {remedy}",
         reason="IDENTITIES_EXHAUSTED",
         metadata={"first": str(first), "last": str(last), "capacity": str(last - first + 1)},
     )

@@ -40,6 +40,26 @@ identity_cursor = Table(
     CheckConstraint("singleton = 1", name="identity_cursor_singleton"),
 )
 
+# The same for prefixes outside the cluster, in canonical text.
+prefixes = Table(
+    "prefixes",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("prefix", String(43), nullable=False),
+    Column("revision", BigInteger, nullable=False),
+    Column("created_ns", BigInteger, nullable=False),
+    UniqueConstraint("prefix", name="prefixes_prefix"),
+    CheckConstraint("id BETWEEN 16711680 AND 16777215", name="prefixes_range"),
+)
+
+prefix_cursor = Table(
+    "prefix_cursor",
+    metadata,
+    Column("singleton", Integer, primary_key=True, autoincrement=False),
+    Column("next_id", Integer, nullable=False),
+    CheckConstraint("singleton = 1", name="prefix_cursor_singleton"),
+)
+
 # sort_key is the packed address followed by the prefix length, 5 or 17 bytes: the database then sorts the
 # prefixes of a family as numbers. Keys of the two families are never equal, for they differ in length.
 ipcache = Table(

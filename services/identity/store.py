@@ -1,4 +1,7 @@
-"""Identities in SQL: every new one is an event of the identity feed. A known set costs a read at most."""
+"""Identities in SQL: every new one is an event of the identity feed. A known set costs a read at most.
+
+Those of prefixes are made by `prefix_store`; here they are only found and listed with the others.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,29 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, insert, select, update
+from sqlalchemy import bindparam, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
 from services.chassis.feed import Feed
 from services.chassis.labels import LabelSet
-from services.identity import problems
+from services.identity import prefix_store, problems
 from services.identity.labelset import digest, encode, reserved_number
 from services.identity.model import Identity, reserved_identity
-from services.identity.numbers import first_gap, rotation
+from services.identity.number_store import NumberStore
+from services.identity.numbers import Space
 from services.identity.reserved import CLUSTER_FIRST, CLUSTER_LAST, is_reserved
 from services.identity.schema import identities, identity_cursor
 
 # How many identities are remembered: those of a busy cluster's running workloads, a few MiB at most.
 REMEMBERED = 4096
-# How many used numbers one step of the search for a free one reads.
-SEARCH_PAGE = 1024
+
+_NUMBERS = NumberStore(
+    Space(CLUSTER_FIRST, CLUSTER_LAST),
+    identities,
+    identity_cursor,
+    "let fewer labels be security-relevant",
+)
 
 _BY_DIGEST = select(identities.c.id, identities.c.revision).where(identities.c.digest == bindparam("digest"))
 _BY_NUMBER = select(identities.c.id, identities.c.labels, identities.c.revision).where(
@@ -33,18 +42,7 @@ _PAST = (
     .where(identities.c.id > bindparam("after"))
     .order_by(identities.c.id)
 )
-_CURSOR = select(
-    identity_cursor.c.next_id,
-    select(identities.c.id).where(identities.c.id == identity_cursor.c.next_id).exists().label("used"),
-)
-_USED_BETWEEN = (
-    select(identities.c.id)
-    .where(identities.c.id.between(bindparam("start"), bindparam("end")))
-    .order_by(identities.c.id)
-    .limit(SEARCH_PAGE)
-)
 _ADD = insert(identities)
-_MOVE_CURSOR = update(identity_cursor).where(identity_cursor.c.singleton == 1)
 
 
 class IdentityStore:
@@ -75,17 +73,27 @@ class IdentityStore:
         if is_reserved(number):
             return reserved_identity(number)
         async with self._database.read() as connection:
+            if number in prefix_store.SPACE:
+                found = await prefix_store.read_prefix(connection, number)
+                if found is None:
+                    raise problems.identity_not_found(number, field)
+                return found
             row = (await connection.execute(_BY_NUMBER, {"number": number})).first()
         if row is None:
             raise problems.identity_not_found(number, field)
         return _from_row(row)
 
     async def list(self, *, after: int, limit: int | None) -> tuple[Sequence[Identity], int]:
-        """Up to `limit` of the cluster's identities by number past `after`, and the revision they show."""
+        """Up to `limit` identities by number past `after`, and the revision they show.
+
+        Those of prefixes come after all of the cluster's.
+        """
         async with self._database.read() as connection:
             revision = await self._feed.revision_at(connection)
             rows = (await connection.execute(_PAST.limit(limit), {"after": after})).all()
-        return [_from_row(row) for row in rows], revision
+            left = limit - len(rows) if limit is not None else None
+            beyond = await prefix_store.prefixes_past(connection, after, left) if left != 0 else []
+        return [*map(_from_row, rows), *beyond], revision
 
     def _remember(self, identity: Identity) -> Identity:
         if len(self._remembered) >= REMEMBERED:
@@ -107,7 +115,7 @@ class IdentityStore:
             known = await _find(connection, key, labels)
             if known is not None:
                 return known
-            number = await _take_number(connection)
+            number = await _NUMBERS.take(connection)
             revision = await self._feed.append(connection, str(number), encoded, trace=trace)
             await connection.execute(
                 _ADD,
@@ -132,30 +140,6 @@ def decode_identity(key: str, payload: bytes, revision: int) -> Identity:
 async def _find(connection: AsyncConnection, key: bytes, labels: LabelSet) -> Identity | None:
     row = (await connection.execute(_BY_DIGEST, {"digest": key})).first()
     return None if row is None else Identity(row.id, labels, row.revision)
-
-
-async def _take_number(connection: AsyncConnection) -> int:
-    """The next free number in rotation; the cursor then stands behind it."""
-    cursor = (await connection.execute(_CURSOR)).one()
-    for start, end in rotation(cursor.next_id):
-        at_hand = start == cursor.next_id and not cursor.used
-        number = start if at_hand else await _free_number(connection, start, end)
-        if number is not None:
-            await connection.execute(_MOVE_CURSOR, {"next_id": number + 1})
-            return number
-    raise problems.identities_exhausted(CLUSTER_FIRST, CLUSTER_LAST)
-
-
-async def _free_number(connection: AsyncConnection, start: int, end: int) -> int | None:
-    while start <= end:
-        page = (await connection.execute(_USED_BETWEEN, {"start": start, "end": end})).scalars().all()
-        number = first_gap(start, page)
-        if number > end:
-            return None
-        if len(page) < SEARCH_PAGE or number <= page[-1]:
-            return number
-        start = number
-    return None
 
 
 def _from_row(row: Any) -> Identity:

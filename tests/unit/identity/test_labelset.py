@@ -23,7 +23,9 @@ def test_different_sets_have_different_digests() -> None:
     assert len({digest(encode(normalise(labels))) for labels in sets}) == len(sets)
 
 
-@pytest.mark.parametrize(("label", "number"), [("reserved:host", 1), ("reserved:remote-node", 6)])
+@pytest.mark.parametrize(
+    ("label", "number"), [("reserved:host", 1), ("reserved:remote-node", 6), ("reserved:world-ipv6", 10)]
+)
 def test_a_reserved_label_alone_is_its_identity(label: str, number: int) -> None:
     assert reserved_number(normalise([label])) == number
 

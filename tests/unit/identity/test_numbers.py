@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.identity.model import reserved_identities, reserved_identity
-from services.identity.numbers import clamp, first_gap, rotation
-from services.identity.reserved import CLUSTER_FIRST, CLUSTER_LAST, RESERVED_IDENTITIES, is_reserved
+from services.identity.numbers import Space, first_gap
+from services.identity.reserved import RESERVED_IDENTITIES, RESERVED_PREFIXES, is_reserved
 
 
 def test_reserved_numbers_and_names_are_ciliums() -> None:
@@ -21,12 +21,14 @@ def test_reserved_numbers_and_names_are_ciliums() -> None:
         6: "remote-node",
         7: "kube-apiserver",
         8: "ingress",
+        9: "world-ipv4",
+        10: "world-ipv6",
     }
 
 
 def test_unknown_is_nobodys_identity() -> None:
     assert not is_reserved(0)
-    assert [identity.number for identity in reserved_identities()] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert [identity.number for identity in reserved_identities()] == list(range(1, 11))
 
 
 def test_a_reserved_identity_has_its_name_its_label_and_no_revision() -> None:
@@ -38,11 +40,19 @@ def test_a_reserved_identity_has_its_name_its_label_and_no_revision() -> None:
     )
 
 
+def test_the_reserved_identity_of_a_family_has_the_labels_of_its_prefix() -> None:
+    for prefix, number in RESERVED_PREFIXES.items():
+        identity = reserved_identity(number)
+        assert set(identity.labels) == {f"cidr:{prefix}", "reserved:world", f"reserved:{identity.name}"}
+
+
 def test_the_search_starts_at_the_cursor_and_wraps() -> None:
-    assert rotation(CLUSTER_FIRST) == ((CLUSTER_FIRST, CLUSTER_LAST),)
-    assert rotation(300) == ((300, CLUSTER_LAST), (CLUSTER_FIRST, 299))
-    assert rotation(CLUSTER_LAST + 1) == ((CLUSTER_FIRST, CLUSTER_LAST),)
-    assert clamp(7) == CLUSTER_FIRST
+    space = Space(256, 65535)
+    assert space.rotation(256) == ((256, 65535),)
+    assert space.rotation(300) == ((300, 65535), (256, 299))
+    assert space.rotation(65536) == ((256, 65535),)
+    assert space.clamp(7) == 256
+    assert (256 in space, 65535 in space, 255 in space, 65536 in space) == (True, True, False, False)
 
 
 @given(st.integers(256, 1000), st.sets(st.integers(0, 80)))
