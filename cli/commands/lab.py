@@ -174,14 +174,27 @@ def _print_namespaces(rows: list[dict[str, Any]], output: str) -> None:
 @click.option(
     "--port", "ports", multiple=True, metavar="NAME:NUM/PROTO", help="A named port; may be given again."
 )
+@click.option(
+    "--service-account",
+    default="",
+    metavar="NAME",
+    help="Its service account: the label io.cilium.k8s.policy.serviceaccount of its identity.",
+)
 @output_option()
 @options.dir_option
-def run(pod: str, node: str, labels: tuple[str, ...], ports: tuple[str, ...], output: str) -> None:
+def run(
+    pod: str,
+    node: str,
+    labels: tuple[str, ...],
+    ports: tuple[str, ...],
+    service_account: str,
+    output: str,
+) -> None:
     """Make a pod through the CNI plugin; returns when it is reachable under its policy.
 
     Processes of the lab that have died are started again first.
     """
-    row = options.lab().run(pod, node=node, labels=labels, ports=ports)
+    row = options.lab().run(pod, node=node, labels=labels, ports=ports, service_account=service_account)
     _print_pod(row, output)
 
 

@@ -35,6 +35,7 @@ class Attachment:
     labels: Mapping[str, str]
     namespace_labels: Mapping[str, str]
     ports: Sequence[NamedPort] = ()
+    service_account: str = ""
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -49,6 +50,7 @@ class Attachment:
                 "cni": {
                     "labels": _pairs(self.labels),
                     "namespaceLabels": _pairs(self.namespace_labels),
+                    "serviceAccount": self.service_account,
                     "ports": [
                         {"name": port.name, "port": port.number, "protocol": port.protocol}
                         for port in self.ports

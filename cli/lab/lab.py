@@ -129,7 +129,13 @@ class Lab:
     # -- pods ------------------------------------------------------------------------------------------------
 
     def run(
-        self, pod: str, *, node: str = "", labels: Sequence[str] = (), ports: Sequence[str] = ()
+        self,
+        pod: str,
+        *,
+        node: str = "",
+        labels: Sequence[str] = (),
+        ports: Sequence[str] = (),
+        service_account: str = "",
     ) -> dict[str, Any]:
         """Make the pod `NS/NAME`; its row of `list`. Processes that have died are started again first."""
         ref = parse_pod(pod)
@@ -137,7 +143,13 @@ class Lab:
         parsed_ports = parse_named_ports(list(ports))
         self._revive()
         with self._shared():
-            made = self.runtime.run(ref, node=node, labels=parsed_labels, ports=parsed_ports)
+            made = self.runtime.run(
+                ref,
+                node=node,
+                labels=parsed_labels,
+                ports=parsed_ports,
+                service_account=service_account,
+            )
         return self._row(made)
 
     def delete(self, pod: str) -> None:

@@ -40,6 +40,7 @@ class Pod:
     """The process that makes or removes it, while it does."""
     ips: tuple[str, ...] = ()
     endpoint_id: int = 0
+    service_account: str = ""
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -62,6 +63,7 @@ class Pod:
             labels=self.labels,
             namespace_labels=namespace_labels,
             ports=self.ports,
+            service_account=self.service_account,
         )
 
 
@@ -111,6 +113,7 @@ class PodStore:
         labels: Mapping[str, str],
         ports: tuple[NamedPort, ...],
         nodes: list[str],
+        service_account: str = "",
     ) -> tuple[Pod, Pod | None]:
         """Put a new pod on record for the caller to make, on `node` or on the node with the fewest pods.
 
@@ -140,6 +143,7 @@ class PodStore:
                 ports=ports,
                 state="creating",
                 owner=own,
+                service_account=service_account,
             )
             if before is None:
                 self.put(pod)
@@ -164,6 +168,7 @@ class PodStore:
                 "owner": dataclasses.asdict(pod.owner),
                 "ips": list(pod.ips),
                 "endpoint_id": pod.endpoint_id,
+                "service_account": pod.service_account,
                 "result": pod.result,
             },
         )
@@ -190,5 +195,6 @@ class PodStore:
             owner=ProcessId(**record["owner"]),
             ips=tuple(record["ips"]),
             endpoint_id=record["endpoint_id"],
+            service_account=record.get("service_account", ""),
             result=record["result"],
         )

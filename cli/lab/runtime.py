@@ -43,6 +43,7 @@ class Runtime:
         node: str = "",
         labels: Mapping[str, str] | None = None,
         ports: Sequence[NamedPort] = (),
+        service_account: str = "",
     ) -> Pod:
         """Make a pod and return when every node can reach it under its policy.
 
@@ -54,8 +55,10 @@ class Runtime:
                 f"node {node!r} is not valid: expected one of {', '.join(self._nodes)}",
                 reason="NODE_NOT_FOUND",
             )
-        self._check_labels(ref.namespace, labels or {}, self.store.namespace_labels(ref.namespace))
-        pod, unfinished = self.store.claim(ref, node, labels or {}, tuple(ports), self._nodes)
+        self._check_labels(ref.namespace, labels or {}, service_account=service_account)
+        pod, unfinished = self.store.claim(
+            ref, node, labels or {}, tuple(ports), self._nodes, service_account
+        )
         if unfinished is not None:
             self._remove_traces(unfinished)
             self.store.put(pod)
@@ -123,7 +126,7 @@ class Runtime:
         """Change a pod's labels; returns when every node has its new identity and policy in force."""
         pod = self.store.get(ref)
         labels = changed(dict(pod.labels), dict(changes))
-        strings = self._check_labels(ref.namespace, labels, self.store.namespace_labels(ref.namespace))
+        strings = self._check_labels(ref.namespace, labels, service_account=pod.service_account)
         self.settle(self._update(pod, strings))
         relabelled = dataclasses.replace(pod, labels=labels)
         self.store.put(relabelled)
@@ -135,7 +138,9 @@ class Runtime:
         labels = changed(before, dict(changes))
         labels["kubernetes.io/metadata.name"] = namespace
         pods = [pod for pod in self.store.all() if pod.ref.namespace == namespace and pod.state == "ready"]
-        wanted = {pod.ref: self._check_labels(namespace, pod.labels, labels) for pod in pods}
+        wanted = {
+            pod.ref: self._check_labels(namespace, pod.labels, labels, pod.service_account) for pod in pods
+        }
         if not pods:
             self._check_labels(namespace, {}, labels)
         elif labels != before:
@@ -146,13 +151,20 @@ class Runtime:
         return labels
 
     def _check_labels(
-        self, namespace: str, labels: Mapping[str, str], namespace_labels: Mapping[str, str]
+        self,
+        namespace: str,
+        labels: Mapping[str, str],
+        namespace_labels: Mapping[str, str] | None = None,
+        service_account: str = "",
     ) -> tuple[str, ...]:
+        """The label strings of a pod, its namespace labelled as given or else as it is."""
         from services.chassis.errors import InvalidArgument
         from services.chassis.labels import pod_labels
 
         try:
-            return pod_labels(namespace, labels, namespace_labels)
+            if namespace_labels is None:
+                namespace_labels = self.store.namespace_labels(namespace)
+            return pod_labels(namespace, labels, namespace_labels, service_account)
         except InvalidArgument as error:
             raise BadInput(error.message, reason=error.reason) from None
 
@@ -181,9 +193,7 @@ class Runtime:
 
     def label_strings(self, pod: Pod) -> tuple[str, ...]:
         """The pod's security-relevant labels, `source:key=value`."""
-        return self._check_labels(
-            pod.ref.namespace, pod.labels, self.store.namespace_labels(pod.ref.namespace)
-        )
+        return self._check_labels(pod.ref.namespace, pod.labels, service_account=pod.service_account)
 
     def _endpoint(self, pod: Pod) -> loader_pb2.Endpoint:
         for endpoint in self.endpoints(pod.node):

@@ -22,6 +22,10 @@ SOURCE_ANY = "any"
 NAMESPACE_KEY = "io.kubernetes.pod.namespace"
 NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 NAMESPACE_NAME_KEY = "kubernetes.io/metadata.name"
+SERVICE_ACCOUNT_KEY = "io.cilium.k8s.policy.serviceaccount"
+CLUSTER_KEY = "io.cilium.k8s.policy.cluster"
+# What Cilium calls a cluster that is connected to no other.
+CLUSTER_NAME = "default"
 
 _SOURCE = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?")
@@ -126,11 +130,17 @@ def check_value(value: str, shown: str = "") -> None:
         )
 
 
-def pod_labels(namespace: str, labels: Mapping[str, str], namespace_labels: Mapping[str, str]) -> LabelSet:
-    """The label set of a pod: its own labels, its namespace, and its namespace's labels.
+def pod_labels(
+    namespace: str,
+    labels: Mapping[str, str],
+    namespace_labels: Mapping[str, str],
+    service_account: str = "",
+) -> LabelSet:
+    """The label set of a pod: its own labels, its service account's and its cluster's, its namespace, and its
+    namespace's labels.
 
-    A pod label that would stand for a namespace is refused: whoever may label a pod must not be able to move
-    it into another namespace's policy.
+    A pod label that would stand for a namespace or another cluster is refused: whoever may label a pod must
+    not be able to move it into another namespace's policy. So is one of another service account.
     """
     if not _DNS_LABEL.fullmatch(namespace):
         raise InvalidArgument(
@@ -143,12 +153,17 @@ def pod_labels(namespace: str, labels: Mapping[str, str], namespace_labels: Mapp
         )
     found: list[Label] = []
     for key, value in labels.items():
+        if key == CLUSTER_KEY and value != CLUSTER_NAME:
+            _refuse(f"{key}={value}", f"is reserved; the cluster's name is {CLUSTER_NAME!r}")
         if key == NAMESPACE_KEY or key.startswith(NAMESPACE_LABELS_PREFIX):
             _refuse(f"{key}={value}", "is reserved; a pod's namespace labels come from its namespace")
         found.append(_checked(key, value, ""))
     for key, value in {**namespace_labels, NAMESPACE_NAME_KEY: namespace}.items():
         found.append(_checked(key, value, NAMESPACE_LABELS_PREFIX))
     found.append(Label(SOURCE_K8S, NAMESPACE_KEY, namespace))
+    found.append(Label(SOURCE_K8S, CLUSTER_KEY, CLUSTER_NAME))
+    if service_account:
+        found.append(_checked(SERVICE_ACCOUNT_KEY, service_account, ""))
     return LabelSet(found)
 
 

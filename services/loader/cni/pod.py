@@ -5,6 +5,7 @@ labels and named ports, comes in the configuration's ``args.cni`` (CNI conventio
 
     "args": {"cni": {"labels": [{"key": "app", "value": "web"}],
                      "namespaceLabels": [{"key": "team", "value": "a"}],
+                     "serviceAccount": "front",
                      "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}
 
 or, pod by pod and in the place of what the configuration says for all, as text: see :mod:`.pod_text`.
@@ -51,10 +52,11 @@ class Pod:
     labels: Mapping[str, str]
     namespace_labels: Mapping[str, str]
     ports: tuple[NamedPort, ...]
+    service_account: str = ""
 
     def label_set(self) -> LabelSet:
         """The labels that make the pod's identity."""
-        return pod_labels(self.namespace, self.labels, self.namespace_labels)
+        return pod_labels(self.namespace, self.labels, self.namespace_labels, self.service_account)
 
 
 def parse_args(text: str) -> dict[str, str]:
@@ -96,11 +98,14 @@ def parse_pod(args: Mapping[str, str], config: Mapping[str, Any], container_id: 
     labels: dict[str, str] = {}
     namespace_labels: dict[str, str] = {}
     ports: dict[tuple[str, str], NamedPort] = {}
+    service_account = ""
     for path, conventions in said:
         labels |= _labels(conventions, path, "labels")
         namespace_labels |= _labels(conventions, path, "namespaceLabels")
         ports |= _ports(conventions, path)
-    pod = Pod(namespace, name, labels, namespace_labels, tuple(ports.values()))
+        service_account = _member(conventions, path, "serviceAccount", str, "") or service_account
+        _checked(f"{path}.serviceAccount", check_value, service_account)
+    pod = Pod(namespace, name, labels, namespace_labels, tuple(ports.values()), service_account)
     try:
         pod.label_set()
     except FimbriaError as exc:

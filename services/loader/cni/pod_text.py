@@ -6,7 +6,8 @@ plugin whose configuration asks for them (``"capabilities": {"io.kubernetes.cri.
     CNI_ARGS="FIMBRIA_LABELS=app=web,tier=front;FIMBRIA_PORTS=http:80/TCP,dns:53/UDP"
     io.fimbria.labels: app=web,tier=front        io.fimbria.ports: http:80/TCP,dns:53/UDP
 
-Here both become what ``args.cni`` of the CNI conventions holds, to be checked as that is.
+``FIMBRIA_NAMESPACE_LABELS`` and ``FIMBRIA_SERVICE_ACCOUNT`` are for CNI_ARGS alone. Here all become what
+``args.cni`` of the CNI conventions holds, to be checked as that is.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from services.chassis.labels import SERVICE_ACCOUNT_KEY
 from services.loader.cni.errors import CniCode, CniError
 
 ANNOTATIONS_CAPABILITY = "io.kubernetes.cri.pod-annotations"
@@ -22,9 +24,10 @@ _ARGS = {
     "FIMBRIA_LABELS": "labels",
     "FIMBRIA_NAMESPACE_LABELS": "namespaceLabels",
     "FIMBRIA_PORTS": "ports",
+    "FIMBRIA_SERVICE_ACCOUNT": "serviceAccount",
 }
-# No labels of the namespace: annotations are written by whoever may make a pod, and who may do that must not
-# be able to move it into another namespace's policy.
+# No labels of the namespace and no service account: annotations are written by whoever may make a pod, and who
+# may do that must not be able to move it into another namespace's policy or take another's rights.
 _ANNOTATIONS = {"io.fimbria.labels": "labels", "io.fimbria.ports": "ports"}
 
 
@@ -43,7 +46,12 @@ def conventions_in_annotations(config: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(annotations, dict):
         return {}
     try:
-        return _conventions(annotations, _ANNOTATIONS)
+        found = _conventions(annotations, _ANNOTATIONS)
+        if any(label["key"] == SERVICE_ACCOUNT_KEY for label in found["labels"]):
+            raise ValueError(
+                f"io.fimbria.labels: {SERVICE_ACCOUNT_KEY} is not a label that a pod may give itself"
+            )
+        return found
     except ValueError as exc:
         raise CniError(CniCode.INVALID_CONFIG, f"pod annotation {exc}") from exc
 
@@ -54,6 +62,9 @@ def _conventions(texts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str
         text = texts.get(name, "")
         if not isinstance(text, str):
             raise ValueError(f"{name}: got {text!r}; expected a string")
+        if key == "serviceAccount":
+            found[key] = text.strip()
+            continue
         read = _port if key == "ports" else _label
         found[key] = [read(name, item.strip()) for item in text.split(",") if item.strip()]
     return found

@@ -82,8 +82,25 @@ def test_a_pods_labels_carry_its_namespace() -> None:
         "k8s:app=web",
         "k8s:io.cilium.k8s.namespace.labels.kubernetes.io/metadata.name=shop",
         "k8s:io.cilium.k8s.namespace.labels.team=blue",
+        "k8s:io.cilium.k8s.policy.cluster=default",
         "k8s:io.kubernetes.pod.namespace=shop",
     )
+
+
+def test_a_pods_labels_carry_its_service_account() -> None:
+    labels = pod_labels("shop", {"app": "web"}, {}, "front")
+    assert labels.get("io.cilium.k8s.policy.serviceaccount") == "front"
+    assert labels == pod_labels("shop", {"app": "web", "io.cilium.k8s.policy.serviceaccount": "front"}, {})
+    with pytest.raises(InvalidArgument) as caught:
+        pod_labels("shop", {"io.cilium.k8s.policy.serviceaccount": "back"}, {}, "front")
+    assert caught.value.reason == "LABEL_CONFLICT"
+
+
+def test_a_pod_cannot_claim_another_cluster() -> None:
+    own = pod_labels("shop", {"io.cilium.k8s.policy.cluster": "default"}, {})
+    assert own == pod_labels("shop", {}, {})
+    with pytest.raises(InvalidArgument):
+        pod_labels("shop", {"io.cilium.k8s.policy.cluster": "other"}, {})
 
 
 def test_the_namespaces_name_cannot_be_relabelled() -> None:

@@ -42,6 +42,25 @@ def test_labels_ports_and_names_arrive() -> None:
     assert "k8s:io.cilium.k8s.namespace.labels.team=a" in pod.label_set()
 
 
+def test_the_service_account_is_a_label() -> None:
+    said = "k8s:io.cilium.k8s.policy.serviceaccount=front"
+    assert said in parse_pod(ARGS, config(serviceAccount="front"), "c1").label_set()
+    args = {**ARGS, "FIMBRIA_SERVICE_ACCOUNT": "front"}
+    assert said in parse_pod(args, config(serviceAccount="back"), "c1").label_set()
+    assert not any("serviceaccount" in label for label in parse_pod(ARGS, config(), "c1").label_set())
+
+
+@pytest.mark.parametrize("value", ["Not Valid", "x" * 64])
+def test_a_malformed_service_account_is_refused(value: str) -> None:
+    assert refusal(config(serviceAccount=value)).details == "args.cni.serviceAccount"
+
+
+def test_a_pod_cannot_give_itself_a_service_account() -> None:
+    annotations = {"io.fimbria.labels": "io.cilium.k8s.policy.serviceaccount=admin"}
+    conf = {**config(), "runtimeConfig": {"io.kubernetes.cri.pod-annotations": annotations}}
+    assert refusal(conf).code == CniCode.INVALID_CONFIG
+
+
 def test_a_port_is_tcp_unless_it_says_otherwise() -> None:
     pod = parse_pod(ARGS, config(ports=[{"name": "http", "port": 80}]), "c1")
     assert pod.ports[0].protocol == "TCP"
