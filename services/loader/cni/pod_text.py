@@ -26,8 +26,8 @@ _ARGS = {
     "FIMBRIA_PORTS": "ports",
     "FIMBRIA_SERVICE_ACCOUNT": "serviceAccount",
 }
-# No labels of the namespace and no service account: annotations are written by whoever may make a pod, and who
-# may do that must not be able to move it into another namespace's policy or take another's rights.
+# No labels of the namespace and no service account: annotations are written by whoever may make a pod, and
+# who may do that must not be able to move it into another namespace's policy or take another's rights.
 _ANNOTATIONS = {"io.fimbria.labels": "labels", "io.fimbria.ports": "ports"}
 
 
