@@ -23,6 +23,8 @@ static __always_inline int from_overlay_ip(struct __sk_buff *skb, struct packet 
 	ret = parse(skb, p, NULL, v6);
 	if (unlikely(ret))
 		return ret;
+	if (unlikely(is_outside(p->src_identity)))
+		find_outside_again(p, v6);
 	ret = receive_established(skb, p, &f, v6);
 	if (likely(ret != RECEIVE_LOOK_CLOSER))
 		return ret;

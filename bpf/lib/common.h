@@ -29,9 +29,15 @@
 #define ID_HOST 1
 #define ID_WORLD 2
 #define ID_REMOTE_NODE 6
+/* Of an address outside that no longer prefix has, where policies name 0.0.0.0/0 or ::/0. */
+#define ID_WORLD_IPV4 9
+#define ID_WORLD_IPV6 10
 /* Identities of workloads, the same number on every node. */
 #define ID_CLUSTER_MIN 256
 #define ID_CLUSTER_MAX 65535
+/* Of prefixes outside that policies name; they fit into a mark and a VNI. */
+#define ID_PREFIX_MIN 0xff0000
+#define ID_PREFIX_MAX 0xffffff
 
 /* In linux/in6.h, which wants the C library's headers. */
 #define IPPROTO_ICMPV6 58

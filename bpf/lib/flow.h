@@ -17,7 +17,7 @@
 #include "identity.h"
 #include "packet.h"
 #include "parse.h"
-#include "policy.h"
+#include "policy_spaces.h"
 
 struct flow {
 	struct ct_entry *ct;
@@ -183,6 +183,8 @@ static __always_inline int flow_judge(struct __sk_buff *skb, struct packet *p, s
 		port = bpf_htons(ICMPV6_ECHO_REQUEST);
 	else
 		port = f->reply ? p->sport : p->dport;
+	if (f->reply)
+		p->flags |= PACKET_REPLY;
 	p->first_verdict = !(side && side->owner) && !(p->flags & PACKET_RELATED);
 	ret = policy_verdict(skb, p, row, identity, port);
 	if (ret)

@@ -197,11 +197,11 @@ static __always_inline int host_look(struct __sk_buff *skb, struct packet *p, in
 		if (begun != BEGUN_UNKNOWN) {
 			p->flags &= ~PACKET_ALONE;
 			f.reply = (begun == BEGUN_BY_NODE) != sends;
-		}
-		/* An error may come from a router: what counts is who is at the other end. */
-		if (p->flags & PACKET_RELATED && !sends) {
-			remote_find(&remote, &p->flow_saddr, v6);
-			p->target = remote.identity;
+			/* An error may come from a router: what counts is who is at the other end. */
+			if (p->flags & PACKET_RELATED && !sends) {
+				remote_find(&remote, &p->flow_saddr, v6);
+				p->target = remote.identity;
+			}
 		}
 	} else if (!ret && f.ct && (f.reply || p->flags & PACKET_RELATED)) {
 		own = sends ? source_side(&f) : destination_side(&f);
@@ -242,10 +242,11 @@ static __always_inline int host_verdict_alone(struct __sk_buff *skb, struct pack
 					      const struct subject *row)
 {
 	const struct policy_shape *shape = &row->shape[one_bit(p->direction)];
+	const bool in_force = policy_is_in_force(shape);
 	__u8 type = 0;
 
 	/* As long as no policy says otherwise it is the stack's to refuse. */
-	if (!shape->enforced && !shape->has_deny)
+	if (!in_force && policy_is_plain(shape))
 		return 0;
 	switch (parsed ? DROP_REASON(parsed) : 0) {
 	case 0:
@@ -254,7 +255,7 @@ static __always_inline int host_verdict_alone(struct __sk_buff *skb, struct pack
 	case DROP_UNKNOWN_ICMP6_TYPE:
 		break;
 	default:
-		return parsed;
+		return in_force ? parsed : 0;
 	}
 	if (p->flags & PACKET_RELATED)
 		p->protocol = p->family == FAMILY_IPV6 ? IPPROTO_ICMPV6 : IPPROTO_ICMP;
@@ -263,7 +264,7 @@ static __always_inline int host_verdict_alone(struct __sk_buff *skb, struct pack
 		type = p->family == FAMILY_IPV6 ? ICMPV6_ECHO_REPLY : ICMP_ECHOREPLY;
 	else if ((p->protocol == IPPROTO_ICMP || p->protocol == IPPROTO_ICMPV6) &&
 		 bpf_skb_load_bytes(skb, p->l4_offset, &type, sizeof(type)))
-		return DROP(DROP_CT_INVALID_HDR);
+		return in_force ? DROP(DROP_CT_INVALID_HDR) : 0;
 	return policy_verdict(skb, p, row, p->target, bpf_htons(type));
 }
 

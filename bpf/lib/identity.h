@@ -40,6 +40,13 @@ static __always_inline bool is_workload(__u32 identity)
 	return identity >= ID_CLUSTER_MIN && identity <= ID_CLUSTER_MAX;
 }
 
+/* Nobody of the cluster: what of the world it is depends on which prefixes policies name. */
+static __always_inline bool is_outside(__u32 identity)
+{
+	return identity == ID_WORLD || identity == ID_WORLD_IPV4 || identity == ID_WORLD_IPV6 ||
+	       (identity >= ID_PREFIX_MIN && identity <= ID_PREFIX_MAX);
+}
+
 /* The other end, when it is no local endpoint. */
 struct remote {
 	__u32 identity;
@@ -112,6 +119,38 @@ __noinline int find_outside_sender6(struct packet *p)
 static __always_inline int find_outside_sender(struct packet *p, const bool v6)
 {
 	return v6 ? find_outside_sender6(p) : find_outside_sender4(p);
+}
+
+/*
+ * What another node says is outside is looked up again: nodes learn of prefixes
+ * one after another, and entries for a prefix may be there and not yet here.
+ */
+static __always_inline int look_outside_again(struct packet *p, const bool v6)
+{
+	struct remote r;
+
+	remote_find(&r, &p->saddr, v6);
+	if (is_outside(r.identity))
+		p->src_identity = r.identity;
+	return 0;
+}
+
+__noinline int find_outside_again4(struct packet *p)
+{
+	return p ? look_outside_again(p, false) : 0;
+}
+
+__noinline int find_outside_again6(struct packet *p)
+{
+	return p ? look_outside_again(p, true) : 0;
+}
+
+static __always_inline void find_outside_again(struct packet *p, const bool v6)
+{
+	if (v6)
+		find_outside_again6(p);
+	else
+		find_outside_again4(p);
 }
 
 /*

@@ -245,13 +245,9 @@ static __always_inline void policy_report(struct __sk_buff *skb, struct packet *
 		event_emit(skb, p, &about);
 }
 
-/*
- * The verdict on p's flow for the subject of row, in p->direction. port is the
- * responder's. Returns 0 or a DROP(). Reports flows when a side admits them for
- * the first time, and what only audit mode lets pass.
- */
-__noinline int policy_verdict(struct __sk_buff *skb, struct packet *p, const struct subject *row,
-			      __u32 identity, __u32 port)
+/* The verdict by the normal tier's entries for identities: see policy_verdict(). */
+__noinline int policy_verdict_plain(struct __sk_buff *skb, struct packet *p,
+				    const struct subject *row, __u32 identity, __u32 port)
 {
 	const struct policy_shape *shape;
 	struct policy_search s = {};

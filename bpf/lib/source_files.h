@@ -26,7 +26,8 @@
 	X(18, "conntrack.h")  \
 	X(19, "receive.h")    \
 	X(20, "nat_port.h")   \
-	X(21, "nat_rewrite.h")
+	X(21, "nat_rewrite.h") \
+	X(22, "policy_spaces.h")
 
 #define SOURCE_FILE_CASE(id, name)           \
 	if (!__builtin_strcmp(file, name))    \

@@ -94,6 +94,7 @@ SOURCE_FILES: dict[int, str] = {
     19: "receive.h",
     20: "nat_port.h",
     21: "nat_rewrite.h",
+    22: "policy_spaces.h",
 }
 
 

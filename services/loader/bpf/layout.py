@@ -98,6 +98,10 @@ POLICY_SHAPE = _struct(
 )
 SUBJECT = _struct("subject", instance="I", epoch="I", revision="Q", shape="40s")
 SUBJECT_VERSIONS = _struct("subject_versions", current="I", pad="xxxx", version="112s")
+POLICY_LAYERS = _struct(
+    "policy_layers",
+    key="16s", found="16s", rank="Q", cookie="I", number="I", port="2s", protocol="B", flags="B", pad="xxxx",
+)  # fmt: skip
 CT4_KEY = _struct("ct4_key", addr="8s", port="4s", protocol="B", requester="B", pad="xx")
 CT6_KEY = _struct("ct6_key", addr="32s", port="4s", protocol="B", requester="B", pad="xx")
 CT_SIDE = _struct(
@@ -136,8 +140,8 @@ FAILSAFE_KEY = _struct("failsafe_key", direction="B", protocol="B", port="2s")
 
 STRUCTS = (
     ENDPOINT, IPCACHE_VALUE, IPCACHE_LPM_KEY, IPCACHE6_LPM_KEY, NODE_STATE, POLICY_KEY, POLICY_VALUE,
-    POLICY_SHAPE, SUBJECT, SUBJECT_VERSIONS, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, CT_SCRATCH, METRIC,
-    EVENT, FAILSAFE_KEY,
+    POLICY_SHAPE, SUBJECT, SUBJECT_VERSIONS, POLICY_LAYERS, CT4_KEY, CT6_KEY, CT_SIDE, CT_ENTRY, CT_SCRATCH,
+    METRIC, EVENT, FAILSAFE_KEY,
 )  # fmt: skip
 
 _ENDPOINT, _IPCACHE_VALUE, _POLICY_KEY = ENDPOINT.codec(), IPCACHE_VALUE.codec(), POLICY_KEY.codec()
