@@ -39,16 +39,24 @@ class HostKernel(PolicyKernel, Protocol):
 class HostPolicy:
     """Keeps the node under the policies that select it. ``labels`` are the node's, ``source:key=value``.
 
-    With ``enabled`` False it is under none, whatever the policy service says.
+    With ``enabled`` False it is under none, whatever the policy service says. ``always``: whoever is under a
+    policy is enforced, so that policies in audit mode alone must not put the node under one.
     """
 
     def __init__(
-        self, kernel: HostKernel, table: SubjectTable, labels: Iterable[str], *, enabled: bool = True
+        self,
+        kernel: HostKernel,
+        table: SubjectTable,
+        labels: Iterable[str],
+        *,
+        enabled: bool = True,
+        always: bool = False,
     ) -> None:
         self._kernel = kernel
         self._table = table
         self._key = SubjectKey(HOST, labels=tuple(sorted(labels)))
         self._enabled = enabled
+        self._always = always
 
     def start(self) -> None:
         """Takes up what a former process left in force, before anybody sweeps subjects that nobody uses. The
@@ -73,9 +81,7 @@ class HostPolicy:
     def _follow(self, subject: Subject) -> None:
         """The subject's policy is in the kernel: it may be put into force, or has nothing more to say."""
         wanted = subject.wanted
-        selected = wanted is not None and (
-            wanted.ingress.enforced or wanted.egress.enforced or bool(wanted.entries)
-        )
+        selected = wanted is not None and (wanted.decides if self._always else wanted.selected)
         number = subject.number if selected else 0
         if number != self._kernel.host_subject():
             self._kernel.set_host_subject(number)

@@ -59,13 +59,14 @@ class MapHasNoEntries(DatapathError):
 
 @dataclass(frozen=True, slots=True)
 class SubjectHead:
-    """A subject's row without its entries."""
+    """A subject's row without its entries; ``audit_enforced`` by direction."""
 
     instance: int
     epoch: int
     revision: int
     ingress_enforced: bool
     egress_enforced: bool
+    audit_enforced: tuple[bool, bool] = (False, False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +315,19 @@ class PolicyKernel(Protocol):
         """Whether the subject's row is what :meth:`put_subject` would write."""
 
 
+class PrefixKernel(Protocol):
+    """The prefixes that policies know addresses by, whoever has them. Every method raises DatapathError."""
+
+    def write_prefixes(self, puts: Mapping[str, int], deletes: Iterable[str]) -> None:
+        """Adds or replaces numbers, and removes prefixes; those that are not there are passed over."""
+
+    def prefixes(self) -> dict[str, int]:
+        """Every number, by prefix."""
+
+    def walk_prefixes(self) -> dict[str, int]:
+        """As :meth:`prefixes`, for a thread: those that are written meanwhile may be among them or not."""
+
+
 class IpcacheKernel(Protocol):
     """The ipcache. Every method raises DatapathError."""
 
@@ -350,7 +364,7 @@ class EndpointKernel(Protocol):
         """
 
 
-class Datapath(PolicyKernel, IpcacheKernel, EndpointKernel, Protocol):
+class Datapath(PolicyKernel, PrefixKernel, IpcacheKernel, EndpointKernel, Protocol):
     """All of the node's kernel state."""
 
     def node_unhooked(self) -> list[str]:

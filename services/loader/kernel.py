@@ -59,11 +59,13 @@ from services.loader.kernel_rows import (
     device_name,
     endpoint_row,
     entry_key,
+    entry_value,
     map_info,
     packet_report,
     policy_key,
     policy_value,
     refusals,
+    subject_head,
     subject_row,
 )
 from services.loader.policy.entries import EntryKey, EntryValue
@@ -143,7 +145,7 @@ class Kernel:
         with refusals(), self._using:
             found = self._datapath.policy_entries(instance)
         return [
-            EntryCount(entry_key(key), EntryValue(value.deny, value.rule_cookie), value.packets, value.bytes)
+            EntryCount(entry_key(key), entry_value(value), value.packets, value.bytes)
             for key, value in found.items()
         ]
 
@@ -162,12 +164,7 @@ class Kernel:
         """Every subject's row."""
         with refusals(), self._using:
             rows = self._datapath.subjects()
-        return {
-            number: SubjectHead(
-                row.instance, row.epoch, row.revision, row.ingress.enforced, row.egress.enforced
-            )
-            for number, row in rows.items()
-        }
+        return {number: subject_head(row) for number, row in rows.items()}
 
     def holds(self, subject: int, realized: Realized) -> bool:
         """Whether the subject's row is what :meth:`put_subject` would write."""
@@ -187,14 +184,31 @@ class Kernel:
             entries = self.policy()
             changed = 0
             for number, row in rows.items():
-                head = SubjectHead(
-                    row.instance, row.epoch, row.revision, row.ingress.enforced, row.egress.enforced
-                )
-                wanted = subject_row(realized_from(head, entries.get(row.instance, {})), self._mode)
+                known = realized_from(subject_head(row), entries.get(row.instance, {}))
+                wanted = subject_row(known, self._mode)
                 if wanted != row:
                     self._datapath.subject_put(number, replace(wanted, epoch=epochs.take()))
                     changed += 1
         return changed
+
+    # -- prefixes of policies
+
+    def write_prefixes(self, puts: Mapping[str, int], deletes: Iterable[str]) -> None:
+        """Adds or replaces numbers, and removes prefixes."""
+        with refusals(), self._using:
+            # First, so that a map that is full has room again.
+            self._datapath.blocks_delete(deletes)
+            self._datapath.blocks_put(puts.items())
+
+    def prefixes(self) -> dict[str, int]:
+        """Every number, by prefix."""
+        with refusals(), self._using:
+            return self._datapath.blocks()
+
+    def walk_prefixes(self) -> dict[str, int]:
+        """As :meth:`prefixes`, beside everything else."""
+        with refusals(), self._walking:
+            return self._datapath.blocks()
 
     # -- ipcache
 

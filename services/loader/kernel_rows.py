@@ -34,9 +34,10 @@ from services.loader.interfaces import (
     MapTooSmall,
     PacketReport,
     ReportKind,
+    SubjectHead,
     Verdict,
 )
-from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.entries import EGRESS, INGRESS, NORMAL, EntryKey, EntryValue
 from services.loader.policy.plan import Realized
 from services.loader.policy.shape import ANY_PROTOCOL
 from services.loader.settings_types import FailsafePort
@@ -49,8 +50,9 @@ class PolicyMode:
     """What a node makes of policies, all of them alike.
 
     ``enforcement``: "default" enforces the directions in which a policy selects the endpoint, "always" both,
-    "never" none, and then denies count as little as allows. ``audit``: verdicts are told of, and every
-    packet passes.
+    "never" none, and then no entry of any tier counts, nor is anything told of policies in audit mode. With
+    "always" the tier BASELINE has nothing left to decide: what the tiers before it do not allow is denied.
+    ``audit``: verdicts are told of, and every packet passes.
     """
 
     enforcement: Enforcement = "default"
@@ -119,8 +121,25 @@ def by_instance(found: Mapping[PolicyKey, PolicyValue]) -> dict[int, dict[EntryK
     """Policy entries by instance."""
     entries: dict[int, dict[EntryKey, EntryValue]] = {}
     for key, value in found.items():
-        entries.setdefault(key.instance, {})[entry_key(key)] = EntryValue(value.deny, value.rule_cookie)
+        entries.setdefault(key.instance, {})[entry_key(key)] = entry_value(value)
     return entries
+
+
+def entry_value(value: PolicyValue) -> EntryValue:
+    """What an entry says, without its counters."""
+    return EntryValue(value.deny, value.rule_cookie, value.passes, value.order)
+
+
+def subject_head(row: SubjectRow) -> SubjectHead:
+    """A subject's row without its entries."""
+    return SubjectHead(
+        row.instance,
+        row.epoch,
+        row.revision,
+        row.ingress.enforced,
+        row.egress.enforced,
+        (row.ingress.audit_enforced, row.egress.audit_enforced),
+    )
 
 
 def endpoint_row(record: EndpointRecord) -> EndpointRow:
@@ -148,12 +167,14 @@ def device_name(ifindex: int) -> str:
 
 def policy_key(instance: int, key: EntryKey) -> PolicyKey:
     """An entry's key in the policy map."""
-    return PolicyKey(instance, key.identity, key.direction, key.protocol, key.port, key.prefix_length)
+    return PolicyKey(
+        instance, key.identity, key.direction, key.protocol, key.port, key.prefix_length, key.space
+    )
 
 
 def entry_key(key: PolicyKey) -> EntryKey:
     """An entry's key without its instance."""
-    return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix)
+    return EntryKey(key.direction, key.identity, key.protocol, key.port, key.port_prefix, key.space)
 
 
 def subject_row(realized: Realized, mode: PolicyMode = PolicyMode()) -> SubjectRow:
@@ -170,20 +191,32 @@ def subject_row(realized: Realized, mode: PolicyMode = PolicyMode()) -> SubjectR
 def _shape(realized: Realized, direction: int, mode: PolicyMode) -> DirectionShape:
     if mode.enforcement == "never":
         return DirectionShape(False, False, 0, 0, mode.audit)
-    identity = wildcard = 0
+    identity = wildcard = spaces = others = 0
     for level in realized.shape.present(direction):
         bit = SHAPE_ANY_PROTOCOL if level.prefix_length == ANY_PROTOCOL else 1 << level.prefix_length
-        if level.wildcard:
+        if level.space != NORMAL:
+            spaces |= 1 << level.space
+            others |= bit
+        elif level.wildcard:
             wildcard |= bit
         else:
             identity |= bit
     enforced = realized.enforced(direction) or mode.enforcement == "always"
-    return DirectionShape(enforced, realized.shape.has_deny(direction), identity, wildcard, mode.audit)
+    return DirectionShape(
+        enforced,
+        realized.shape.has_deny(direction),
+        identity,
+        wildcard,
+        mode.audit,
+        realized.audit_enforced[direction],
+        spaces,
+        others,
+    )
 
 
 def policy_value(value: EntryValue) -> PolicyValue:
     """An entry's value in the policy map."""
-    return PolicyValue(deny=value.deny, rule_cookie=value.cookie)
+    return PolicyValue(deny=value.deny, rule_cookie=value.cookie, passes=value.passes, order=value.order)
 
 
 _VERDICTS = {"allow": Verdict.FORWARDED, "deny": Verdict.DROPPED, "audit": Verdict.AUDIT}

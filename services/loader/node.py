@@ -46,11 +46,13 @@ from services.loader.netlink.node import NodeDevices, NodeNetworkSettings
 from services.loader.node_devices import NodeDeviceKeeper, appearance
 from services.loader.node_kernel import NodePlace, node_indexes, node_rows, open_kernel
 from services.loader.policy.cluster_barrier import ClusterBarrier
+from services.loader.policy.prefixes import PolicyPrefixes
 from services.loader.policy.subjects import SubjectTable
 from services.loader.policy.sync import PolicySync
 from services.loader.settings import LoaderSettings
 from services.loader.streams.backoff import Backoff
 from services.loader.streams.watch import WatchState
+from services.loader.streams.watermark import Watermark
 
 _log = get_logger(__name__)
 
@@ -262,7 +264,8 @@ def _start_host_policy(settings: LoaderSettings, kernel: Kernel, subjects: Subje
     # Where policies are enforced nowhere the node need not be asked either.
     enabled = settings.host_firewall and settings.policy_enforcement != "never"
     try:
-        HostPolicy(kernel, subjects, settings.host_labels, enabled=enabled).start()
+        always = settings.policy_enforcement == "always"
+        HostPolicy(kernel, subjects, settings.host_labels, enabled=enabled, always=always).start()
     except DatapathError as problem:
         raise FailedPrecondition(str(problem), reason="DATAPATH_UNAVAILABLE") from problem
 
@@ -306,6 +309,19 @@ def _assemble(
         if manager is not None:
             manager.subject_changed(subject)
 
+    identity_revision = Watermark()
+    ipcache_stub = identity_pb2_grpc.IpCacheServiceStub(channels.identity)
+    ipcache = IpcacheSync(
+        node=record.name,
+        kernel=kernel,
+        open_stream=lambda revision: ipcache_stub.WatchIpCache(
+            identity_pb2.WatchIpCacheRequest(from_revision=revision)
+        ),
+        identity_revision=identity_revision,
+        target=settings.identity_target,
+        tunnel=settings.routing_mode == "tunnel",
+    )
+    prefixes = PolicyPrefixes(kernel, ipcache)
     policy_stub = policy_pb2_grpc.PolicyServiceStub(channels.policy)
     policy = PolicySync(
         node=record.name,
@@ -314,17 +330,8 @@ def _assemble(
         changed=changed,
         histories=registry.histories,
         target=settings.policy_target,
-    )
-    ipcache_stub = identity_pb2_grpc.IpCacheServiceStub(channels.identity)
-    ipcache = IpcacheSync(
-        node=record.name,
-        kernel=kernel,
-        open_stream=lambda revision: ipcache_stub.WatchIpCache(
-            identity_pb2.WatchIpCacheRequest(from_revision=revision)
-        ),
-        identity_revision=policy.identity_revision,
-        target=settings.identity_target,
-        tunnel=settings.routing_mode == "tunnel",
+        prefixes=prefixes,
+        identity_revision=identity_revision,
     )
     nodes_stub = ipam_pb2_grpc.NodeServiceStub(channels.ipam)
     nodes = NodesSync(
@@ -430,7 +437,7 @@ def _assemble(
         cni=CniCalls(record.name, manager, registry),
         maker=maker,
         publication=publication,
-        labels=IdentityLabels(identities),
+        labels=IdentityLabels(identities, prefixes.labels),
         flows=flows,
         reader=FlowReader(kernel, flows),
         settings=settings,

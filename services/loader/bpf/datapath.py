@@ -71,6 +71,7 @@ _HOST_ENDPOINT_ID = 0xFFFFFFFF
 
 _CT_MAPS = ("ct4", "ct6")
 _NAT_MAPS = ("nat4", "nat6")
+_BLOCK_MAPS = ("block4", "block6")
 
 _PER_DIRECTION = struct.Struct("=Q")
 
@@ -370,6 +371,39 @@ class KernelDatapath:
                 found[unpack_lpm_key(key)] = IpcacheValue.unpack(value)
         return found
 
+    def blocks_put(self, numbers: Iterable[tuple[str, int]]) -> None:
+        """Adds or replaces the numbers of prefixes of either family that policies know addresses by.
+
+        Raises ValueError for one that is no prefix.
+        """
+        by_map: dict[str, list[tuple[bytes, bytes]]] = {}
+        for prefix, number in numbers:
+            name, key = _block_place(prefix)
+            by_map.setdefault(name, []).append((key, _u32(number)))
+        for name, elements in by_map.items():
+            self._maps[name].put_many(elements)
+        if by_map:
+            self._next_generation()
+
+    def blocks_delete(self, prefixes: Iterable[str]) -> int:
+        """Removes such prefixes; returns how many were there."""
+        by_map: dict[str, list[bytes]] = {}
+        for prefix in prefixes:
+            name, key = _block_place(prefix)
+            by_map.setdefault(name, []).append(key)
+        removed = sum(self._maps[name].delete_many(keys) for name, keys in by_map.items())
+        if by_map:
+            self._next_generation()
+        return removed
+
+    def blocks(self) -> dict[str, int]:
+        """Every such prefix with its number."""
+        return {
+            unpack_lpm_key(key): _int(value)
+            for name in _BLOCK_MAPS
+            for key, value in self._maps[name].items()
+        }
+
     def _node_state(self) -> tuple[int, int]:
         data = self._maps["node_state"].get(_u32(0))
         generation, flags = NODE_STATE_CODEC.unpack(data) if data is not None else (0, 0)
@@ -518,6 +552,11 @@ def _ipcache_place(prefix: str) -> tuple[str, bytes]:
     network, length = split_prefix(prefix)
     name = "ipcache4" if len(network) == 4 else "ipcache6"
     return (name, network) if length == len(network) * 8 else (f"{name}_lpm", pack_lpm_key(network, length))
+
+
+def _block_place(prefix: str) -> tuple[str, bytes]:
+    network, length = split_prefix(prefix)
+    return _BLOCK_MAPS[len(network) != 4], pack_lpm_key(network, length)
 
 
 def _count(bpf_map: Map) -> int | None:

@@ -31,6 +31,7 @@ class Refreshed:
     endpoints: int = 0
     subjects: int = 0
     addresses: int = 0
+    prefixes: int = 0
 
 
 class Refresh:
@@ -71,13 +72,19 @@ class Refresh:
         """Compares everything and has what differs repaired. Raises FimbriaError, DatapathError."""
         await self._devices.look()
         self._node(bool(await asyncio.to_thread(self._kernel.node_unhooked)))
-        found = Refreshed(await self._endpoints(), await self._policies(), await self._ipcache.verify())
+        found = Refreshed(
+            await self._endpoints(),
+            await self._policies(),
+            await self._ipcache.verify(),
+            await self._policy.verify_prefixes(),
+        )
         if found != Refreshed():
             _log.warning(
                 "refresh.repaired",
                 endpoints=found.endpoints,
                 subjects=found.subjects,
                 addresses=found.addresses,
+                prefixes=found.prefixes,
             )
         return found
 

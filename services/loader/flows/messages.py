@@ -100,6 +100,7 @@ def query_of(request: pb.GetFlowsRequest) -> FlowQuery:
 
 
 def _filter(message: pb.FlowFilter, field: str) -> FlowFilter:
+    # Whoever asks for ICMP means pings of either family.
     icmp = message.protocol == types_pb2.PROTOCOL_ICMP
     number = PROTOCOL_NUMBERS.get(message.protocol)
     return FlowFilter(

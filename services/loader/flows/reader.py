@@ -128,7 +128,7 @@ class NodeNames(FlowNames):
         return self._policy.rules.get(cookie, "")
 
     def default_deny(self, endpoint_id: int, direction: int) -> tuple[str, ...]:
-        """The policies that make an endpoint default to deny."""
+        """The policies that make an endpoint default to deny, or would if they were not in audit mode."""
         endpoint = self._registry.find(endpoint_id)
         subject = self._subjects.get(endpoint.record.subject) if endpoint is not None else None
         if endpoint_id == HOST_USER:
@@ -136,4 +136,5 @@ class NodeNames(FlowNames):
         if subject is None or subject.wanted is None:
             return ()
         default = subject.wanted.ingress if direction == INGRESS else subject.wanted.egress
-        return default.enforced_by
+        # What policies in audit mode alone would deny has passed all others.
+        return default.enforced_by if default.enforced else default.audit_enforced_by

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Final
 
 from services.chassis.errors import FimbriaError, NotFound
@@ -16,10 +17,17 @@ _log = get_logger(__name__)
 
 
 class IdentityLabels:
-    """Remembers labels and asks for those that it does not know, once each, in the background."""
+    """Remembers labels and asks for those that it does not know, once each, in the background. ``prefixes``
+    knows those of prefixes that policies name.
+    """
 
-    def __init__(self, identities: IdentityClient) -> None:
+    def __init__(
+        self,
+        identities: IdentityClient,
+        prefixes: Callable[[int], tuple[str, ...]] = lambda identity: (),
+    ) -> None:
         self._identities = identities
+        self._prefixes = prefixes
         self._known: OrderedDict[int, tuple[str, ...]] = OrderedDict()
         self._asking: dict[int, asyncio.Task[None]] = {}
 
@@ -29,6 +37,8 @@ class IdentityLabels:
         if known is not None:
             self._known.move_to_end(identity)
             return known
+        if prefix := self._prefixes(identity):
+            return prefix
         if identity and identity not in self._asking:
             self._asking[identity] = asyncio.create_task(self._ask(identity))
         return ()

@@ -94,6 +94,29 @@ class IpcacheSync:
         self._settle()
         self._flush()
 
+    def prefix_identities(self) -> Mapping[str, int]:
+        """The prefixes of policies that the kernel holds as such, with their numbers."""
+        return self._table.prefix_identities()
+
+    def change_prefixes(self, changes: Mapping[str, int | None]) -> None:
+        """Policies name these prefixes by these numbers, or do so no longer. What else is said of a prefix
+        comes first.
+        """
+        for prefix, number in changes.items():
+            self._table.put_prefix(prefix, number)
+        self._flush()
+
+    def prefixes_complete(self) -> None:
+        """All prefixes are known that policies name: others are leftovers."""
+        self._table.settle_prefixes()
+        self._flush()
+
+    def prefix_problem(self) -> str:
+        """Why the kernel does not hold the prefixes of policies as they are; empty when it does."""
+        if not self._table.prefixes_behind:
+            return ""
+        return self.state.error or "the ipcache is behind"
+
     def owner(self, address: str) -> str:
         """What an address belongs to ("shop/web"), as far as this node has been told; else empty."""
         return self._table.owner(host_prefix(address))
@@ -158,7 +181,8 @@ class IpcacheSync:
         self._flush()
 
     def _settle(self) -> None:
-        # Only when both sources have told all they have is a leftover in the kernel known to be one.
+        # Only when both sources have told all they have is a leftover in the kernel known to be one. Prefixes
+        # of policies are told apart by their numbers; the policy service speaks of them.
         if self._complete and self._nodes_complete:
             self._table.settle()
 

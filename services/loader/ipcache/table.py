@@ -1,18 +1,21 @@
 """Which identity each prefix means on this node, and what of that the kernel may know already. No I/O.
 
-Three sources speak of prefixes: the node itself (its own and other nodes' addresses), its endpoints, and
-the identity service's feed. They win in this order, so that nothing published can take a node's address
-over, and a late event of the feed cannot unseat an endpoint that is here.
+Four sources speak of prefixes: the node itself (its own and other nodes' addresses), its endpoints, the
+identity service's feed, and policies that name prefixes. They win in this order, so that nothing published
+can take a node's address over, a late event of the feed cannot unseat an endpoint that is here, and a policy
+about an address that a pod has is not about the pod.
 
 A prefix starts to mean a new identity only when the policy maps know that identity: an entry waits until
 the policy stream has been realized up to the revision at which its identity was made. Until then the kernel
-keeps what it has.
+keeps what it has. Those of policies are given here only when that is so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from services.loader.policy.prefix_table import is_prefix_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +58,15 @@ class IpcacheTable:
         self._host: dict[str, Meaning] = {}
         self._local: dict[str, FeedEntry] = {}
         self._feed: dict[str, FeedEntry] = {}
+        self._prefixes: dict[str, FeedEntry] = {}
+        self._prefixes_changed: set[str] = set()
         self._dirty: set[str] = set()
         self._waiting: set[str] = set()
         self._reached = 0
         self._received = 0
         self._snapshot: set[str] | None = None
         self._settled = False
+        self._prefixes_settled = False
 
     @property
     def waiting(self) -> frozenset[str]:
@@ -133,6 +139,27 @@ class IpcacheTable:
         if self._snapshot is not None:
             self._snapshot.discard(prefix)
 
+    def prefix_identities(self) -> dict[str, int]:
+        """What the kernel holds of prefixes that policies name: their numbers."""
+        return {
+            prefix: held.identity for prefix, held in self._kernel.items() if is_prefix_number(held.identity)
+        }
+
+    def put_prefix(self, prefix: str, number: int | None) -> None:
+        """A policy names the prefix, by this number; None: none does any more."""
+        if number is None:
+            self._prefixes.pop(prefix, None)
+        else:
+            self._prefixes[prefix] = FeedEntry(Meaning(number))
+        self._prefixes_changed.add(prefix)
+        self._dirty.add(prefix)
+
+    @property
+    def prefixes_behind(self) -> bool:
+        """Whether the kernel has still to be told of a prefix that policies name or named."""
+        self._prefixes_changed &= self._dirty
+        return bool(self._prefixes_changed)
+
     def begin_snapshot(self) -> None:
         """The feed starts over: what it does not name until :meth:`end_snapshot` is gone."""
         self._snapshot = set()
@@ -149,10 +176,26 @@ class IpcacheTable:
         self._received = revision
 
     def settle(self) -> None:
-        """All sources have told all they have: what the kernel holds beyond that is a leftover."""
+        """All sources but policies have told all they have: what the kernel holds beyond that is a
+        leftover.
+        """
         if not self._settled:
             self._settled = True
-            self._dirty.update(prefix for prefix in self._kernel if self._meaning(prefix) is None)
+            self._dirty.update(
+                prefix
+                for prefix, held in self._kernel.items()
+                if self._meaning(prefix) is None and not is_prefix_number(held.identity)
+            )
+
+    def settle_prefixes(self) -> None:
+        """All prefixes that policies name are known: others that the kernel holds are leftovers."""
+        if not self._prefixes_settled:
+            self._prefixes_settled = True
+            self._dirty.update(
+                prefix
+                for prefix, held in self._kernel.items()
+                if self._meaning(prefix) is None and is_prefix_number(held.identity)
+            )
 
     def reach(self, identity_revision: int) -> None:
         """The policy maps know every identity made up to this revision."""
@@ -199,4 +242,4 @@ class IpcacheTable:
         host = self._host.get(prefix)
         if host is not None:
             return FeedEntry(host)
-        return self._local.get(prefix) or self._feed.get(prefix)
+        return self._local.get(prefix) or self._feed.get(prefix) or self._prefixes.get(prefix)

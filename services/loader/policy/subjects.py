@@ -42,8 +42,10 @@ class SubjectKey:
 @dataclass(slots=True, eq=False)
 class Subject:
     """A subject. ``wanted`` is what the service said last (see :meth:`want`); ``realized`` is what the kernel
-    holds; ``touched`` are the keys in which the two may differ, None when that is not known. ``follow`` is
-    called when the kernel holds what is wanted, as part of realizing it; it may raise DatapathError.
+    holds; ``touched`` are the keys in which the two may differ, None when that is not known. ``whole``: what
+    differs must come into force at once; ``judge_again``: with established connections judged anew (see
+    :func:`~services.loader.policy.plan.plan`). ``follow`` is called when the kernel holds what is wanted, as
+    part of realizing it; it may raise DatapathError.
     """
 
     number: int
@@ -54,12 +56,19 @@ class Subject:
     realized: Realized | None = None
     error: str = ""
     touched: set[EntryKey] | None = None
+    whole: bool = False
+    judge_again: bool = False
     follow: Callable[[Subject], None] | None = None
 
-    def want(self, state: SubjectState, touched: Collection[EntryKey] | None = None) -> None:
-        """Takes what the service says now; it differs from before in ``touched`` only, if that is given."""
+    def want(
+        self, state: SubjectState, touched: Collection[EntryKey] | None = None, *, whole: bool = False
+    ) -> None:
+        """Takes what the service says now; it differs from before in ``touched`` only, if that is given, and
+        is to come into force as a ``whole``.
+        """
         self.wanted = state
         self.touched = None if touched is None or self.touched is None else self.touched.union(touched)
+        self.whole = self.whole or whole
 
     @property
     def current(self) -> bool:
@@ -184,6 +193,7 @@ class SubjectTable:
             raise problem if isinstance(problem, DatapathError) else DatapathError(str(problem)) from problem
         subject.error = ""
         subject.touched = set()
+        subject.whole = subject.judge_again = False
         return todo
 
     def entries(self) -> Entries:
@@ -267,6 +277,8 @@ class SubjectTable:
             fresh_instance=self._instances.take(),
             fresh_epoch=self._epochs.take(),
             touched=subject.touched,
+            whole=subject.whole,
+            judged_again=subject.judge_again,
         )
 
     def _execute(self, subject: Subject, todo: Plan) -> None:
@@ -318,4 +330,5 @@ def realized_from(head: SubjectHead, entries: Mapping[EntryKey, EntryValue]) -> 
         egress_enforced=head.egress_enforced,
         entries=entries,
         shape=shape_of(entries),
+        audit_enforced=head.audit_enforced,
     )

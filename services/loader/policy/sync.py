@@ -3,6 +3,9 @@ acknowledged.
 
 The stream may break and come back at any time. What is in force stays in force; every subject is watched
 anew, and nothing is acknowledged before all of them have been heard of again.
+
+Prefixes that policies name begin to take effect when the entries about them are in force for every subject,
+which were sent before them, and end before whatever is said next.
 """
 
 from __future__ import annotations
@@ -29,14 +32,18 @@ from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.interfaces import DatapathError
 from services.loader.policy.messages import (
     ack_message,
+    cidr_of,
     default_of,
     entries_of,
     entry_key,
+    is_whole,
+    prefix_of,
     rule_name,
     state_of,
     watch_message,
 )
 from services.loader.policy.plan import Plan, Realized, apply_delta
+from services.loader.policy.prefixes import PolicyPrefixes
 from services.loader.policy.readings import Entries, Readings
 from services.loader.policy.subjects import HOST_USER, Subject, SubjectKey, SubjectTable
 from services.loader.streams.backoff import Backoff
@@ -66,16 +73,19 @@ class PolicyReading:
 
 @dataclass(slots=True)
 class _Stream:
-    """What belongs to one connection: messages to send, and subjects not heard of since it opened."""
+    """What belongs to one connection: messages to send, subjects not heard of since it opened, and whether
+    the service has named its prefixes.
+    """
 
     outgoing: asyncio.Queue[pb.SubscribeRequest]
     unheard: set[int]
     progress: pb.Revision | None = None
+    prefixes: bool = False
 
 
 class PolicySync:
     """Keeps the kernel's policy as the service says. ``changed`` is called with a subject whose realization
-    succeeded or failed.
+    succeeded or failed. ``identity_revision`` tells others how far the policy maps know identities.
     """
 
     def __init__(
@@ -87,6 +97,8 @@ class PolicySync:
         changed: Callable[[Subject], None],
         histories: Histories | None = None,
         target: str = "",
+        prefixes: PolicyPrefixes | None = None,
+        identity_revision: Watermark | None = None,
     ) -> None:
         self._node = node
         self._open_stream = open_stream
@@ -95,6 +107,7 @@ class PolicySync:
         self._histories = histories or Histories(node)
         self._readings = Readings(table.entries)
         self._target = target
+        self._prefixes = prefixes
         self._stream: _Stream | None = None
         self._heard: dict[int, list[asyncio.Future[None]]] = {}
         self._acknowledged = pb.Revision()
@@ -104,7 +117,7 @@ class PolicySync:
         self._rules_limit = _RULES
         self.state = WatchState("policy")
         self.policy_revision = Watermark()
-        self.identity_revision = Watermark()
+        self.identity_revision = identity_revision or Watermark()
 
     async def run(self) -> None:
         """Keeps the subscription open until cancelled."""
@@ -166,6 +179,21 @@ class PolicySync:
         """Compares a subject with the kernel itself and writes what differs. Raises as :meth:`realize`."""
         self.compare(subject, await self.read(subject))
 
+    async def verify_prefixes(self) -> int:
+        """Compares the prefixes that policies name with the kernel, and writes what differs; returns how many
+        did. Raises DatapathError; it is tried again later all the same.
+        """
+        if self._prefixes is None:
+            return 0
+        try:
+            differing = await self._prefixes.verify()
+        finally:
+            if self._prefixes.problem:
+                self._schedule_retry()
+        if differing:
+            self._judge_again()
+        return differing
+
     async def read(self, subject: Subject) -> PolicyReading:
         """What the kernel holds of a subject's policy. Raises DatapathError."""
         before = subject.realized
@@ -226,9 +254,17 @@ class PolicySync:
 
     def _take(self, stream: _Stream, message: pb.SubscribeResponse) -> None:
         kind = message.WhichOneof("message")
+        if not stream.prefixes:
+            stream.prefixes = True
+            if kind != "prefixes":
+                # A service that knows of no prefixes.
+                self._take_prefixes(pb.PrefixUpdate(whole=True))
         if kind == "progress":
             stream.progress = message.revision
             self._acknowledge()
+            return
+        if kind == "prefixes":
+            self._take_prefixes(message.prefixes)
             return
         part = message.snapshot if kind == "snapshot" else message.delta
         subject = self._table.get(part.subject)
@@ -251,7 +287,7 @@ class PolicySync:
                 deletes=deletes,
                 revision=message.revision.policy,
             )
-            subject.want(state, upserts.keys() | deletes)
+            subject.want(state, upserts.keys() | deletes, whole=is_whole(delta.transition))
         stream.unheard.discard(subject.number)
         waiting = self._heard.pop(subject.number, [])
         for future in waiting:
@@ -262,6 +298,41 @@ class PolicySync:
             self._regenerate(subject, message)
         if kind == "snapshot":
             self._acknowledge()
+
+    def _take_prefixes(self, update: pb.PrefixUpdate) -> None:
+        if self._prefixes is None:
+            return
+        changed = self._prefixes.take(
+            map(prefix_of, update.upserts), map(cidr_of, update.deletes), whole=update.whole
+        )
+        if changed:
+            self._judge_again()
+        if self._prefixes.problem:
+            self._schedule_retry()
+        self._acknowledge()
+
+    def _release_prefixes(self) -> None:
+        """What is sent before prefixes is in force: they begin to take effect."""
+        if self._prefixes is None or not self._prefixes.due:
+            return
+        with span(names.BPF_MAPS_SYNC) as current:
+            current.set_attribute(names.ADDS, self._prefixes.waiting)
+            changed = self._prefixes.release()
+        if changed:
+            self._judge_again()
+        if self._prefixes.problem:
+            self._schedule_retry()
+
+    def _judge_again(self) -> None:
+        """Flows do not remember which prefix held an address; where that counts they are judged anew."""
+        for subject in self._table:
+            if subject.realized is None or not subject.realized.shape.by_address:
+                continue
+            subject.judge_again = True
+            try:
+                self.realize(subject)
+            except DatapathError as problem:
+                _log.error("policy.realize_failed", subject=subject.number, error=str(problem))
 
     def _learn_rules(self, rules: Iterable[pb.RuleRef]) -> None:
         self.rules.update((rule.cookie, rule_name(rule)) for rule in rules)
@@ -295,11 +366,21 @@ class PolicySync:
 
     def _acknowledge(self) -> None:
         stream = self._stream
-        if stream is None or stream.progress is None or stream.unheard:
+        if stream is None or stream.unheard:
             return
         failed = self._table.failed()
+        if not failed:
+            self._release_prefixes()
+            failed = self._table.failed()
+        if stream.progress is None:
+            return
         if failed:
-            self._send(ack_message(self._acknowledged, f"subject {failed[0].number}: {failed[0].error}"))
+            numbers = [subject.number for subject in failed]
+            problem = f"subject {failed[0].number}: {failed[0].error}"
+            self._send(ack_message(self._acknowledged, problem, numbers))
+            return
+        if self._prefixes is not None and self._prefixes.problem:
+            self._send(ack_message(self._acknowledged, f"prefixes: {self._prefixes.problem}"))
             return
         revision, stream.progress = stream.progress, None
         self._acknowledged = revision
@@ -312,14 +393,19 @@ class PolicySync:
         if self._retry is None or self._retry.done():
             self._retry = asyncio.create_task(self._retry_failed())
 
+    def _behind(self) -> bool:
+        return bool(self._table.failed()) or (self._prefixes is not None and bool(self._prefixes.problem))
+
     async def _retry_failed(self) -> None:
         backoff = Backoff(first=0.2, most=30.0)
-        while self._table.failed():
+        while self._behind():
             delay = backoff.next()
             for subject in self._table.failed():
                 for number in subject.users:
                     self._histories.retried_at(number, time.time() + delay)
             await asyncio.sleep(delay)
+            if self._prefixes is not None and self._prefixes.retry():
+                self._judge_again()
             for subject in self._table.failed():
                 revision = subject.wanted.revision if subject.wanted is not None else 0
                 try:
@@ -327,7 +413,9 @@ class PolicySync:
                     self._regenerate_all(subject, (Cause.POLICY, Cause.RETRY), revision, Context())
                 except DatapathError as problem:
                     _log.warning("policy.retry_failed", subject=subject.number, error=str(problem))
-        self._acknowledge()
+            if not self._behind():
+                # Prefixes that waited may meet with a failure of their own.
+                self._acknowledge()
 
 
 async def _drain(queue: asyncio.Queue[pb.SubscribeRequest]) -> AsyncIterator[pb.SubscribeRequest]:

@@ -51,6 +51,7 @@ class FakeKernel:
         self.entries: dict[int, dict[EntryKey, EntryValue]] = {}
         self.rows: dict[int, SubjectHead] = {}
         self.addresses: dict[str, Meaning] = {}
+        self.blocks: dict[str, int] = {}
         self.endpoints: dict[int, AttachedEndpoint] = {}
         self.hooked: set[int] = set()
         self.pins: list[StrayPin] = []
@@ -91,6 +92,7 @@ class FakeKernel:
             realized.revision,
             realized.ingress_enforced,
             realized.egress_enforced,
+            realized.audit_enforced,
         )
 
     def delete_subject(self, subject: int) -> None:
@@ -107,7 +109,20 @@ class FakeKernel:
             realized.revision,
             realized.ingress_enforced,
             realized.egress_enforced,
+            realized.audit_enforced,
         )
+
+    def write_prefixes(self, puts: Mapping[str, int], deletes: Iterable[str]) -> None:
+        self._write("write_prefixes")
+        for prefix in deletes:
+            self.blocks.pop(prefix, None)
+        self.blocks.update(puts)
+
+    def prefixes(self) -> dict[str, int]:
+        return dict(self.blocks)
+
+    def walk_prefixes(self) -> dict[str, int]:
+        return self.prefixes()
 
     def write_ipcache(self, changes: Changes) -> None:
         self._write("write_ipcache")

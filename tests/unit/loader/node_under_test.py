@@ -26,8 +26,10 @@ from services.loader.endpoints.registry import EndpointRegistry
 from services.loader.endpoints.releases import Releases
 from services.loader.endpoints.restore import Restoration, Restored
 from services.loader.ipcache.sync import IpcacheSync
+from services.loader.policy.prefixes import PolicyPrefixes
 from services.loader.policy.subjects import Subject, SubjectTable
 from services.loader.policy.sync import PolicySync
+from services.loader.streams.watermark import Watermark
 from tests.unit.loader.fakes import Counting, FakeBarrier, FakeKernel, FakeLinks, FakeServices
 from tests.unit.loader.policy_service import FakePolicyService
 from tests.unit.loader.waiting import until
@@ -63,18 +65,21 @@ class NodeUnderTest:
             later=asyncio.get_running_loop().call_later,
         )
         self.registry = EndpointRegistry(self.state)
+        identity_revision = Watermark()
+        self.ipcache = IpcacheSync(
+            node="node-1",
+            kernel=self.kernel,
+            open_stream=_no_feed,
+            identity_revision=identity_revision,
+        )
         self.policy = PolicySync(
             node="node-1",
             open_stream=self.policy_service.open,
             table=self.subjects,
             changed=self._changed,
             histories=self.registry.histories,
-        )
-        self.ipcache = IpcacheSync(
-            node="node-1",
-            kernel=self.kernel,
-            open_stream=_no_feed,
-            identity_revision=self.policy.identity_revision,
+            prefixes=PolicyPrefixes(self.kernel, self.ipcache),
+            identity_revision=identity_revision,
         )
         self.publication = Publication(self.services, self.registry)
         self.releases = Releases(self.state, self.services, self.publication)

@@ -74,7 +74,9 @@ class FakePolicyService:
                 self.say(message)
 
 
-def entry(identity: int, port: int = 80, *, deny: bool = False, cookie: int = 1) -> pb.PolicyEntry:
+def entry(
+    identity: int, port: int = 80, *, deny: bool = False, cookie: int = 1, by_address: bool = False
+) -> pb.PolicyEntry:
     return pb.PolicyEntry(
         direction=pb.DIRECTION_INGRESS,
         identity=identity,
@@ -83,6 +85,7 @@ def entry(identity: int, port: int = 80, *, deny: bool = False, cookie: int = 1)
         port_prefix_length=16,
         deny=deny,
         rule_cookie=cookie,
+        by_address=by_address,
     )
 
 
@@ -113,6 +116,7 @@ def delta(
     *,
     policy: int = 2,
     identity: int = 1,
+    transition: pb.Transition = pb.TRANSITION_NEUTRAL,
 ) -> pb.SubscribeResponse:
     return pb.SubscribeResponse(
         revision=revision(policy, identity),
@@ -122,8 +126,19 @@ def delta(
             egress=pb.DirectionPolicy(),
             upserts=upserts,
             deletes=deletes,
+            transition=transition,
         ),
     )
+
+
+def prefix(cidr: str, number: int, *, by_identity: bool = False, by_address: bool = False) -> pb.Prefix:
+    return pb.Prefix(cidr=cidr, identity=number, by_identity=by_identity, by_address=by_address)
+
+
+def prefixes(
+    upserts: Sequence[pb.Prefix] = (), deletes: Sequence[str] = (), *, whole: bool = False
+) -> pb.SubscribeResponse:
+    return pb.SubscribeResponse(prefixes=pb.PrefixUpdate(upserts=upserts, deletes=deletes, whole=whole))
 
 
 def progress(policy: int, identity: int = 1) -> pb.SubscribeResponse:

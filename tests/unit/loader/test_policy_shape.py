@@ -18,10 +18,14 @@ def test_a_row_has_the_shape_of_its_entries(state: SubjectState) -> None:
     row = subject_row(todo.target)
     entries = [
         (
-            PolicyKey(3, key.identity, key.direction, key.protocol, key.port, key.prefix_length),
-            PolicyValue(value.deny),
+            PolicyKey(3, key.identity, key.direction, key.protocol, key.port, key.prefix_length, key.space),
+            PolicyValue(value.deny, passes=value.passes, order=value.order),
         )
         for key, value in state.entries.items()
     ]
-    assert row.ingress == direction_shape(entries, INGRESS, enforced=state.ingress.enforced)
-    assert row.egress == direction_shape(entries, EGRESS, enforced=state.egress.enforced)
+    assert row.ingress == direction_shape(
+        entries, INGRESS, enforced=state.ingress.enforced, audit_enforced=state.ingress.audit_enforced
+    )
+    assert row.egress == direction_shape(
+        entries, EGRESS, enforced=state.egress.enforced, audit_enforced=state.egress.audit_enforced
+    )
