@@ -1,247 +1,82 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The resolution engine: policy, identity and subject events in, deltas per subject out.
+"""The resolution engine: policy, identity, prefix and subject events in, deltas per subject out.
 
 Pure and synchronous. After any sequence of events a subject's state equals what `resolve.resolve` computes
 from nothing; the deltas say exactly what differs from the state before the batch, whatever happened in
-between.
+between. An event costs what it changes, whatever else there is.
+
+Peers are evaluated once (`selector_cache`), rules become parts that speak for keys (`engine_rules`), and a
+subject keeps which parts speak for which keys (`engine_state`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import MappingProxyType
 
-from services.policy.entries import (
-    ANY_IDENTITY,
-    DEFAULT_ALLOW,
-    Enforcers,
-    EntryKey,
-    EntryValue,
-    PortKey,
-    SubjectPolicy,
-    declared_ports,
-    literal_ports,
-    wildcard,
+from pyroaring import BitMap
+
+from services.policy.engine_events import (
+    HOST,
+    Event,
+    IdentityDelete,
+    IdentityPut,
+    PolicyDelete,
+    PolicyPut,
+    PortsPut,
+    PrefixDelete,
+    PrefixPut,
+    Subject,
+    SubjectAdd,
+    SubjectChange,
+    SubjectRemove,
 )
+from services.policy.engine_rules import Part, RuleInForce, Spec, User
+from services.policy.engine_state import SubjectState
+from services.policy.entries import SubjectPolicy
+from services.policy.prefixes import PrefixUse, prefix_labels
 from services.policy.resolve import BoundPolicy
-from services.policy.rules import Direction, NamedPort, PolicyRef, PortName, Rule, RuleSpec
-from services.policy.selector import RESERVED, Labels
-from services.policy.selector_cache import Matched, SelectorCache
+from services.policy.rules import NamedPort, PolicyRef
+from services.policy.selector import Labels
+from services.policy.selector_cache import Change, SelectorCache
 
-HOST = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """What a policy state belongs to: pods that agree in identity and ports have the same one. `ports` is
-    sorted.
-
-    The identity HOST is a node itself, and `labels` are that node's, sorted; no other subject has any.
-    """
-
-    identity: int
-    ports: tuple[NamedPort, ...] = ()
-    labels: tuple[str, ...] = ()
-
-    @property
-    def is_node(self) -> bool:
-        return self.identity == HOST
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyPut:
-    bound: BoundPolicy
-
-
-@dataclass(frozen=True, slots=True)
-class PolicyDelete:
-    ref: PolicyRef
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityPut:
-    number: int
-    labels: Labels
-
-
-@dataclass(frozen=True, slots=True)
-class IdentityDelete:
-    number: int
-
-
-@dataclass(frozen=True, slots=True)
-class PortsPut:
-    """All the ports that pods with this identity declare, wherever they are; none: no longer any."""
-
-    number: int
-    ports: frozenset[NamedPort]
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectAdd:
-    subject: Subject
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectRemove:
-    subject: Subject
-
-
-Event = PolicyPut | PolicyDelete | IdentityPut | IdentityDelete | PortsPut | SubjectAdd | SubjectRemove
-
-
-@dataclass(frozen=True, slots=True)
-class SubjectChange:
-    """What a batch of events changed of one subject.
-
-    `reset`: the subject's identity has become known, so that its whole state is new and is to be read with
-    `Engine.state`. A subject whose identity goes away changes nothing: what was last said stays in force.
-    """
-
-    subject: Subject
-    enforced: tuple[bool, bool]
-    enforced_by: Enforcers
-    upserts: tuple[tuple[EntryKey, EntryValue], ...] = ()
-    deletes: tuple[EntryKey, ...] = ()
-    reset: bool = False
-
-
-# A claim is one rule's word on a key, as a number that orders them: denying before allowing, then by cookie.
-_ALLOW = 1 << 32
-_COOKIE = _ALLOW - 1
-
-
-# The claim of DEFAULT_ALLOW gives way to those of all rules.
-_BY_DEFAULT = _ALLOW | _COOKIE
-
-
-def _value(claim: int) -> EntryValue:
-    return DEFAULT_ALLOW if claim == _BY_DEFAULT else EntryValue(claim < _ALLOW, claim & _COOKIE)
-
-
-class _SubjectState:
-    """One subject: the specs that select it, and for each key the claims of their rules, the deciding one
-    first.
-    """
-
-    __slots__ = (
-        "claims",
-        "enforced",
-        "enforced_by",
-        "journal",
-        "known",
-        "node",
-        "open",
-        "respecified",
-        "specs",
-        "subject",
-        "was_known",
-    )
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-        # What is known of a pod is known by its identity; a node brings its labels along.
-        self.node = Labels((*subject.labels, f"{RESERVED}:host")) if subject.is_node else None
-        self.known = self.node is not None
-        self.was_known = False
-        self.specs: dict[_Spec, None] = {}
-        self.claims: dict[EntryKey, tuple[int, ...]] = {}
-        self.enforced = (False, False)
-        self.enforced_by: Enforcers = ((), ())
-        # Directions in which DEFAULT_ALLOW is claimed.
-        self.open = [False, False]
-        # The claim that decided a key before the batch; None where there was none.
-        self.journal: dict[EntryKey, int | None] = {}
-        self.respecified = False
-
-    def claim(self, key: EntryKey, claim: int) -> None:
-        held = self.claims.get(key)
-        self.journal.setdefault(key, held[0] if held else None)
-        self.claims[key] = (claim,) if held is None else tuple(sorted((*held, claim)))
-
-    def unclaim(self, key: EntryKey, claim: int) -> None:
-        held = self.claims[key]
-        self.journal.setdefault(key, held[0])
-        left = tuple(other for other in held if other != claim)
-        if left:
-            self.claims[key] = left
-        else:
-            del self.claims[key]
-
-    def respecify(self) -> None:
-        """Take over what the present specs make the default."""
-        by: list[tuple[PolicyRef, ...]] = []
-        for direction in Direction:
-            refs = {spec.ref for spec in self.specs if spec.spec.default_deny[direction]}
-            by.append(tuple(sorted(refs)))
-            opened = not refs and any(spec.denies[direction] for spec in self.specs)
-            if opened != self.open[direction]:
-                self.open[direction] = opened
-                (self.claim if opened else self.unclaim)(wildcard(direction), _BY_DEFAULT)
-        self.enforced_by = (by[0], by[1])
-        self.enforced = (bool(by[0]) or self.open[0], bool(by[1]) or self.open[1])
-        self.respecified = False
-
-
-class _Spec:
-    """A spec in force, and the subjects that it selects now. `selected` are the identities of pods; one for
-    nodes has none.
-    """
-
-    __slots__ = ("denies", "ref", "rules", "selected", "spec", "subjects")
-
-    def __init__(self, ref: PolicyRef, spec: RuleSpec) -> None:
-        self.ref = ref
-        self.spec = spec
-        self.denies = [any(r.deny and r.direction is d for r in spec.rules) for d in Direction]
-        self.rules: list[_Rule] = []
-        self.subjects: dict[_SubjectState, None] = {}
-        self.selected: Matched[_User] | None = None
-
-
-class _Rule:
-    """A rule in force. `everybody`: its peers are ANY; otherwise the identities that one of `peers`
-    matches.
-    """
-
-    __slots__ = ("claim", "everybody", "literal", "names", "peers", "rule", "spec")
-
-    def __init__(self, spec: _Spec, rule: Rule, cookie: int) -> None:
-        self.spec = spec
-        self.rule = rule
-        self.claim = cookie if rule.deny else cookie | _ALLOW
-        self.everybody = any(peer.matches_everything for peer in rule.peers)
-        self.literal = literal_ports(rule.ports)
-        self.names = tuple(match for match in rule.ports if isinstance(match, PortName))
-        self.peers: tuple[Matched[_User], ...] = ()
-
-    def covers(self, number: int) -> bool:
-        return any(number in peer.identities for peer in self.peers)
-
-    def identities(self) -> Iterable[int]:
-        if self.everybody:
-            return (ANY_IDENTITY,)
-        if len(self.peers) == 1:
-            return self.peers[0].identities
-        return set().union(*(peer.identities for peer in self.peers))
-
-
-_User = _Spec | _Rule
+__all__ = [
+    "HOST",
+    "Engine",
+    "Event",
+    "IdentityDelete",
+    "IdentityPut",
+    "PolicyDelete",
+    "PolicyPut",
+    "PortsPut",
+    "PrefixDelete",
+    "PrefixPut",
+    "Subject",
+    "SubjectAdd",
+    "SubjectChange",
+    "SubjectRemove",
+]
 
 
 class Engine:
-    """All policies, identities and watched subjects, and what follows from them."""
+    """All policies, identities, prefixes and watched subjects, and what follows from them."""
 
     def __init__(self) -> None:
-        self._cache: SelectorCache[_User] = SelectorCache()
+        self._cache: SelectorCache[User] = SelectorCache()
         self._numbers: dict[Labels, int] = {}
-        self._policies: dict[PolicyRef, list[_Spec]] = {}
-        self._subjects: dict[Subject, _SubjectState] = {}
-        self._of_identity: dict[int, dict[_SubjectState, None]] = {}
-        self._nodes: dict[_SubjectState, None] = {}
-        self._ports: dict[int, frozenset[NamedPort]] = {}
-        self._by_port_name: dict[_Rule, None] = {}
-        self._touched: dict[_SubjectState, None] = {}
+        self._prefixes: dict[int, PrefixUse] = {}
+        # Labels of identities whose number is a prefix's at present, which is what counts.
+        self._hidden: dict[int, Labels] = {}
+        self._policies: dict[PolicyRef, list[Spec]] = {}
+        self._subjects: dict[Subject, SubjectState] = {}
+        self._of_identity: dict[int, dict[SubjectState, None]] = {}
+        self._watched = BitMap()
+        self._nodes: dict[SubjectState, None] = {}
+        self._for_nodes: dict[Spec, None] = {}
+        self._by_port_name: dict[RuleInForce, None] = {}
+        self._touched: dict[SubjectState, None] = {}
+        # Numbers that nobody has until the batch is delivered.
+        self._inert: dict[int, None] = {}
 
     def apply(self, events: Iterable[Event]) -> list[SubjectChange]:
         """Take a batch over. The changes are those of subjects that were there before it and still are."""
@@ -253,9 +88,13 @@ class Engine:
                 case PolicyDelete(ref):
                     self._delete_policy(ref)
                 case IdentityPut(number, labels):
-                    self._set_labels(number, labels)
+                    self._set_identity(number, labels)
                 case IdentityDelete(number):
-                    self._set_labels(number, None)
+                    self._set_identity(number, None)
+                case PrefixPut(number, cidr, by_identity, by_address):
+                    self._put_prefix(number, PrefixUse(cidr, by_identity, by_address))
+                case PrefixDelete(number):
+                    self._delete_prefix(number)
                 case PortsPut(number, ports):
                     self._set_ports(number, ports)
                 case SubjectAdd(subject):
@@ -267,13 +106,16 @@ class Engine:
     def state(self, subject: Subject) -> SubjectPolicy | None:
         """A watched subject's whole state; None while its identity is unknown. KeyError: not watched."""
         state = self._subjects[subject]
-        if not state.known:
-            return None
-        entries = {key: _value(claims[0]) for key, claims in state.claims.items()}
-        return SubjectPolicy(state.enforced, state.enforced_by, entries)
+        return state.policy() if state.known else None
+
+    @property
+    def prefixes(self) -> Mapping[int, PrefixUse]:
+        """The prefixes that have numbers, and how they are used."""
+        return MappingProxyType(self._prefixes)
 
     def labels(self, number: int) -> Labels | None:
-        return self._cache.identities.get(number)
+        """Those of an identity, or of a prefix in use by identity."""
+        return self._cache.labels.get(number)
 
     def number_of(self, labels: Labels) -> int | None:
         """The identity with exactly these labels, if there is one."""
@@ -281,112 +123,219 @@ class Engine:
 
     def ports_of(self, number: int) -> frozenset[NamedPort]:
         """The ports that pods with this identity declare."""
-        return self._ports.get(number, frozenset())
+        return self._cache.ports.get(number, frozenset())
 
-    def identities(self) -> Iterable[int]:
-        return self._cache.identities.keys()
+    def identities(self) -> Iterator[int]:
+        """The numbers that IdentityPut gave, without those of prefixes."""
+        for number in self._cache.labels:
+            prefix = self._prefixes.get(number)
+            if prefix is None or not prefix.by_identity:
+                yield number
+        yield from self._hidden
 
     # -- policies
 
     def _add_policy(self, bound: BoundPolicy) -> None:
-        specs = []
+        specs = self._policies[bound.ref] = []
         for declared in bound.policy.specs:
-            spec = _Spec(bound.ref, declared)
-            if not declared.nodes:
+            spec = Spec(bound.policy, declared)
+            if declared.nodes:
+                self._for_nodes[spec] = None
+            else:
                 spec.selected = self._cache.use(declared.subject, spec)
             for stated in declared.rules:
-                rule = _Rule(spec, stated, bound.cookies[stated.path])
-                if not rule.everybody:
-                    rule.peers = tuple(self._cache.use(peer, rule) for peer in stated.peers)
-                if rule.names and stated.direction is Direction.EGRESS:
+                rule = RuleInForce(spec, stated, bound.cookies[stated.path], self._cache)
+                if rule.egress_names:
                     self._by_port_name[rule] = None
                 spec.rules.append(rule)
             for state in self._selected(spec):
                 self._select(state, spec)
             specs.append(spec)
-        self._policies[bound.ref] = specs
 
-    def _selected(self, spec: _Spec) -> list[_SubjectState]:
+    def _selected(self, spec: Spec) -> list[SubjectState]:
         if spec.selected is None:
-            return [state for state in self._nodes if self._selects(spec, state)]
-        numbers = spec.selected.identities & self._of_identity.keys()
+            return [state for state in self._nodes if self._selects_node(spec, state)]
+        numbers = spec.selected.numbers & self._watched
         return [state for number in numbers for state in self._of_identity[number]]
+
+    @staticmethod
+    def _selects_node(spec: Spec, state: SubjectState) -> bool:
+        return state.node is not None and spec.spec.selects(state.node)
 
     def _delete_policy(self, ref: PolicyRef) -> None:
         for spec in self._policies.pop(ref, ()):
             for state in list(spec.subjects):
                 self._unselect(state, spec)
-            if spec.selected is not None:
-                self._cache.release(spec.selected, spec)
+            self._for_nodes.pop(spec, None)
             for rule in spec.rules:
                 self._by_port_name.pop(rule, None)
-                for peer in rule.peers:
-                    self._cache.release(peer, rule)
+                rule.release(self._cache)
+            if spec.selected is not None:
+                self._cache.release(spec.selected, spec)
 
-    # -- identities
+    def _select(self, state: SubjectState, spec: Spec) -> None:
+        state.specs[spec] = None
+        spec.subjects[state] = None
+        for rule in spec.rules:
+            for part in rule.parts:
+                for column in part.columns_of(state):
+                    state.add(column, part)
+        if spec.enforces:
+            state.enforcers.add(spec)
+            state.respecified = True
+        self._touched[state] = None
 
-    def _set_labels(self, number: int, labels: Labels | None) -> None:
-        before = self._cache.identities.get(number)
-        if before == labels:
+    def _unselect(self, state: SubjectState, spec: Spec) -> None:
+        del state.specs[spec]
+        del spec.subjects[state]
+        for rule in spec.rules:
+            for part in rule.parts:
+                for column in part.columns_of(state):
+                    state.remove(column, part)
+        if spec.enforces:
+            state.enforcers.remove(spec)
+            state.respecified = True
+        self._touched[state] = None
+
+    # -- identities and prefixes
+
+    def _set_identity(self, number: int, labels: Labels | None) -> None:
+        prefix = self._prefixes.get(number)
+        if prefix is None or not prefix.by_identity:
+            self._set_labels(number, labels)
+        elif labels is None:
+            self._hidden.pop(number, None)
+        else:
+            self._hidden[number] = labels
+
+    def _put_prefix(self, number: int, use: PrefixUse) -> None:
+        held = self._prefixes.get(number)
+        if held is not None and held.cidr != use.cidr:
+            self._delete_prefix(number)
+            held = None
+        self._prefixes[number] = use
+        if number not in self._cache.labels or (held is not None and held.by_identity):
+            self._inert[number] = None
+        if use.by_identity != (held is not None and held.by_identity):
+            self._use_by_identity(number, use.cidr, there=use.by_identity)
+        if use.by_address != (held is not None and held.by_address):
+            self._use_by_address(number, use.cidr, there=use.by_address)
+
+    def _delete_prefix(self, number: int) -> None:
+        held = self._prefixes.pop(number, None)
+        if held is None:
+            return
+        if number not in self._hidden:
+            self._inert[number] = None
+        if held.by_identity:
+            self._use_by_identity(number, held.cidr, there=False)
+        if held.by_address:
+            self._use_by_address(number, held.cidr, there=False)
+
+    def _use_by_identity(self, number: int, cidr: str, *, there: bool) -> None:
+        changes = self._cache.prefix_changes(number, cidr, by_address=False, there=there)
+        self._cache.put_prefix(number, cidr, by_address=False, there=there)
+        labels: Labels | None
+        if there:
+            before = self._cache.labels.get(number)
+            if before is not None:
+                self._hidden[number] = before
+            labels = prefix_labels(cidr)
+        else:
+            labels = self._hidden.pop(number, None)
+        self._set_labels(number, labels, changes)
+
+    def _use_by_address(self, number: int, cidr: str, *, there: bool) -> None:
+        changes = self._cache.prefix_changes(number, cidr, by_address=True, there=there)
+        self._cache.put_prefix(number, cidr, by_address=True, there=there)
+        self._move(number, changes)
+
+    def _set_labels(self, number: int, labels: Labels | None, more: Iterable[Change[User]] = ()) -> None:
+        before = self._cache.labels.get(number)
+        if before == labels and not more:
             return
         if before is not None and self._numbers.get(before) == number:
             del self._numbers[before]
         if labels is not None:
             self._numbers[labels] = number
-        changes = self._cache.changes(number, labels)
-        rules = {
-            rule: rule.covers(number)
-            for matched, _ in changes
-            for rule in matched.users
-            if isinstance(rule, _Rule)
-        }
-        self._cache.put(number, labels, changes)
-        for rule, covered in rules.items():
-            if rule.covers(number) != covered:
-                self._cover(rule, number, not covered)
+        changes = self._cache.label_changes(number, labels)
         states = self._of_identity.get(number, {})
-        for matched, matches in changes:
+        self._move(number, [*changes, *more])
+        self._cache.put_labels(number, labels)
+        for matched, matches in changes if states else ():
             for spec in matched.users:
-                if isinstance(spec, _Spec):
+                if isinstance(spec, Spec):
                     for state in states:
-                        if matches:
-                            self._select(state, spec)
-                        else:
-                            self._unselect(state, spec)
+                        (self._select if matches else self._unselect)(state, spec)
         for state in states:
             state.known = labels is not None
             self._touched[state] = None
 
-    def _cover(self, rule: _Rule, number: int, covered: bool) -> None:
-        for state in rule.spec.subjects:
-            for key in self._keys(rule, state, (number,)):
-                if covered:
-                    state.claim(key, rule.claim)
-                else:
-                    state.unclaim(key, rule.claim)
+    def _move(self, number: int, changes: Iterable[Change[User]]) -> None:
+        """A number is matched by some peers from now on, and by others no longer."""
+        columns: dict[tuple[SubjectState, int], int] = {}
+        for matched, _ in changes:
+            for part in matched.users:
+                if not isinstance(part, Part):
+                    continue
+                for state in part.rule.spec.subjects:
+                    if state.tracked:
+                        for column in part.columns_of(state):
+                            if (state, column) not in columns:
+                                columns[state, column] = state.winner(column, number)
+        self._cache.follow(number, changes)
+        for (state, column), before in columns.items():
+            after = state.winner(column, number)
+            if after != before:
+                state.note(column, number, before, after)
+                self._touched[state] = None
+
+    # -- ports
+
+    def _set_ports(self, number: int, ports: frozenset[NamedPort]) -> None:
+        """Follow up in the egress rules that name a port."""
+        if self.ports_of(number) == ports:
+            return
+        self._move(number, self._cache.port_changes(number, ports))
+        fresh, gone = self._cache.put_ports(number, ports)
+        for rule in self._by_port_name if fresh or gone else ():
+            for port in gone:
+                # Nobody is left in them.
+                self._each(SubjectState.remove, rule, rule.remove_port(port, self._cache))
+            for port in fresh:
+                self._each(SubjectState.add, rule, rule.add_port(port, self._cache))
+
+    def _each(
+        self, change: Callable[[SubjectState, int, Part], None], rule: RuleInForce, parts: list[Part]
+    ) -> None:
+        for state in rule.spec.subjects if parts else ():
+            for part in parts:
+                for column in part.columns:
+                    change(state, column, part)
             self._touched[state] = None
 
-    # -- subjects and ports
+    # -- subjects
 
     def _add_subject(self, subject: Subject) -> None:
         if subject in self._subjects:
             return
-        state = self._subjects[subject] = _SubjectState(subject)
+        state = self._subjects[subject] = SubjectState(subject)
         if subject.is_node:
             self._nodes[state] = None
-        else:
-            self._of_identity.setdefault(subject.identity, {})[state] = None
-            state.known = subject.identity in self._cache.identities
-        for specs in self._policies.values():
-            for spec in specs:
-                if self._selects(spec, state):
+            for spec in self._for_nodes:
+                if self._selects_node(spec, state):
                     self._select(state, spec)
+        else:
+            number = subject.identity
+            self._of_identity.setdefault(number, {})[state] = None
+            self._watched.add(number)
+            labels = self._cache.labels.get(number)
+            state.known = labels is not None
+            for matched in self._cache.matching(labels) if labels is not None else ():
+                for user in matched.users:
+                    if isinstance(user, Spec):
+                        self._select(state, user)
         self._settle(state)
-
-    def _selects(self, spec: _Spec, state: _SubjectState) -> bool:
-        if state.node is not None:
-            return spec.spec.selects(state.node)
-        return spec.selected is not None and state.subject.identity in spec.selected.identities
 
     def _remove_subject(self, subject: Subject) -> None:
         state = self._subjects.pop(subject, None)
@@ -402,103 +351,20 @@ class Engine:
         del states[state]
         if not states:
             del self._of_identity[subject.identity]
-
-    def _set_ports(self, number: int, after: frozenset[NamedPort]) -> None:
-        """Follow up in the egress rules that name a port."""
-        before = self.ports_of(number)
-        if before == after:
-            return
-        self._ports[number] = after
-        if not after:
-            del self._ports[number]
-        for rule in self._by_port_name:
-            if not (rule.everybody or rule.covers(number)):
-                continue
-            # A port that the rule also gives by number is claimed already, unless that claim is on ANY.
-            held = frozenset() if rule.everybody else rule.literal
-            old = declared_ports(rule.names, before) - held
-            new = declared_ports(rule.names, after) - held
-            for state in rule.spec.subjects:
-                for port_key in old - new:
-                    state.unclaim(EntryKey(Direction.EGRESS, number, *port_key), rule.claim)
-                for port_key in new - old:
-                    state.claim(EntryKey(Direction.EGRESS, number, *port_key), rule.claim)
-                self._touched[state] = None
-
-    def _select(self, state: _SubjectState, spec: _Spec) -> None:
-        state.specs[spec] = None
-        spec.subjects[state] = None
-        for rule in spec.rules:
-            for key in self._all_keys(rule, state):
-                state.claim(key, rule.claim)
-        state.respecified = True
-        self._touched[state] = None
-
-    def _unselect(self, state: _SubjectState, spec: _Spec) -> None:
-        del state.specs[spec]
-        del spec.subjects[state]
-        for rule in spec.rules:
-            for key in self._all_keys(rule, state):
-                state.unclaim(key, rule.claim)
-        state.respecified = True
-        self._touched[state] = None
-
-    # -- keys
-
-    def _all_keys(self, rule: _Rule, state: _SubjectState) -> Iterator[EntryKey]:
-        yield from self._keys(rule, state, rule.identities())
-        if rule.everybody and rule.names and rule.rule.direction is Direction.EGRESS:
-            for number in self._ports:
-                for port in declared_ports(rule.names, self.ports_of(number)):
-                    yield EntryKey(Direction.EGRESS, number, *port)
-
-    def _keys(self, rule: _Rule, state: _SubjectState, numbers: Iterable[int]) -> Iterator[EntryKey]:
-        direction = rule.rule.direction
-        ports: Iterable[PortKey] = rule.literal
-        if rule.names and direction is Direction.INGRESS:
-            ports = rule.literal | declared_ports(rule.names, state.subject.ports)
-        for number in numbers:
-            if rule.names and direction is Direction.EGRESS:
-                ports = rule.literal | declared_ports(rule.names, self.ports_of(number))
-            for port in ports:
-                yield EntryKey(direction, number, *port)
+            self._watched.discard(subject.identity)
 
     # -- output
 
     def _changes(self) -> list[SubjectChange]:
         found = []
         for state in list(self._touched):
-            change = self._change(state)
+            change = state.change(self._inert)
             if change is not None:
                 found.append(change)
             self._settle(state)
+        self._inert.clear()
         return found
 
-    def _change(self, state: _SubjectState) -> SubjectChange | None:
-        before = state.enforced, state.enforced_by
-        if state.respecified:
-            state.respecify()
-        after = state.enforced, state.enforced_by
-        if not state.known:
-            return None
-        if not state.was_known:
-            return SubjectChange(state.subject, *after, reset=True)
-        upserts, deletes = [], []
-        for key, claim in state.journal.items():
-            held = state.claims.get(key)
-            if held is None:
-                if claim is not None:
-                    deletes.append(key)
-            elif held[0] != claim:
-                upserts.append((key, _value(held[0])))
-        if not upserts and not deletes and before == after:
-            return None
-        return SubjectChange(state.subject, *after, tuple(upserts), tuple(deletes))
-
-    def _settle(self, state: _SubjectState) -> None:
-        """What is there now is what the next batch is compared with."""
-        if state.respecified:
-            state.respecify()
-        state.was_known = state.known
-        state.journal.clear()
+    def _settle(self, state: SubjectState) -> None:
+        state.settle()
         self._touched.pop(state, None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from enum import IntEnum
 from typing import NamedTuple
 
 from services.policy.rules import (
@@ -37,9 +38,7 @@ TIER_MASK = 3
 BY_ADDRESS = 4
 # Of policies in audit mode.
 AUDIT = 8
-SPACES = tuple(
-    tier | flags for flags in (0, BY_ADDRESS, AUDIT, BY_ADDRESS | AUDIT) for tier in (0, 1, 2)
-)
+SPACES = tuple(tier | flags for flags in (0, BY_ADDRESS, AUDIT, BY_ADDRESS | AUDIT) for tier in (0, 1, 2))
 
 
 class EntryKey(NamedTuple):
@@ -69,15 +68,23 @@ class EntryValue(NamedTuple):
 
 
 EVERY_PORT = PortKey(0, 0, 0)
-# What passes where policies deny something and none is default deny; no rule says it, so its cookie is 0.
-DEFAULT_ALLOW = EntryValue(False, 0)
+
+
+class Transition(IntEnum):
+    """How the verdicts of a subject move with a change; the numbers are those of the API.
+
+    NEUTRAL: none does. WIDENS: some that denied allow now, and none the other way. NARROWS: the reverse.
+    With these each entry may be written by itself, before the defaults: every packet meets the verdict of
+    before or that of after. SWAP: both ways, or not known: only the whole change at once does that.
+    """
+
+    NEUTRAL = 1
+    WIDENS = 2
+    NARROWS = 3
+    SWAP = 4
+
 
 Enforcers = tuple[tuple[PolicyRef, ...], tuple[PolicyRef, ...]]
-
-
-def wildcard(direction: Direction) -> EntryKey:
-    """The key that covers everything in a direction."""
-    return EntryKey(direction, ANY_IDENTITY, *EVERY_PORT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +92,7 @@ class SubjectPolicy:
     """A subject's whole state.
 
     Where `enforced` holds for (ingress, egress), what no entry allows is denied; elsewhere everything passes.
-    `enforced_by` names the policies that make the subject refuse what nothing allows, in order. Policies that
-    deny something but are not default deny give an enforced direction that nothing is named for, with an
-    entry that allows everything (DEFAULT_ALLOW).
+    `enforced_by` names the policies that make it so, in order. Only those of the tier NORMAL do.
 
     `audit_enforced` and `audit_enforced_by` are the same for policies in audit mode.
     """
@@ -199,9 +204,10 @@ def _decide(
         if tier in found and not found[tier][2].passes:
             _, key, value = found[tier]
             return Judgement(not value.deny, key, value)
-        if tier is Tier.NORMAL:
-            if policy.enforced[direction] or (audit and policy.audit_enforced[direction]):
-                return Judgement(False)
+        if tier is Tier.NORMAL and (
+            policy.enforced[direction] or (audit and policy.audit_enforced[direction])
+        ):
+            return Judgement(False)
     return Judgement(True)
 
 

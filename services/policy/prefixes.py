@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import NamedTuple
 
 from services.policy.selector import CIDR, RESERVED, Labels
 
@@ -36,6 +38,7 @@ def prefix_problem(text: str) -> str | None:
     return None
 
 
+@lru_cache(4096)
 def network_of(cidr: str) -> Network:
     """A prefix that is known to be legal."""
     return ip_network(cidr)
@@ -71,3 +74,35 @@ def longest_prefix(prefixes: Mapping[int, PrefixUse], address: str, *, by_addres
 def peer_prefixes(cidr: str, excepts: Iterable[str]) -> tuple[str, ...]:
     """The prefixes that a peer needs to have numbers: its own, and those that it leaves out."""
     return (cidr, *excepts)
+
+
+def within(prefix: str, cidr: str, excepts: Iterable[str]) -> bool:
+    """Whether a prefix is one of those that `cidr` less `excepts` stands for."""
+    return contains(cidr, prefix) and not any(contains(each, prefix) for each in excepts)
+
+
+class Block(NamedTuple):
+    """A prefix in numbers: sorted, those within a block follow it directly."""
+
+    version: int
+    first: int
+    length: int
+
+    @property
+    def following(self) -> Block:
+        """Sorts before every block that begins after this one's end, and after all within this one."""
+        return Block(self.version, self.first + (1 << (self._bits - self.length)), 0)
+
+    def widened(self, length: int) -> Block:
+        """The block of this shorter length that this one is within."""
+        dropped = self._bits - length
+        return Block(self.version, self.first >> dropped << dropped, length)
+
+    @property
+    def _bits(self) -> int:
+        return 32 if self.version == 4 else 128
+
+
+def block_of(cidr: str) -> Block:
+    network = network_of(cidr)
+    return Block(network.version, int(network.network_address), network.prefixlen)

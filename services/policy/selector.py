@@ -7,6 +7,7 @@ as in Cilium's selectors.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -21,49 +22,54 @@ NAMESPACE_LABELS_PREFIX = "io.cilium.k8s.namespace.labels."
 
 
 class Labels:
-    """An immutable set of labels, indexed by key.
+    """An immutable set of labels.
 
     Built from strings `source:key=value`; a missing `=` means an empty value. Equality is that of the
-    strings.
+    strings. Made to be held by the hundred thousand: the strings are shared, and nothing is kept beside them.
     """
 
-    __slots__ = ("_by_key", "strings")
+    __slots__ = ("_sorted",)
 
     def __init__(self, labels: Iterable[str]) -> None:
-        self.strings: frozenset[str] = frozenset(labels)
-        by_key: dict[str, tuple[tuple[str, str], ...]] = {}
-        for label in sorted(self.strings):
-            head, _, value = label.partition("=")
-            source, _, key = head.partition(":")
-            by_key[key] = (*by_key.get(key, ()), (source, value))
-        self._by_key = by_key
+        self._sorted: tuple[str, ...] = tuple(map(sys.intern, sorted(set(labels))))
+
+    @property
+    def strings(self) -> frozenset[str]:
+        return frozenset(self._sorted)
 
     def values(self, source: str, key: str) -> tuple[str, ...]:
         """The values that `key` has; of every source when `source` is `any`."""
-        found = self._by_key.get(key, ())
-        if source == ANY_SOURCE:
-            return tuple(value for _, value in found)
-        return tuple(value for owner, value in found if owner == source)
+        # Most labels are told apart without being taken apart.
+        return tuple(
+            value
+            for owner, name, value in map(parts, (label for label in self._sorted if key in label))
+            if name == key and source in (ANY_SOURCE, owner)
+        )
 
     @property
     def is_node(self) -> bool:
         """Whether they are a node's: policies for nodes select it, and those for pods never do."""
         return bool(self.values(RESERVED, "host"))
 
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Every (key, value), without the source."""
-        for key, found in self._by_key.items():
-            for _, value in found:
-                yield key, value
+    def parts(self) -> Iterator[tuple[str, str, str]]:
+        """Every (source, key, value)."""
+        return map(parts, self._sorted)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Labels) and self.strings == other.strings
+        return isinstance(other, Labels) and self._sorted == other._sorted
 
     def __hash__(self) -> int:
-        return hash(self.strings)
+        return hash(self._sorted)
 
     def __repr__(self) -> str:
-        return f"Labels({sorted(self.strings)})"
+        return f"Labels({list(self._sorted)})"
+
+
+def parts(label: str) -> tuple[str, str, str]:
+    """A label's (source, key, value)."""
+    head, _, value = label.partition("=")
+    source, _, key = head.partition(":")
+    return source, key, value
 
 
 class Operator(Enum):
