@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tests.policy_model.cilium import cilium_policy
-from tests.policy_model.cluster import Cluster, Connection
+from tests.policy_model.cluster import Cluster, Connection, End, Pod
 from tests.policy_model.kubernetes import admin_policy, network_policy
 from tests.policy_model.own import own_policy
 from tests.policy_model.reading import (
@@ -39,11 +39,14 @@ class Verdict:
 
 
 class Model:
-    """Documents about a cluster. Both may change; `verdict` is about what there is when it is asked."""
+    """Documents about a cluster; verdicts are about both as they were at the last `read`."""
 
     def __init__(self, cluster: Cluster, documents: Iterable[Document] = ()) -> None:
         self.cluster = cluster
         self._readings: list[Reading] = []
+        self._ends: dict[str, End] = {}
+        self._alike: dict[str, tuple[Pod, ...]] = {}
+        self._heard: dict[str, list[Reading]] = {}
         self.read(documents)
 
     def read(self, documents: Iterable[Document]) -> None:
@@ -51,6 +54,7 @@ class Model:
         listed = list(documents)
         groups = {item["metadata"]["name"]: item for item in listed if item["kind"] == GROUP}
         self._readings = []
+        self._ends, self._alike, self._heard = {}, {}, {}
         for document in listed:
             match document["kind"]:
                 case "CiliumCIDRGroup":
@@ -77,16 +81,18 @@ class Model:
 
     def verdict(self, connection: Connection, direction: str) -> Verdict:
         """What the receiver's ingress policies, or the sender's egress policies, say."""
-        subject = self.cluster.end(connection.destination if direction == INGRESS else connection.source)
-        if direction == INGRESS and connection.source == "@host" and subject.pod is not None:
+        source, destination = self._end(connection.source), self._end(connection.destination)
+        subject = destination if direction == INGRESS else source
+        if direction == INGRESS and source.is_host and subject.pod is not None:
             # A node reaches the pods that run on it.
             return Verdict(True)
-        heard = [reading for reading in self._readings if reading.selects(subject)]
+        heard = self._heard[subject.name]
+        alike = self._alike[destination.name]
         said = [
             (reading, statement)
             for reading in heard
             for statement in reading.statements
-            if statement.direction == direction and statement.covers(self.cluster, connection)
+            if statement.direction == direction and statement.covers(connection, source, destination, alike)
         ]
         in_force = _passes(
             [reading for reading in heard if not reading.audit],
@@ -94,6 +100,13 @@ class Model:
             direction,
         )
         return Verdict(in_force, in_force and not _passes(heard, said, direction))
+
+    def _end(self, name: str) -> End:
+        if name not in self._ends:
+            end = self._ends[name] = self.cluster.end(name)
+            self._alike[name] = self.cluster.alike(end) if end.pod is not None else ()
+            self._heard[name] = [reading for reading in self._readings if reading.selects(end)]
+        return self._ends[name]
 
 
 def _passes(heard: Sequence[Reading], said: Sequence[tuple[Reading, Statement]], direction: str) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 
-from tests.policy_model.cluster import Cluster, Connection, End
+from tests.policy_model.cluster import Connection, DeclaredPort, End, Pod
 
 INGRESS, EGRESS = "ingress", "egress"
 ADMIN, NORMAL, BASELINE = "admin", "normal", "baseline"
@@ -34,6 +34,14 @@ class Ports:
     last: int = 65535
     name: str = ""
 
+    def holds(self, connection: Connection, owners: tuple[Pod, ...]) -> bool:
+        if connection.protocol not in self.protocols:
+            return False
+        if not self.name:
+            return self.first <= connection.port <= self.last
+        wanted = DeclaredPort(self.name, connection.protocol, connection.port)
+        return any(wanted in pod.ports for pod in owners)
+
 
 @dataclass(frozen=True)
 class Statement:
@@ -45,34 +53,21 @@ class Statement:
     ports: tuple[Ports, ...] | None
     index: int = 0
 
-    def covers(self, cluster: Cluster, connection: Connection) -> bool:
-        source, destination = cluster.end(connection.source), cluster.end(connection.destination)
+    def covers(self, connection: Connection, source: End, destination: End, alike: tuple[Pod, ...]) -> bool:
+        """Whether the rule is about the connection. `alike` are the pods with the destination's labels."""
         other = source if self.direction == INGRESS else destination
         for peer in self.peers:
             if not peer.matches(other, connection.family):
                 continue
             if self.ports is None:
                 return True
-            named = self.direction == INGRESS or peer.names_ports
-            if any(self._is_at(port, cluster, connection, destination, named) for port in self.ports):
+            # A pod knows its own ports; others know what is declared by pods that are labelled as it is.
+            owners: tuple[Pod, ...] = () if destination.pod is None else (destination.pod,)
+            if self.direction == EGRESS:
+                owners = alike if peer.names_ports else ()
+            if any(port.holds(connection, owners) for port in self.ports):
                 return True
         return False
-
-    def _is_at(self, port: Ports, cluster: Cluster, connection: Connection, owner: End, named: bool) -> bool:
-        if connection.protocol not in port.protocols:
-            return False
-        if not port.name:
-            return port.first <= connection.port <= port.last
-        if not named or owner.pod is None:
-            return False
-        # A pod knows its own ports; others know what is declared by pods that are labelled as it is.
-        owners = (owner.pod,) if self.direction == INGRESS else cluster.alike(owner)
-        return any(
-            (declared.name, declared.protocol, declared.number)
-            == (port.name, connection.protocol, connection.port)
-            for pod in owners
-            for declared in pod.ports
-        )
 
 
 @dataclass(frozen=True)
