@@ -10,34 +10,14 @@ policy with `nodeSelector` is about nodes (the host firewall), which `endpointSe
 
 from __future__ import annotations
 
-from services.policy.cilium_peers import read_peers
+from services.policy.cidr_fields import read_prefix
+from services.policy.cilium_peers import read_peers, read_subject
+from services.policy.cilium_ports import read_ports
 from services.policy.fields import Node
 from services.policy.label_selector import KeyStyle, read_selector
-from services.policy.names import port_name_problem
-from services.policy.rules import (
-    MAX_PORT,
-    PORT_PROTOCOLS,
-    Direction,
-    PortMatch,
-    PortName,
-    PortRange,
-    Protocol,
-    Rule,
-    RuleSpec,
-)
-from services.policy.selector import (
-    ANY_SOURCE,
-    K8S,
-    NAMESPACE_KEY,
-    RESERVED,
-    Operator,
-    Selector,
-    equals,
-)
+from services.policy.rules import Direction, Rule, RuleSpec
+from services.policy.selector import RESERVED, Selector
 
-_PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP, "ANY": Protocol.ANY}
-_LATER_PROTOCOLS = ("ICMP", "ICMPv6", "ICMPV6", "VRRP", "IGMP", "GRE", "IPIP", "IPV6", "ESP", "AH")
-_MAX_PORTS = 40
 _SECTIONS = (
     (Direction.INGRESS, False, "ingress"),
     (Direction.INGRESS, True, "ingressDeny"),
@@ -57,16 +37,6 @@ _SPEC_FIELDS = (
 )
 _LATER_SPEC = {
     "log": "policy log settings are not supported yet; leave the field out",
-}
-_LATER_PORT_RULE = {
-    key: f"{what} not supported yet; leave the field out"
-    for key, what in {
-        "rules": "L7 rules are",
-        "terminatingTLS": "TLS termination is",
-        "originatingTLS": "TLS origination is",
-        "serverNames": "TLS server names are",
-        "listener": "Envoy listeners are",
-    }.items()
 }
 
 
@@ -90,7 +60,7 @@ def read_cilium_spec(spec: Node, namespace: str) -> RuleSpec | None:
             counts[direction] += 1
             peers = read_peers(item, direction, deny, namespace, matches_init)
             names = nodes is None or direction is Direction.EGRESS
-            rules.append(Rule(direction, deny, peers, _to_ports(item, names), item.path))
+            rules.append(Rule(direction, deny, peers, read_ports(item, names), item.path))
     default_deny = _default_deny(spec, counts)
     if subject is None:
         return None
@@ -103,7 +73,11 @@ def _check_decoration(spec: Node) -> None:
         description.text("a description")
     if (labels := spec.child("labels")) is not None:
         for item in labels.items():
-            item.mapping()
+            # What was stored by older versions may have anything here.
+            if not spec.report.stored and item.only(("key", "value", "source")):
+                for key in ("key", "value", "source"):
+                    if (node := item.child(key)) is not None:
+                        node.text(f"the label's {key}")
 
 
 def _nodes(spec: Node, nodes: Node, namespace: str) -> Selector | None:
@@ -124,20 +98,7 @@ def _pods(spec: Node, namespace: str) -> Selector | None:
             what += ", or nodeSelector ({} selects every node)"
         spec.report.add(spec.path_of("endpointSelector"), f"missing, expected {what}")
         return None
-    selector = read_selector(node, KeyStyle.CILIUM)
-    if selector is None or not namespace:
-        return selector
-    for requirement in selector.requirements:
-        if requirement.key != NAMESPACE_KEY or requirement.source not in (K8S, ANY_SOURCE):
-            continue
-        if requirement.operator is not Operator.IN or requirement.values != (namespace,):
-            node.report.add(
-                node.path,
-                f"got {requirement}, expected no other namespace than the policy's own, {namespace}; "
-                "use a CiliumClusterwideNetworkPolicy to select pods elsewhere",
-            )
-            return None
-    return selector.and_(equals(K8S, NAMESPACE_KEY, namespace))
+    return read_subject(node, namespace)
 
 
 def _default_deny(spec: Node, counts: list[int]) -> tuple[bool, bool]:
@@ -151,72 +112,12 @@ def _default_deny(spec: Node, counts: list[int]) -> tuple[bool, bool]:
     return chosen[0], chosen[1]
 
 
-def _to_ports(item: Node, names: bool) -> tuple[PortMatch, ...]:
-    """The ports of a rule; `names`: whoever has them may declare them by name."""
-    node = item.child("toPorts")
+def read_cidr_group(spec: Node) -> tuple[str, ...]:
+    """The prefixes of a CiliumCIDRGroup's `spec`."""
+    if not spec.only(("externalCIDRs",)):
+        return ()
+    node = spec.required("externalCIDRs", "a list of CIDRs")
     if node is None:
         return ()
-    found: list[PortMatch] = []
-    for entry in node.items():
-        if not entry.only(("ports",), _LATER_PORT_RULE):
-            continue
-        ports = entry.child("ports")
-        if ports is None or ports.value == []:
-            entry.report.add(
-                entry.path_of("ports"),
-                "empty, expected at least one port; leave toPorts out for every port",
-            )
-            continue
-        if isinstance(ports.value, list) and len(ports.value) > _MAX_PORTS:
-            ports.report.add(ports.path, f"got {len(ports.value)} ports, expected at most {_MAX_PORTS}")
-            continue
-        for port in ports.items():
-            found.extend(_port(port, names))
-    return tuple(dict.fromkeys(found))
-
-
-def _port(item: Node, names: bool) -> tuple[PortMatch, ...]:
-    if not item.only(("port", "endPort", "protocol")):
-        return ()
-    protocol = _protocol(item)
-    node = item.required("port", 'a port as a string, e.g. "80"')
-    text = node.text("a port") if node is not None else None
-    if node is None or text is None:
-        return ()
-    end_node = item.child("endPort")
-    if not (text.isascii() and text.isdigit()):
-        if problem := port_name_problem(text, lower_case=False):
-            node.wrong(problem)
-            return ()
-        if not names:
-            node.wrong("a port from 1 to 65535: nodes declare no port names")
-            return ()
-        if end_node is not None and end_node.value != 0:
-            end_node.wrong(f"no endPort with the named port {text}")
-            return ()
-        return () if protocol is None else (PortName(protocol, text.lower()),)
-    first = int(text) if len(text) <= 5 else 0
-    if not 1 <= first <= MAX_PORT:
-        node.wrong("a port name or a port from 1 to 65535")
-        return ()
-    last: int | None = first
-    if end_node is not None and end_node.value != 0:
-        last = end_node.integer(first, MAX_PORT, "the last port of a range, not below port")
-    if protocol is None or last is None:
-        return ()
-    protocols = PORT_PROTOCOLS if protocol is Protocol.ANY else (protocol,)
-    return tuple(PortRange(one, first, last) for one in protocols)
-
-
-def _protocol(item: Node) -> Protocol | None:
-    node = item.child("protocol")
-    if node is None:
-        return Protocol.ANY
-    value = node.value if isinstance(node.value, str) else None
-    if value in _LATER_PROTOCOLS:
-        node.refuse("this protocol is not supported yet in policies; expected TCP, UDP, SCTP or ANY")
-        return None
-    protocol = _PROTOCOLS.get(value) if value is not None else None
-    if protocol is None:
-        node.wrong("TCP, UDP, SCTP or ANY")
-    return protocol
+    prefixes = [read_prefix(item, bare_address=True) for item in node.items()]
+    return tuple(dict.fromkeys(prefix for prefix in prefixes if prefix is not None))

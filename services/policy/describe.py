@@ -3,9 +3,14 @@
 
 from __future__ import annotations
 
+from services.policy.icmp_types import TITLES, type_called
+from services.policy.names import WORLD_FAMILIES
 from services.policy.rules import (
     MAX_PORT,
+    CidrGroupPeer,
+    CidrPeer,
     Direction,
+    Peer,
     Policy,
     PortMatch,
     PortRange,
@@ -38,14 +43,51 @@ def _subject(spec: RuleSpec) -> str:
     return f"nodes with {_selector(spec.subject, '')}"
 
 
+def describe_action(rule: Rule) -> str:
+    """What a rule does: "allow", "deny" or "pass"."""
+    return "deny" if rule.deny else "pass" if rule.passes else "allow"
+
+
 def describe_rule(rule: Rule) -> str:
     """What a rule matches: "from app=client in namespace shop to port 80/TCP"."""
-    who = " or ".join(dict.fromkeys(_selector(peer, "everyone") for peer in rule.peers)) or "nobody"
-    ports = ", ".join(_port(port) for port in rule.ports)
+    who = " or ".join(dict.fromkeys(describe_peer(peer) for peer in rule.peers)) or "nobody"
     side = "from" if rule.direction is Direction.INGRESS else "to"
-    if not ports:
+    numbers = ", ".join(_port(port) for port in rule.ports if port.protocol not in TITLES)
+    types = ", ".join(
+        _icmp(port) for port in rule.ports if isinstance(port, PortRange) and port.protocol in TITLES
+    )
+    what = " or ".join([f"port {numbers}"] * bool(numbers) + [types] * bool(types))
+    if not what:
         return f"{side} {who}"
-    return f"{side} {who} {'to' if rule.direction is Direction.INGRESS else 'on'} port {ports}"
+    return f"{side} {who} {'to' if rule.direction is Direction.INGRESS else 'on'} {what}"
+
+
+def describe_peer(peer: Peer) -> str:
+    """Who is at the other end: "app=client in namespace shop", "10.0.0.0/8 outside the cluster"."""
+    if isinstance(peer, CidrGroupPeer):
+        return f"the CIDR group {peer.name}{_excepts(peer.excepts)}"
+    if not isinstance(peer, CidrPeer):
+        return _selector(peer, "everyone")
+    if peer.by_address:
+        return f"whoever has an address in {peer.cidr}{_excepts(peer.excepts)}"
+    for name, cidr in WORLD_FAMILIES.items():
+        if peer.cidr == cidr:
+            return f"the world over {'IPv4' if name.endswith('4') else 'IPv6'}{_excepts(peer.excepts)}"
+    return f"{peer.cidr}{_excepts(peer.excepts)} outside the cluster"
+
+
+def _excepts(excepts: tuple[str, ...]) -> str:
+    return f" except {' and '.join(excepts)}" if excepts else ""
+
+
+def _icmp(match: PortRange) -> str:
+    title = TITLES[match.protocol]
+    if (match.first, match.last) == (0, MAX_PORT):
+        return f"{title} of every type"
+    if match.first != match.last:
+        return f"{title} types {match.first}-{match.last}"
+    name = type_called(match.protocol, match.first)
+    return f"{title} type {match.first}{f' ({name})' if name else ''}"
 
 
 def _port(match: PortMatch) -> str:

@@ -8,27 +8,30 @@ other types that JSON does not have.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
 
 import yaml
 
-_BaseLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+from services.policy.json_lines import JsonLines
+from services.policy.yaml_reader import DocumentError, place, read_yaml
+
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "Document", "DocumentError", "read_documents"]
 
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
+_STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
-class DocumentError(Exception):
-    """The text cannot be read; `where` says where (line and column, or a field path), `problem` what is
-    wrong.
-    """
+class _Lines(Protocol):
+    def of(self, document: Document, path: str, index: int) -> int | None: ...
 
-    def __init__(self, where: str, problem: str) -> None:
-        super().__init__(f"{where}: {problem}" if where else problem)
-        self.where = where
-        self.problem = problem
+
+class _NoLines:
+    def of(self, document: Document, path: str, index: int) -> int | None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,35 +40,39 @@ class Document:
 
     value: object
     path: str
+    lines: _Lines = field(default_factory=_NoLines, compare=False, repr=False)
+
+    def line(self, path: str) -> int | None:
+        """The line of the text (from 1) at which an element of a list begins, e.g. `spec.ingress[0]`."""
+        where, bracket, index = path.rpartition("[")
+        return self.lines.of(self, where, int(index[:-1])) if bracket else None
 
 
-class _Loader(_BaseLoader):  # type: ignore[misc]
-    """PyYAML keeps the last of two equal keys without a word; this refuses them."""
+@dataclass(frozen=True, slots=True)
+class _YamlLines:
+    """`by_list` has the lines of the elements by the `id` of the list."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if key.tag == "tag:yaml.org,2002:merge":
-                raise DocumentError(
-                    _place(key.start_mark), "merge keys (<<) are not accepted; write the fields out"
-                )
-            if not isinstance(key, yaml.ScalarNode):
-                raise DocumentError(_place(key.start_mark), "expected a plain field name")
-            if key.value in seen:
-                raise DocumentError(
-                    _place(key.start_mark), f"the field {key.value!r} stands twice in one object"
-                )
-            seen.add(key.value)
-        mapping: dict[Hashable, Any] = super().construct_mapping(node, deep=deep)
-        return mapping
+    by_list: dict[int, list[int]]
+
+    def of(self, document: Document, path: str, index: int) -> int | None:
+        value: object = document.value
+        for key, number in _STEP.findall(path):
+            if key and isinstance(value, dict):
+                value = value.get(key)
+            elif number and isinstance(value, list):
+                value = value[int(number)]
+            else:
+                return None
+        found = self.by_list.get(id(value), ())
+        return found[index] if index < len(found) else None
 
 
-# SafeConstructor builds mappings through a generator that calls construct_mapping, so nothing else is to
-# register.
+@dataclass(frozen=True, slots=True)
+class _JsonLines:
+    lines: JsonLines
 
-
-def _place(mark: Any) -> str:
-    return f"line {mark.line + 1}, column {mark.column + 1}" if mark is not None else ""
+    def of(self, document: Document, path: str, index: int) -> int | None:
+        return self.lines.line(f"{document.path}.{path}" if document.path else path, index)
 
 
 def read_documents(text: str) -> list[Document]:
@@ -75,13 +82,13 @@ def read_documents(text: str) -> list[Document]:
     found: list[Document] = []
     budget = [MAX_VALUES]
     try:
-        for value in _values(text):
+        for value, lines in _values(text):
             if value is not None:
-                _check_json(value, "", 0, budget)
-                found.extend(_unfold(value, ""))
+                _check_json(value, 0, budget)
+                found.extend(_unfold(value, "", lines))
     except yaml.MarkedYAMLError as error:
         problem = error.problem or "malformed"
-        raise DocumentError(_place(error.problem_mark), f"not valid YAML or JSON: {problem}") from None
+        raise DocumentError(place(error.problem_mark), f"not valid YAML or JSON: {problem}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DocumentError("", f"not valid YAML or JSON: {error}") from None
     if not found:
@@ -89,47 +96,32 @@ def read_documents(text: str) -> list[Document]:
     return found
 
 
-def _values(text: str) -> Iterator[object]:
-    """JSON is YAML, but its own reader is twenty times as fast; what it cannot read may still be YAML."""
+def _values(text: str) -> Iterator[tuple[object, _Lines]]:
+    """JSON is YAML, but its own reader is many times as fast; what it cannot read may still be YAML."""
     if text.lstrip()[:1] == "{":
         try:
-            yield json.loads(text, object_pairs_hook=_object)
+            yield json.loads(text, object_pairs_hook=_object), _JsonLines(JsonLines(text))
             return
         except json.JSONDecodeError:
             pass
         except RecursionError:
             raise DocumentError("", f"nested more than {MAX_DEPTH} levels deep") from None
-    _check_nesting(text)
-    yield from yaml.load_all(text, Loader=_Loader)
-
-
-def _check_nesting(text: str) -> None:
-    """The loader recurses natively, and text that nests deeply enough would end the process."""
-    depth = values = 0
-    for event in yaml.parse(text, Loader=_BaseLoader):
-        if isinstance(event, yaml.CollectionStartEvent):
-            depth += 1
-            values += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            depth -= 1
-        elif isinstance(event, yaml.NodeEvent):
-            values += 1
-        if depth > MAX_DEPTH:
-            raise DocumentError(_place(event.start_mark), f"nested more than {MAX_DEPTH} levels deep")
-        if values > 2 * MAX_VALUES:
-            raise DocumentError("", f"more than {MAX_VALUES} values")
+    lines: dict[int, list[int]] = {}
+    for value in read_yaml(text, lines, MAX_DEPTH, MAX_VALUES):
+        yield value, _YamlLines(lines)
 
 
 def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
     found = dict(pairs)
     if len(found) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        seen: set[str] = set()
+        twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
         raise DocumentError("", f"the field {twice!r} stands twice in one object")
     return found
 
 
-def _unfold(value: object, path: str) -> Iterator[Document]:
+def _unfold(value: object, path: str, lines: _Lines) -> Iterator[Document]:
     if isinstance(value, dict) and value.get("apiVersion") == "v1" and value.get("kind") == "List":
         prefix = f"{path}." if path else ""
         items = value.get("items")
@@ -139,29 +131,50 @@ def _unfold(value: object, path: str) -> Iterator[Document]:
             if key not in ("apiVersion", "kind", "metadata", "items"):
                 raise DocumentError(f"{prefix}{key}", "no such field in a List")
         for index, item in enumerate(items):
-            yield from _unfold(item, f"{prefix}items[{index}]")
+            yield from _unfold(item, f"{prefix}items[{index}]", lines)
     else:
-        yield Document(value, path)
+        yield Document(value, path, lines)
 
 
-def _check_json(value: object, path: str, depth: int, budget: list[int]) -> None:
-    """Refuse what JSON cannot say. Aliases are shared objects, counted as often as they appear."""
+def _check_json(value: object, depth: int, budget: list[int]) -> None:
+    """Refuse what JSON, the store or a gRPC message cannot hold. Aliases are shared objects, counted as
+    often as they appear.
+    """
     budget[0] -= 1
     if depth > MAX_DEPTH:
-        raise DocumentError(path[:80], f"nested more than {MAX_DEPTH} levels deep")
+        raise DocumentError("", f"nested more than {MAX_DEPTH} levels deep")
     if budget[0] < 0:
         raise DocumentError("", f"more than {MAX_VALUES} values")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            where = f"{path}.{key}" if path else str(key)
-            if not isinstance(key, str):
-                raise DocumentError(where, f"the field name {key!r} is not a string; quote it")
-            _check_json(item, where, depth + 1, budget)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_json(item, f"{path}[{index}]", depth + 1, budget)
-    elif isinstance(value, float):
-        if value != value or value in (float("inf"), float("-inf")):
-            raise DocumentError(path, f"{value!r} is not a number that JSON has")
-    elif value is not None and not isinstance(value, str | bool | int):
-        raise DocumentError(path, f"a {type(value).__name__} where JSON has no such type; quote the value")
+    step = ""
+    try:
+        if isinstance(value, str):
+            if not value.isascii() and (problem := _text_problem(value)):
+                raise DocumentError("", problem)
+        elif isinstance(value, dict):
+            for key, item in value.items():
+                step = f".{key}"
+                if not key.isascii() and (problem := _text_problem(key)):
+                    step = ""
+                    raise DocumentError("", f"a field name with {problem}")
+                _check_json(item, depth + 1, budget)
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                step = f"[{index}]"
+                _check_json(item, depth + 1, budget)
+        elif isinstance(value, float):
+            if value != value or value in (float("inf"), float("-inf")):
+                raise DocumentError("", f"{value!r} is not a number that JSON has")
+        elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+            raise DocumentError("", "a whole number of more than 64 bits")
+    except DocumentError as error:
+        # The path is put together on the way back only, and only its beginning is kept.
+        where = (step + error.where)[:200]
+        raise DocumentError(where if depth else where.removeprefix("."), error.problem) from None
+
+
+def _text_problem(text: str) -> str | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "half of a surrogate pair, which is no character"
+    return None

@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
+MAX_VIOLATIONS = 500
 _SHOWN = 60
 _PLAIN = re.compile(r"[A-Za-z0-9_-]+\Z")
+
+Chosen = TypeVar("Chosen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,14 +58,21 @@ def type_name(value: object) -> str:
 
 @dataclass(slots=True)
 class Report:
-    """Violations of one document, in the order in which they were found."""
+    """Violations of one document, in the order in which they were found, MAX_VIOLATIONS at most.
+
+    `stored`: the document was accepted before, by a version that may have asked for less.
+    """
 
     document: int
     subject: str = ""
+    stored: bool = False
     violations: list[Violation] = field(default_factory=list)
 
     def add(self, path: str, description: str, *, unsupported: bool = False) -> None:
-        self.violations.append(Violation(self.document, self.subject, path, description, unsupported))
+        if len(self.violations) < MAX_VIOLATIONS:
+            if len(self.violations) == MAX_VIOLATIONS - 1:
+                description += f"; more than {MAX_VIOLATIONS} violations, the others are left out"
+            self.violations.append(Violation(self.document, self.subject, path, description, unsupported))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +127,31 @@ class Node:
         hint = "; quote it" if isinstance(self.value, bool | int | float) else ""
         self.wrong(f"{expected} as a string, not {type_name(self.value)}{hint}")
         return None
+
+    def choice(self, known: Mapping[str, Chosen], expected: str) -> Chosen | None:
+        """What the value's name stands for."""
+        found = known.get(self.value) if isinstance(self.value, str) else None
+        if found is None:
+            self.wrong(expected)
+        return found
+
+    def one_of(self, keys: Sequence[str]) -> tuple[str, Node] | None:
+        """The one field that is given of those that exclude each other."""
+        given = [(key, node) for key in keys if (node := self.child(key)) is not None]
+        if len(given) == 1:
+            return given[0]
+        got = "nothing" if not given else " and ".join(key for key, _ in given)
+        self.report.add(self.path, f"got {got}, expected exactly one of {', '.join(keys)}")
+        return None
+
+    def elements(self, low: int, high: int, what: str) -> list[Node]:
+        """The elements of a list that has `low` to `high` of them; none after a violation."""
+        found = list(self.items())
+        if isinstance(self.value, list) and not low <= len(found) <= high:
+            bounds = f"{low} to {high}" if low else f"at most {high}"
+            self.report.add(self.path, f"got {len(found)}, expected {bounds} {what}")
+            return []
+        return found
 
     def integer(self, low: int, high: int, what: str) -> int | None:
         if isinstance(self.value, int) and not isinstance(self.value, bool) and low <= self.value <= high:

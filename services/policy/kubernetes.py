@@ -9,12 +9,14 @@ list that is missing or empty means every port; a rule list that is missing or e
 
 from __future__ import annotations
 
+from services.policy.cidr_fields import read_cidr_peer
 from services.policy.fields import Node
 from services.policy.label_selector import KeyStyle, read_selector
 from services.policy.names import port_name_problem
 from services.policy.rules import (
     MAX_PORT,
     Direction,
+    Peer,
     PortMatch,
     PortName,
     PortRange,
@@ -24,10 +26,9 @@ from services.policy.rules import (
 )
 from services.policy.selector import EVERYTHING, K8S, NAMESPACE_KEY, Selector, equals, exists
 
-_PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
+PROTOCOLS = {"TCP": Protocol.TCP, "UDP": Protocol.UDP, "SCTP": Protocol.SCTP}
 _TYPES = {"Ingress": Direction.INGRESS, "Egress": Direction.EGRESS}
 _PEERS = {Direction.INGRESS: "from", Direction.EGRESS: "to"}
-_IP_BLOCK = "ipBlock peers are not supported yet; expected podSelector or namespaceSelector"
 
 
 def read_network_policy(spec: Node, namespace: str) -> RuleSpec | None:
@@ -87,35 +88,45 @@ def _rules(spec: Node, direction: Direction, namespace: str) -> list[Rule]:
     return rules
 
 
-def _peers(rule: Node, key: str, namespace: str) -> tuple[Selector, ...]:
+def _peers(rule: Node, key: str, namespace: str) -> tuple[Peer, ...]:
     node = rule.child(key)
     if node is None or node.value == []:
         return (EVERYTHING,)
     peers = [_peer(item, namespace) for item in node.items()]
-    return tuple(peer for peer in peers if peer is not None)
+    return tuple(dict.fromkeys(peer for peer in peers if peer is not None))
 
 
-def _peer(item: Node, namespace: str) -> Selector | None:
-    known = ("podSelector", "namespaceSelector")
-    if not item.only(known, {"ipBlock": _IP_BLOCK}):
+def _peer(item: Node, namespace: str) -> Peer | None:
+    known = ("podSelector", "namespaceSelector", "ipBlock")
+    if not item.only(known):
         return None
-    pods, namespaces = (item.child(key) for key in known)
+    pods, namespaces, block = (item.child(key) for key in known)
+    if block is not None:
+        if pods is not None or namespaces is not None:
+            block.report.add(block.path, "got ipBlock beside a selector, expected one of them; use two peers")
+            return None
+        # Whoever has such an address, pods and nodes included.
+        return read_cidr_peer(block, by_address=True) if block.only(("cidr", "except")) else None
     if pods is None and namespaces is None:
         # Fields that are not known have been reported already.
         if all(value is None for value in (item.mapping() or {}).values()):
-            item.wrong("a peer with podSelector, namespaceSelector or both")
+            item.wrong("a peer with podSelector, namespaceSelector or both, or ipBlock")
         return None
     chosen = EVERYTHING if pods is None else read_selector(pods, KeyStyle.POD)
-    where: Selector | None
     if namespaces is None:
-        where = Selector((equals(K8S, NAMESPACE_KEY, namespace),))
+        where: Selector | None = Selector((equals(K8S, NAMESPACE_KEY, namespace),))
     else:
-        where = read_selector(namespaces, KeyStyle.NAMESPACE)
-        # NotIn and DoesNotExist hold for whatever has no namespace at all, and only pods are meant.
-        where = where.and_(exists(K8S, NAMESPACE_KEY)) if where is not None else None
+        where = read_namespaces(namespaces)
     if chosen is None or where is None:
         return None
     return where.and_(*chosen.requirements)
+
+
+def read_namespaces(node: Node) -> Selector | None:
+    """The pods of the namespaces that a label selector matches."""
+    selector = read_selector(node, KeyStyle.NAMESPACE)
+    # NotIn and DoesNotExist hold for whatever has no namespace at all, and only pods are meant.
+    return selector.and_(exists(K8S, NAMESPACE_KEY)) if selector is not None else None
 
 
 def _ports(rule: Node) -> tuple[PortMatch, ...]:
@@ -133,7 +144,7 @@ def _port(item: Node) -> PortMatch | None:
     protocol_node = item.child("protocol")
     if protocol_node is not None:
         value = protocol_node.value
-        protocol = _PROTOCOLS.get(value) if isinstance(value, str) else None
+        protocol = PROTOCOLS.get(value) if isinstance(value, str) else None
         if protocol is None:
             protocol_node.wrong("TCP, UDP or SCTP")
     port_node, end_node = item.child("port"), item.child("endPort")

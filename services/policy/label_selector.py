@@ -9,6 +9,7 @@ from enum import Enum
 from services.policy.fields import Node
 from services.policy.names import (
     RESERVED_NAMES,
+    WORLD_FAMILIES,
     label_key_problem,
     label_value_problem,
     namespace_problem,
@@ -125,8 +126,12 @@ def _split_key(node: Node, key: str, style: KeyStyle) -> tuple[str, str] | None:
         )
         return None
     if source == RESERVED:
+        if bare in WORLD_FAMILIES:
+            here.refuse(f"not supported in label selectors; use the entity {bare}")
+            return None
         if bare not in RESERVED_NAMES:
-            here.wrong(f"a reserved identity: {', '.join('reserved:' + n for n in RESERVED_NAMES)}")
+            names = (name for name in RESERVED_NAMES if name not in WORLD_FAMILIES)
+            here.wrong(f"a reserved identity: {', '.join('reserved:' + name for name in names)}")
             return None
         return source, bare
     if problem := label_key_problem(bare.removeprefix(NAMESPACE_LABELS_PREFIX)):

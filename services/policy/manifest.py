@@ -4,44 +4,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
-from services.policy.cilium import read_cilium_spec
+from services.policy.admin import read_admin_spec
+from services.policy.cilium import read_cidr_group, read_cilium_spec
 from services.policy.documents import Document, DocumentError, read_documents
-from services.policy.fields import Node, Report, Violation, type_name
-from services.policy.kubernetes import read_network_policy
-from services.policy.names import namespace_problem, object_name_problem
-from services.policy.rules import Policy, PolicyRef, RuleSpec
-
-NETWORK_POLICY = "NetworkPolicy"
-CILIUM = "CiliumNetworkPolicy"
-CILIUM_CLUSTERWIDE = "CiliumClusterwideNetworkPolicy"
-
-API_VERSIONS = {
-    NETWORK_POLICY: "networking.k8s.io/v1",
-    CILIUM: "cilium.io/v2",
-    CILIUM_CLUSTERWIDE: "cilium.io/v2",
-}
-DEFAULT_NAMESPACE = "default"
-
-# What kubectl prints along with an object. None of it changes what a policy means.
-_METADATA = (
-    "name",
-    "namespace",
-    "labels",
-    "annotations",
-    "uid",
-    "resourceVersion",
-    "generation",
-    "creationTimestamp",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "managedFields",
-    "ownerReferences",
-    "finalizers",
-    "selfLink",
+from services.policy.fields import Node, Report, Violation
+from services.policy.head import (
+    ADMIN,
+    BASELINE,
+    CIDR_GROUP,
+    CILIUM,
+    CILIUM_CLUSTERWIDE,
+    DEFAULT_NAMESPACE,
+    KINDS,
+    NETWORK_POLICY,
+    OWN,
+    Head,
+    Scope,
+    read_head,
 )
+from services.policy.kubernetes import read_network_policy
+from services.policy.own import document_of, field_of, read_own_spec
+from services.policy.rules import Policy, PolicyRef, RuleSpec, Tier
+
+__all__ = [
+    "ADMIN",
+    "BASELINE",
+    "CIDR_GROUP",
+    "CILIUM",
+    "CILIUM_CLUSTERWIDE",
+    "DEFAULT_NAMESPACE",
+    "KINDS",
+    "NETWORK_POLICY",
+    "OWN",
+    "Manifest",
+    "ManifestError",
+    "Scope",
+    "canonical",
+    "load_stored",
+    "load_stored_manifest",
+    "parse_definitions",
+    "parse_manifests",
+    "parse_refs",
+]
 
 
 class ManifestError(Exception):
@@ -64,36 +72,36 @@ class ManifestError(Exception):
 class Manifest:
     """A document with what it says. `text` is the document as canonical JSON: equal text means an equal
     policy.
+
+    `group` has the prefixes of a CiliumCIDRGroup, whose `policy` has a name only; None for every other kind.
     """
 
     policy: Policy
     text: str
+    group: tuple[str, ...] | None = None
 
 
 def parse_manifests(text: str) -> list[Manifest]:
-    """All policies of the text. Raises ManifestError when anything at all in it is wrong or unsupported."""
-    documents = _documents(text)
-    violations: list[Violation] = []
-    manifests: list[Manifest] = []
-    seen: dict[PolicyRef, int] = {}
-    for index, document in enumerate(documents):
-        report = Report(index)
-        policy = _read(document, report)
-        violations.extend(report.violations)
-        if policy is None or report.violations:
-            continue
-        if policy.ref in seen:
-            report.add(
-                "metadata.name",
-                f"{policy.ref} stands in these manifests already, as document {seen[policy.ref]}",
-            )
-            violations.extend(report.violations)
-            continue
-        seen[policy.ref] = index
-        manifests.append(Manifest(policy, canonical(document.value)))
-    if violations:
-        raise ManifestError(violations)
-    return manifests
+    """All policies and CIDR groups of the text. Raises ManifestError when anything at all in it is wrong or
+    unsupported.
+    """
+    return _parse(_documents(text))
+
+
+def parse_definitions(definitions: Sequence[Mapping[str, Any]]) -> list[Manifest]:
+    """Policies that came as messages, each a PolicyDefinition in its JSON form. Paths of violations begin
+    with `policies[i].`; otherwise as `parse_manifests`.
+    """
+    documents = [Document(document_of(definition), "") for definition in definitions]
+    try:
+        return _parse(documents)
+    except ManifestError as error:
+        raise ManifestError(
+            [
+                replace(each, field=f"policies[{each.document}].{field_of(each.field)}")
+                for each in error.violations
+            ]
+        ) from None
 
 
 def parse_refs(text: str) -> list[PolicyRef]:
@@ -102,19 +110,26 @@ def parse_refs(text: str) -> list[PolicyRef]:
     refs: list[PolicyRef] = []
     for index, document in enumerate(_documents(text)):
         report = Report(index)
-        head = _head(document, report)
+        head = read_head(document, report)
         violations.extend(report.violations)
         if head is not None:
-            refs.append(head[1])
+            refs.append(head.ref)
     if violations:
         raise ManifestError(violations)
     return list(dict.fromkeys(refs))
 
 
 def load_stored(text: str) -> Policy:
-    """The policy in a manifest that was accepted before. Raises ManifestError if it no longer parses."""
-    (manifest,) = parse_manifests(text)
-    return manifest.policy
+    """The policy in a manifest that was accepted before, without lines: those of the text that it came from
+    are not in it. Raises ManifestError if it no longer parses.
+    """
+    return load_stored_manifest(text).policy
+
+
+def load_stored_manifest(text: str) -> Manifest:
+    """As `load_stored`, with the prefixes of a CIDR group."""
+    (manifest,) = _parse(_documents(text), stored=True)
+    return manifest
 
 
 def canonical(value: object) -> str:
@@ -139,83 +154,84 @@ def _documents(text: str) -> list[Document]:
         raise ManifestError([Violation(0, "", "manifests", str(error))]) from None
 
 
-def _read(document: Document, report: Report) -> Policy | None:
-    head = _head(document, report)
-    if head is None:
+def _parse(documents: Iterable[Document], *, stored: bool = False) -> list[Manifest]:
+    violations: list[Violation] = []
+    manifests: list[Manifest] = []
+    seen: dict[PolicyRef, int] = {}
+    for index, document in enumerate(documents):
+        report = Report(index, stored=stored)
+        head = read_head(document, report)
+        manifest = _read(head, document, stored) if head is not None else None
+        if head is not None and head.named and head.ref in seen:
+            report.add(
+                "metadata.name",
+                f"{head.ref} stands in these manifests already, as document {seen[head.ref]}",
+            )
+        elif head is not None and head.named:
+            seen[head.ref] = index
+        violations.extend(report.violations)
+        if manifest is not None and not report.violations:
+            manifests.append(manifest)
+    if violations:
+        raise ManifestError(violations)
+    return manifests
+
+
+def _read(head: Head, document: Document, stored: bool) -> Manifest | None:
+    """What the document says; None after violations, and it may be wrong when there are some."""
+    node, ref = head.node, head.ref
+    specs = ("spec", "specs") if ref.kind in (CILIUM, CILIUM_CLUSTERWIDE) else ("spec",)
+    node.only(("apiVersion", "kind", "metadata", *specs, "status"))
+    policy: Policy | None
+    group: tuple[str, ...] | None = None
+    if ref.kind in (CILIUM, CILIUM_CLUSTERWIDE):
+        policy = _cilium_policy(head)
+    else:
+        spec = node.required("spec", "what it says")
+        if spec is None:
+            return None
+        if ref.kind == CIDR_GROUP:
+            policy, group = Policy(ref, ()), read_cidr_group(spec)
+        else:
+            policy = _policy(head, spec)
+    if policy is None:
         return None
-    node, ref = head
-    if ref.kind == NETWORK_POLICY:
-        node.only(("apiVersion", "kind", "metadata", "spec", "status"))
-        spec = node.required("spec", "the policy's rules")
-        read = read_network_policy(spec, ref.namespace) if spec is not None else None
-        return Policy(ref, (read,)) if read is not None else None
-    node.only(("apiVersion", "kind", "metadata", "spec", "specs", "status"))
+    if not stored:
+        found = ((rule.path, document.line(rule.path)) for rule in policy.rules())
+        policy = replace(policy, lines={path: line for path, line in found if line is not None})
+    return Manifest(policy, canonical(document.value), group)
+
+
+def _cilium_policy(head: Head) -> Policy | None:
+    node, namespace = head.node, head.ref.namespace
     found: list[RuleSpec | None] = []
     single, several = node.child("spec"), node.child("specs")
     if single is not None:
-        found.append(read_cilium_spec(single, ref.namespace))
+        found.append(read_cilium_spec(single, namespace))
     if several is not None:
-        found.extend(read_cilium_spec(item, ref.namespace) for item in several.items())
-    if not found and not report.violations:
-        report.add(node.path_of("spec"), "missing, expected the policy's rules in spec or specs")
+        found.extend(read_cilium_spec(item, namespace) for item in several.items())
+    if not found and not node.report.violations:
+        node.report.add(node.path_of("spec"), "missing, expected the policy's rules in spec or specs")
     specs = tuple(spec for spec in found if spec is not None)
-    return Policy(ref, specs) if specs else None
+    return Policy(head.ref, specs, audit=bool(head.audit)) if specs else None
 
 
-def _head(document: Document, report: Report) -> tuple[Node, PolicyRef] | None:
-    """The document and its name; None after violations."""
-    # Paths inside an element of a List are relative to it: what is printed is what its author wrote.
-    node = Node(document.value, "", report)
-    where = f"{document.path}: " if document.path else ""
-    if not isinstance(document.value, dict):
-        report.subject = where.rstrip(": ")
-        report.add("kind", f"got {type_name(document.value)}, expected an object with apiVersion and kind")
-        return None
-    kind_node = node.required("kind", f"one of {', '.join(API_VERSIONS)}")
-    kind = kind_node.value if kind_node is not None else None
-    if kind_node is not None and (not isinstance(kind, str) or kind not in API_VERSIONS):
-        kind_node.wrong(f"one of {', '.join(API_VERSIONS)}")
-        return None
-    if not isinstance(kind, str):
-        return None
-    report.subject = where + kind
-    version = node.required("apiVersion", API_VERSIONS[kind])
-    if version is not None and version.value != API_VERSIONS[kind]:
-        version.wrong(f"{API_VERSIONS[kind]} for a {kind}")
-    metadata = node.required("metadata", "an object with a name")
-    if metadata is None or not metadata.only(_METADATA):
-        return None
-    name = _name(metadata)
-    namespace = _namespace(metadata, kind)
-    if name is None or namespace is None:
-        return None
-    ref = PolicyRef(kind, namespace, name)
-    report.subject = where + str(ref)
-    if version is None or version.value != API_VERSIONS[kind]:
-        return None
-    return node, ref
-
-
-def _name(metadata: Node) -> str | None:
-    node = metadata.required("name", "the policy's name")
-    name = node.text("a name") if node is not None else None
-    if node is not None and name is not None and (problem := object_name_problem(name)):
-        node.wrong(problem)
-        return None
-    return name
-
-
-def _namespace(metadata: Node, kind: str) -> str | None:
-    node = metadata.child("namespace")
-    if kind == CILIUM_CLUSTERWIDE:
-        if node is not None and node.value != "":
-            node.wrong(f"no namespace on a {kind}")
+def _policy(head: Head, spec: Node) -> Policy | None:
+    ref, audit = head.ref, bool(head.audit)
+    if ref.kind == NETWORK_POLICY:
+        read = read_network_policy(spec, ref.namespace)
+        return Policy(ref, (read,), audit=audit) if read is not None else None
+    if ref.kind == OWN:
+        own = read_own_spec(spec, ref.namespace)
+        if own is None:
             return None
-        return ""
-    if node is None:
-        return DEFAULT_NAMESPACE
-    name = node.text("a namespace")
-    if name is not None and (problem := namespace_problem(name)):
-        node.wrong(problem)
+        if own.audit is not None and head.audit is not None and own.audit is not head.audit:
+            spec.report.add(
+                spec.path_of("audit"), "does not say the same as the annotation, expected one of the two only"
+            )
+        return Policy(ref, (own.spec,), own.tier, own.priority, audit or bool(own.audit))
+    admin = read_admin_spec(spec, baseline=ref.kind == BASELINE)
+    if admin is None:
         return None
-    return name
+    tier = Tier.BASELINE if ref.kind == BASELINE else Tier.ADMIN
+    return Policy(ref, (admin[0],), tier, admin[1], audit)

@@ -26,6 +26,8 @@ RESERVED_NAMES = (
     "world-ipv4",
     "world-ipv6",
 )
+# Those of them that are prefixes too: entities name them, label selectors do not.
+WORLD_FAMILIES = {"world-ipv4": "0.0.0.0/0", "world-ipv6": "::/0"}
 
 
 def namespace_problem(name: str) -> str | None:
