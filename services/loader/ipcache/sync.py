@@ -95,7 +95,7 @@ class IpcacheSync:
         self._flush()
 
     def prefix_identities(self) -> Mapping[str, int]:
-        """The prefixes of policies that the kernel holds as such, with their numbers."""
+        """The prefixes that policies name, with their numbers: at the start those that the kernel holds."""
         return self._table.prefix_identities()
 
     def change_prefixes(self, changes: Mapping[str, int | None]) -> None:
@@ -104,11 +104,6 @@ class IpcacheSync:
         """
         for prefix, number in changes.items():
             self._table.put_prefix(prefix, number)
-        self._flush()
-
-    def prefixes_complete(self) -> None:
-        """All prefixes are known that policies name: others are leftovers."""
-        self._table.settle_prefixes()
         self._flush()
 
     def prefix_problem(self) -> str:
@@ -181,8 +176,7 @@ class IpcacheSync:
         self._flush()
 
     def _settle(self) -> None:
-        # Only when both sources have told all they have is a leftover in the kernel known to be one. Prefixes
-        # of policies are told apart by their numbers; the policy service speaks of them.
+        # Only when both sources have told all they have is a leftover in the kernel known to be one.
         if self._complete and self._nodes_complete:
             self._table.settle()
 

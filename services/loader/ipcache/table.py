@@ -58,7 +58,9 @@ class IpcacheTable:
         self._host: dict[str, Meaning] = {}
         self._local: dict[str, FeedEntry] = {}
         self._feed: dict[str, FeedEntry] = {}
-        self._prefixes: dict[str, FeedEntry] = {}
+        self._prefixes = {
+            prefix: FeedEntry(held) for prefix, held in kernel.items() if is_prefix_number(held.identity)
+        }
         self._prefixes_changed: set[str] = set()
         self._dirty: set[str] = set()
         self._waiting: set[str] = set()
@@ -66,7 +68,6 @@ class IpcacheTable:
         self._received = 0
         self._snapshot: set[str] | None = None
         self._settled = False
-        self._prefixes_settled = False
 
     @property
     def waiting(self) -> frozenset[str]:
@@ -140,10 +141,10 @@ class IpcacheTable:
             self._snapshot.discard(prefix)
 
     def prefix_identities(self) -> dict[str, int]:
-        """What the kernel holds of prefixes that policies name: their numbers."""
-        return {
-            prefix: held.identity for prefix, held in self._kernel.items() if is_prefix_number(held.identity)
-        }
+        """The prefixes that policies name, as far as this table knows, with their numbers: at the start those
+        that the kernel holds.
+        """
+        return {prefix: entry.meaning.identity for prefix, entry in self._prefixes.items()}
 
     def put_prefix(self, prefix: str, number: int | None) -> None:
         """A policy names the prefix, by this number; None: none does any more."""
@@ -176,26 +177,12 @@ class IpcacheTable:
         self._received = revision
 
     def settle(self) -> None:
-        """All sources but policies have told all they have: what the kernel holds beyond that is a
-        leftover.
+        """All sources have told all they have: what the kernel holds beyond that is a leftover. Of prefixes
+        that policies named :meth:`put_prefix` says when they are gone.
         """
         if not self._settled:
             self._settled = True
-            self._dirty.update(
-                prefix
-                for prefix, held in self._kernel.items()
-                if self._meaning(prefix) is None and not is_prefix_number(held.identity)
-            )
-
-    def settle_prefixes(self) -> None:
-        """All prefixes that policies name are known: others that the kernel holds are leftovers."""
-        if not self._prefixes_settled:
-            self._prefixes_settled = True
-            self._dirty.update(
-                prefix
-                for prefix, held in self._kernel.items()
-                if self._meaning(prefix) is None and is_prefix_number(held.identity)
-            )
+            self._dirty.update(prefix for prefix in self._kernel if self._meaning(prefix) is None)
 
     def reach(self, identity_revision: int) -> None:
         """The policy maps know every identity made up to this revision."""

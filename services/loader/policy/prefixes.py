@@ -21,13 +21,10 @@ class PrefixIdentities(Protocol):
     """Where prefixes in use by identity go: the ipcache."""
 
     def prefix_identities(self) -> Mapping[str, int]:
-        """The prefixes of policies that the kernel holds as such, with their numbers."""
+        """Those that are known, with their numbers: at the start what the kernel holds."""
 
     def change_prefixes(self, changes: Mapping[str, int | None]) -> None:
         """These prefixes mean these numbers, unless something else is at them, or nothing of their own."""
-
-    def prefixes_complete(self) -> None:
-        """All prefixes are known that policies refer to: others are leftovers."""
 
     def prefix_problem(self) -> str:
         """Why the kernel does not hold what was last said; empty when it does."""
@@ -45,7 +42,7 @@ class PolicyPrefixes:
         self._table = PrefixTable(identities.prefix_identities(), self._held)
         # What the tries are to hold where that may differ; None: nothing.
         self._todo: dict[str, int | None] = {}
-        self._complete = False
+        self._told = False
         self._error = ""
         # A former process may have died before it had flows judged again under what it left.
         self._unsure = bool(self._held)
@@ -58,7 +55,7 @@ class PolicyPrefixes:
     @property
     def due(self) -> bool:
         """Whether :meth:`release` has anything to do."""
-        return self._complete and (bool(self._table.waiting) or self._unsure)
+        return self._told and (bool(self._table.waiting) or self._unsure)
 
     @property
     def problem(self) -> str:
@@ -77,17 +74,8 @@ class PolicyPrefixes:
         """Takes what the service says: what ends does so at once. Returns whether another prefix than before
         may hold an address now.
         """
-        changes = self._table.update(upserts, deletes, whole=whole)
-        changed = self._apply(changes)
-        if whole:
-            self.complete()
-        return changed
-
-    def complete(self) -> None:
-        """The service has named all prefixes, or knows of none."""
-        if not self._complete:
-            self._complete = True
-            self._identities.prefixes_complete()
+        self._told = self._told or whole
+        return self._apply(self._table.update(upserts, deletes, whole=whole))
 
     def release(self) -> bool:
         """Every subject's entries are in force: what waited begins. Returns as :meth:`take`."""
