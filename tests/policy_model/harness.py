@@ -87,6 +87,7 @@ class Deployment:
     _ports: dict[int, frozenset[NamedPort]] = field(default_factory=dict)
     _uses: dict[str, PrefixUse] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=lambda: dict(WELL_KNOWN_PREFIXES))
+    _checked: dict[str, SubjectPolicy] = field(default_factory=dict)
     _last_cookie: int = 0
     _last_identity: int = FIRST_IDENTITY - 1
     _last_prefix: int = FIRST_PREFIX - 1
@@ -114,9 +115,9 @@ class Deployment:
                 del members[ref.name]
         for manifest in manifests:
             ref = manifest.policy.ref
-            if manifest.group is not None:
+            if getattr(manifest, "group", None) is not None:
                 groups[ref.name] = manifest.policy
-                members[ref.name] = manifest.group
+                members[ref.name] = getattr(manifest, "group")
                 continue
             if policies.get(ref) != manifest.policy:
                 self._cookies[ref] = self._new_cookies(manifest.policy)
@@ -267,6 +268,7 @@ class Deployment:
 
     def _apply(self, events: Sequence[Event]) -> None:
         """Give a batch to the engine and replay what it answers."""
+        self._checked.clear()
         if not events:
             return
         changes = self.engine.apply(events)
@@ -345,6 +347,8 @@ class Deployment:
         """What the engine says of an end's policy. It is what a computation from nothing says, and what the
         replica has been told; AssertionError otherwise.
         """
+        if name in self._checked:
+            return self._checked[name]
         subject = self.subject(name)
         assert subject is not None
         state = self.engine.state(subject)
