@@ -84,6 +84,31 @@ class RemovePeer:
 
 
 @dataclass(frozen=True, slots=True)
+class PutBlock:
+    """A prefix has a number, or another one, by which policies know the addresses in it."""
+
+    network: bytes
+    length: int
+    number: int
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.put_block(self.network, self.length, self.number)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveBlock:
+    """A prefix loses its number."""
+
+    network: bytes
+    length: int
+
+    def apply(self, model: Model) -> None:
+        """To the model."""
+        model.world.remove_block(self.network, self.length)
+
+
+@dataclass(frozen=True, slots=True)
 class PutHostPolicy:
     """The node itself comes under a subject's policy, 0: under none."""
 
@@ -197,6 +222,8 @@ Change = (
     | RemovePolicy
     | PutPeer
     | RemovePeer
+    | PutBlock
+    | RemoveBlock
     | PutHostPolicy
     | PutFailsafe
     | Exclude

@@ -15,6 +15,7 @@ from services.loader.bpf.layout import (
     Direction,
     IpcacheValue,
     PolicyKey,
+    pack_lpm_key,
 )
 from services.loader.bpf.maps import Map
 from services.loader.bpf.nat import Kind, NatEntry
@@ -28,11 +29,13 @@ from tests.fuzz.changes import (
     Expire,
     Forget,
     Purge,
+    PutBlock,
     PutEndpoint,
     PutFailsafe,
     PutHostPolicy,
     PutPeer,
     PutPolicy,
+    RemoveBlock,
     RemoveEndpoint,
     RemovePeer,
     RemovePolicy,
@@ -132,6 +135,10 @@ class KernelNode:
                 datapath.ipcache_put([(f"{rows.text(network)}/{length}", value)])
             case RemovePeer(network, length):
                 datapath.ipcache_delete([f"{rows.text(network)}/{length}"])
+            case PutBlock(network, length, number):
+                self._blocks(network).put(pack_lpm_key(network, length), struct.pack("=I", number))
+            case RemoveBlock(network, length):
+                self._blocks(network).delete(pack_lpm_key(network, length))
             case Collect():
                 datapath.conntrack_gc(time.monotonic())
             case Purge(address):
@@ -170,6 +177,9 @@ class KernelNode:
             # Its device stays attached also after the endpoint, as nothing in an episode needs it otherwise.
             self.datapath.attach_endpoint(row)
             self._attached.add(row.ifindex)
+
+    def _blocks(self, network: bytes) -> Map:
+        return self._maps["block4" if len(network) == 4 else "block6"]
 
     def _put_policy(self, subject: int, instance: int, policy: Policy) -> None:
         entries = [*rows.entries_of(instance, policy)]
@@ -233,7 +243,7 @@ class KernelNode:
         # So that flows get the same ports each time; a node that does not masquerade has no such map.
         if "nat_state" in self._maps:
             self._maps["nat_state"].put(bytes(4), struct.pack("=QII", 0x1234567890ABCDEF, 0, 0))
-        for name in self._maps.keys() & set(_TABLES):
+        for name in self._maps.keys() & {*_TABLES, "block4", "block6"}:
             self._maps[name].delete_many([key for key, _ in self._maps[name].items()])
 
     def close(self) -> None:

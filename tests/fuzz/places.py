@@ -9,11 +9,17 @@ from dataclasses import dataclass, field, replace
 from tests.fuzz.model.programs import Model
 from tests.fuzz.model.steps import MARK_OVERLAY, Action, Decision, Input, Way, mark_of
 from tests.fuzz.model.world import Endpoint
-from tests.fuzz.topology import IDENTITIES
+from tests.fuzz.topology import IDENTITIES, NUMBERS
 from tests.fuzz.variants import Variant
 
-_VNIS = (*IDENTITIES, *IDENTITIES, 0, 1, 2, 6, 0xFFFFFF)
-_MARKS = (*(mark_of(identity) for identity in (*IDENTITIES, 1, 2)), 0x0400, MARK_OVERLAY, 1, 0xFFFFFFFF)
+_VNIS = (*IDENTITIES, *IDENTITIES, 0, 1, 2, 6, 9, *NUMBERS)
+_MARKS = (
+    *(mark_of(identity) for identity in (*IDENTITIES, 1, 2, *NUMBERS)),
+    0x0400,
+    MARK_OVERLAY,
+    1,
+    0xFFFFFFFF,
+)
 # By who sends and who receives: local endpoint, node, or anybody else; in the order in which they apply.
 _FROM_ENDPOINT = ["from_container"] * 7 + ["to_netdev"] * 2
 _TO_ENDPOINT = ["to_container", "to_container", "from_overlay", "from_overlay", "from_host", "from_netdev"]

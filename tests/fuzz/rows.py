@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from ipaddress import ip_address
 
 from services.loader.bpf.layout import (
+    SPACE_AUDIT,
+    SPACE_BY_ADDRESS,
     CtEntry,
     Direction,
     EndpointRow,
@@ -19,11 +21,13 @@ from services.loader.bpf.nat import NatEntry
 from tests.fuzz.model.conntrack import Side
 from tests.fuzz.model.masquerade import Place
 from tests.fuzz.model.parsing import Tuple5
-from tests.fuzz.model.world import Endpoint, Policy
+from tests.fuzz.model.world import Endpoint, Policy, Tier
 
 # Far apart, and longer than any session: when an entry expires tells its state, and none does by itself.
 LIFETIMES = {"syn": 1_000_000, "established": 2_000_000, "closing": 3_000_000, "any": 4_000_000}
 _ECHO = (1, 58)
+# As the kernel counts them.
+_TIERS = {Tier.NORMAL: 0, Tier.ADMIN: 1, Tier.BASELINE: 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,28 @@ def entries_of(instance: int, policy: Policy) -> Iterator[tuple[PolicyKey, Polic
     """A policy's entries, in the map as ``instance``."""
     for direction, rules in ((Direction.INGRESS, policy.ingress), (Direction.EGRESS, policy.egress)):
         for entry in rules.entries:
-            key = PolicyKey(instance, entry.identity, direction, entry.protocol, entry.port, entry.prefix)
-            yield key, PolicyValue(deny=entry.deny, rule_cookie=entry.cookie)
+            space = _TIERS[entry.tier] | SPACE_BY_ADDRESS * entry.by_address | SPACE_AUDIT * entry.tried
+            key = PolicyKey(
+                instance, entry.identity, direction, entry.protocol, entry.port, entry.prefix, space
+            )
+            yield (
+                key,
+                PolicyValue(
+                    deny=entry.deny, passes=entry.passes, order=entry.order, rule_cookie=entry.cookie
+                ),
+            )
 
 
 def subject(instance: int, policy: Policy, entries: list[tuple[PolicyKey, PolicyValue]]) -> SubjectRow:
     """A subject's row; ``entries`` are those of :func:`entries_of`."""
     shapes = [
-        direction_shape(entries, direction, enforced=rules.enforced, audit=rules.audit)
+        direction_shape(
+            entries,
+            direction,
+            enforced=rules.enforced,
+            audit=rules.audit,
+            audit_enforced=rules.tries_to_enforce,
+        )
         for direction, rules in ((Direction.INGRESS, policy.ingress), (Direction.EGRESS, policy.egress))
     ]
     return SubjectRow(instance, policy.epoch, policy.epoch, *shapes)

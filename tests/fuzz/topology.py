@@ -13,9 +13,11 @@ from tests.fuzz.changes import (
     Collect,
     Expire,
     Purge,
+    PutBlock,
     PutEndpoint,
     PutPeer,
     PutPolicy,
+    RemoveBlock,
     RemoveEndpoint,
     RemovePeer,
     RemovePolicy,
@@ -26,16 +28,22 @@ from tests.fuzz.model.world import (
     HOST,
     REMOTE_NODE,
     WORLD,
+    WORLD_IPV4,
+    WORLD_IPV6,
     DirectionPolicy,
     Endpoint,
     Entry,
     Peer,
     Policy,
+    Tier,
 )
 from tests.fuzz.node_changes import NodeChanges
 from tests.fuzz.variants import Variant
 
 IDENTITIES = (300, 301, 302, 4096, 65535)
+# Of prefixes that policies name, by identity and by address.
+NUMBERS = (0xFF0000, 0xFF0001, 0xFF8000, 0xFFFFFF)
+OUTSIDE = (WORLD, WORLD_IPV4, WORLD_IPV6, *NUMBERS)
 RATES = (0, 0, 0, 1_000_000, 125)
 
 
@@ -63,6 +71,7 @@ class Topology:
                     changes.append(PutPeer(address, len(address) * 8, Peer(endpoint.identity)))
         for number in self._variant.families:
             changes += self._peers(number)
+            changes += self._blocks(number)
         for subject in SUBJECTS:
             if pick.random() < 0.93:
                 changes.append(self._policy(subject))
@@ -81,6 +90,7 @@ class Topology:
             (2, self._new_endpoint),
             (4, self._new_peer),
             (2, self._gone_peer),
+            (3, self._changed_block),
             (6, self._expired_flows),
             (1, self._collected),
             (1, self._purged),
@@ -196,17 +206,38 @@ class Topology:
         pick = self._random
         if pick.random() < 0.25:
             return DirectionPolicy()
-        denies = pick.random() < 0.4
-        entries: dict[tuple[int, int, int, int], Entry] = {}
+        denies, is_tried = pick.random() < 0.4, pick.random() < 0.3
+        # Most subjects have none but the normal tier's entries for identities.
+        is_layered = pick.random() < 0.5
+        entries: dict[tuple[object, ...], Entry] = {}
         for _ in range(pick.randrange(0, 12)):
             entry = self._entry(deny=denies and pick.random() < 0.25)
-            entries[entry.identity, entry.protocol, entry.port, entry.prefix] = entry
+            if is_layered:
+                entry = self._layered(entry)
+            if is_tried:
+                entry = replace(entry, tried=pick.random() < 0.4)
+            place = (entry.tier, entry.by_address, entry.tried)
+            entries[(*place, entry.identity, entry.protocol, entry.port, entry.prefix)] = entry
         named = tuple(replace(entry, cookie=number) for number, entry in enumerate(entries.values(), 1))
-        return DirectionPolicy(pick.random() < 0.85, pick.random() < 0.08, named)
+        tries_to_enforce = is_tried and pick.random() < 0.5
+        enforced = pick.random() < (0.6 if is_layered or is_tried else 0.85)
+        return DirectionPolicy(enforced, pick.random() < 0.08, named, tries_to_enforce)
+
+    def _layered(self, entry: Entry) -> Entry:
+        """The entry in some tier, perhaps by address; the normal tier has no orders, and nothing to pass."""
+        pick = self._random
+        if pick.random() < 0.4:
+            entry = replace(entry, identity=pick.choice(NUMBERS), by_address=True)
+        tier = pick.choice((Tier.ADMIN, Tier.NORMAL, Tier.BASELINE))
+        if tier is Tier.NORMAL:
+            return entry
+        deny, passes = pick.choice(((False, False), (True, False), (False, True)))
+        order = pick.choice((0, 1, 2, 3, 1 << 30, 1000 << 16 | 7, 0xFFFFFFFF))
+        return replace(entry, tier=tier, deny=deny, passes=passes, order=order)
 
     def _entry(self, *, deny: bool) -> Entry:
         pick = self._random
-        identity = pick.choice((0, 0, *self._identities, *self._identities, HOST, WORLD, REMOTE_NODE))
+        identity = pick.choice((0, 0, *self._identities, *self._identities, HOST, *OUTSIDE, REMOTE_NODE))
         protocol = pick.choice((0, 0, TCP, TCP, UDP, UDP, SCTP, ICMP, ICMPV6))
         if not protocol:
             return Entry(identity, 0, 0, 0, deny)
@@ -236,7 +267,7 @@ class Topology:
 
     def _random_peer(self) -> Peer:
         pick = self._random
-        identity = pick.choice((*self._identities, WORLD, REMOTE_NODE, 70000, 1 << 24 | 5, HOST))
+        identity = pick.choice((*self._identities, *OUTSIDE, REMOTE_NODE, 70000, HOST))
         # What is tunnelled carries the identity of its sender, not its own; both exist with and without.
         return self._peer(identity) if pick.random() < 0.3 and identity != HOST else Peer(identity)
 
@@ -253,6 +284,26 @@ class Topology:
         known = model.world.prefixes()
         if known:
             yield RemovePeer(*self._random.choice(known))
+
+    # Prefixes that policies know addresses by
+
+    def _blocks(self, number: int) -> Iterator[Change]:
+        pick, family = self._random, FAMILIES[number]
+        for network, length in pick.sample(family.prefixes, pick.randrange(0, 6)):
+            yield PutBlock(network, length, pick.choice(NUMBERS))
+        for address in family.everybody():
+            if pick.random() < 0.1:
+                yield PutBlock(address, family.bits, pick.choice(NUMBERS))
+
+    def _changed_block(self, model: Model) -> Iterator[Change]:
+        pick = self._random
+        known = model.world.blocks()
+        if known and pick.random() < 0.5:
+            yield RemoveBlock(*pick.choice(known))
+            return
+        family = FAMILIES[pick.choice(self._variant.families)]
+        network, length = pick.choice([*family.prefixes, *((a, family.bits) for a in family.everybody())])
+        yield PutBlock(network, length, pick.choice(NUMBERS))
 
     # Flows
 

@@ -139,9 +139,12 @@ class Conntrack:
         if after == before:
             return before
         rules = row.ingress if side == RESPONDER else row.egress
-        verdict = policy.look_up(rules, identity, flow.tuple.protocol, responders_port(flow.tuple))
+        # The flow's ends count: an error may come from anywhere.
+        address = flow.tuple.source if side == RESPONDER else flow.tuple.destination
+        other = self._world.other(identity, address)
+        verdict = policy.look_up(rules, other, flow.tuple.protocol, responders_port(flow.tuple))
         reporter.judged(verdict, row.epoch, is_first=before is None and not packet.is_error)
-        if verdict.reason is not None and not verdict.is_audited:
+        if verdict.reason is not None:
             raise Drop(verdict.reason)
         return after
 

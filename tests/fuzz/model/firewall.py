@@ -43,8 +43,6 @@ class Firewall:
         else:
             begun_by_sender = self._begun_by_sender(packet, sends=sends)
             if begun_by_sender is None and not packet.may_start:
-                if packet.is_error and packet.flow.protocol == TCP and not sends:
-                    other = self._world.peer_at(packet.flow.source).identity
                 self._alone(None, packet, sends=sends, other=other, reporter=reporter)
                 return
             flow, direction = Flow(packet.flow), INITIATOR
@@ -104,9 +102,10 @@ class Firewall:
             if after == before:
                 return before
             rules = row.ingress if side == RESPONDER else row.egress
-            verdict = policy.look_up(rules, other, protocol, port)
+            address = flow.tuple.source if side == RESPONDER else flow.tuple.destination
+            verdict = policy.look_up(rules, self._world.other(other, address), protocol, port)
             reporter.judged(verdict, row.epoch, is_first=before is None and not is_error)
-            reason = None if verdict.is_audited else verdict.reason
+            reason = verdict.reason
         if reason is None:
             return after
         if Failsafe(side == RESPONDER, protocol, port) not in self._world.failsafe:
@@ -132,10 +131,12 @@ class Firewall:
         if row is None:
             raise Drop(Reason.POLICY_NOT_READY)
         rules = row.egress if sends else row.ingress
-        if not rules.enforced and not any(entry.deny for entry in rules.entries):
+        if not rules.is_in_force and not rules.is_tried:
             # As long as no policy says otherwise it is the stack's to refuse.
             return
         if drop is not None and drop.reason not in _KNOWABLE:
+            if not rules.is_in_force:
+                return
             raise drop
         assert place is not None
         protocol = place.protocol if isinstance(place, Header) else _icmp(place)
@@ -145,11 +146,14 @@ class Firewall:
             kind = 0 if place.family == 4 else ECHO_REPLY6
         elif protocol in (ICMP, ICMPV6):
             if place.start >= len(about.frame):
+                if not rules.is_in_force:
+                    return
                 raise Drop(Reason.CT_HEADER)
             kind = about.frame[place.start]
-        verdict = policy.look_up(rules, other, protocol, kind)
+        address = place.destination if sends else place.source
+        verdict = policy.look_up(rules, self._world.other(other, address), protocol, kind)
         reporter.judged(verdict, row.epoch, is_first=False)
-        if verdict.reason is not None and not verdict.is_audited:
+        if verdict.reason is not None:
             raise Drop(verdict.reason)
 
 

@@ -18,7 +18,7 @@ from tests.fuzz.model.steps import (
     mark_of,
     point_of,
 )
-from tests.fuzz.model.world import HOST, REMOTE_NODE, Endpoint, Peer
+from tests.fuzz.model.world import HOST, REMOTE_NODE, Endpoint, Peer, is_outside
 
 
 class PodPrograms(Steps):
@@ -101,6 +101,9 @@ class PodPrograms(Steps):
         sender = REMOTE_NODE if given.vni == HOST else given.vni
         about.source_identity = sender
         parsed = self._parsed(given.frame)
+        here = self.world.peer_at(parsed.source).identity
+        if is_outside(sender) and is_outside(here):
+            about.source_identity = sender = here
         local = self.world.by_address.get(parsed.destination)
         if local is not None:
             self._receives(parsed, local, sender)

@@ -72,12 +72,16 @@ class Reporter:
 
     def judged(self, verdict: Verdict, revision: int, *, is_first: bool) -> None:
         """A policy was looked up; ``is_first``: this side has not judged the flow before."""
-        passed_by_audit = verdict.reason is not None and verdict.is_audited
-        admitted = verdict.reason is None and verdict.is_enforced and is_first
-        if self.world.wants_events and (passed_by_audit or admitted):
-            cookie = verdict.entry.cookie if verdict.entry is not None else 0
-            said = "audit" if passed_by_audit else "allow"
-            self.made.append(self._report("verdict", verdict.reason or 0, said, rule=(cookie, revision)))
+        if not self.world.wants_events:
+            return
+        if verdict.spared is not None:
+            reason, said, entry = verdict.spared.reason or 0, "audit", verdict.spared.entry
+        elif verdict.reason is None and verdict.is_told and is_first:
+            reason, said, entry = 0, "allow", verdict.entry
+        else:
+            return
+        rule = (entry.cookie if entry is not None else 0, revision)
+        self.made.append(self._report("verdict", reason, said, rule=rule))
 
     def failsafe(self, revision: int) -> None:
         """The node's policy denies a flow that no policy may close."""

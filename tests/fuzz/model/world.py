@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import IntEnum
 
-HOST, WORLD, REMOTE_NODE = 1, 2, 6
+HOST, WORLD, REMOTE_NODE, WORLD_IPV4, WORLD_IPV6 = 1, 2, 6, 9, 10
 WORKLOADS = range(256, 65536)
+# Of prefixes that policies name.
+PREFIXES = range(0xFF0000, 0x1000000)
 HOST_ENDPOINT = 0xFFFFFFFF
 
 
@@ -70,11 +73,20 @@ class Endpoint:
         return tuple(address for address in (self.ipv4, self.ipv6) if address is not None)
 
 
+class Tier(IntEnum):
+    """Who is asked, and in which order."""
+
+    ADMIN = 0
+    NORMAL = 1
+    BASELINE = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """A policy entry. ``identity`` and ``protocol`` 0 are any; ``port`` counts in ``prefix`` leading bits.
 
-    ``cookie`` is what reports call it.
+    ``cookie`` is what reports call it. With ``by_address`` the identity is the number of a prefix; with
+    ``tried`` its policy is in audit mode. One that neither denies nor ``passes`` allows.
     """
 
     identity: int
@@ -83,24 +95,43 @@ class Entry:
     prefix: int
     deny: bool = False
     cookie: int = 0
+    tier: Tier = Tier.NORMAL
+    by_address: bool = False
+    tried: bool = False
+    passes: bool = False
+    order: int = 0
 
-    def covers(self, identity: int, protocol: int, port: int) -> bool:
+    def covers(self, other: Other, protocol: int, port: int) -> bool:
         """Whether the entry speaks of such a packet."""
         shift = 16 - self.prefix
-        return (
-            self.identity in (0, identity)
-            and self.protocol in (0, protocol)
-            and self.port >> shift == port >> shift
-        )
+        is_whose = self.identity == other.number if self.by_address else self.identity in (0, other.identity)
+        return is_whose and self.protocol in (0, protocol) and self.port >> shift == port >> shift
 
 
 @dataclass(frozen=True, slots=True)
 class DirectionPolicy:
-    """What a subject may do in one direction."""
+    """What a subject may do in one direction.
+
+    ``audit`` is the node's audit mode; with ``tries_to_enforce`` a policy in audit mode would enforce.
+    """
 
     enforced: bool = False
     audit: bool = False
     entries: tuple[Entry, ...] = ()
+    tries_to_enforce: bool = False
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether it can deny anything."""
+        binding = [entry for entry in self.entries if not entry.tried]
+        return self.enforced or any(
+            entry.deny or entry.tier is not Tier.NORMAL or entry.by_address for entry in binding
+        )
+
+    @property
+    def is_tried(self) -> bool:
+        """Whether there is a policy in audit mode."""
+        return self.tries_to_enforce or any(entry.tried for entry in self.entries)
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +149,14 @@ class Peer:
 
     identity: int
     tunnel: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Other:
+    """Who is at the other end of a flow. ``number`` is that of its address's prefix, None without one."""
+
+    identity: int
+    number: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +186,7 @@ class World:
         self.wants_events = False
         self.wants_trace = False
         self._ipcache: dict[tuple[bytes, int], Peer] = {}
+        self._blocks: dict[tuple[bytes, int], int] = {}
 
     @property
     def host(self) -> Endpoint | None:
@@ -193,6 +233,29 @@ class World:
             if length > longest and is_within(address, network, length):
                 best, longest = peer, length
         return best
+
+    def put_block(self, network: bytes, length: int, number: int) -> None:
+        """The number of a prefix that policies know addresses by."""
+        self._blocks[network, length] = number
+
+    def remove_block(self, network: bytes, length: int) -> None:
+        """Policies know no addresses by that prefix any more."""
+        self._blocks.pop((network, length), None)
+
+    def blocks(self) -> list[tuple[bytes, int]]:
+        """The prefixes with numbers."""
+        return list(self._blocks)
+
+    def other(self, identity: int, address: bytes) -> Other:
+        """Who is at the other end of a flow."""
+        holding = [block for block in self._blocks if is_within(address, *block)]
+        longest = max(holding, key=lambda block: block[1], default=None)
+        return Other(identity, self._blocks[longest] if longest is not None else None)
+
+
+def is_outside(identity: int) -> bool:
+    """Whether nobody of the cluster has it."""
+    return identity in (WORLD, WORLD_IPV4, WORLD_IPV6) or identity in PREFIXES
 
 
 def is_within(address: bytes, network: bytes, length: int) -> bool:
