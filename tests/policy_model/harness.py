@@ -115,9 +115,9 @@ class Deployment:
                 del members[ref.name]
         for manifest in manifests:
             ref = manifest.policy.ref
-            if getattr(manifest, "group", None) is not None:
+            if manifest.group is not None:
                 groups[ref.name] = manifest.policy
-                members[ref.name] = getattr(manifest, "group")
+                members[ref.name] = manifest.group
                 continue
             if policies.get(ref) != manifest.policy:
                 self._cookies[ref] = self._new_cookies(manifest.policy)

@@ -85,7 +85,7 @@ def case(
     probes: list[dict[str, Any]],
     **more: Any,
 ) -> dict[str, Any]:
-    namespaces = {item["ns"]: {"labels": {}} for item in pods}
+    namespaces: dict[str, Any] = {item["ns"]: {"labels": {}} for item in pods}
     return {
         "id": name,
         "namespaces": namespaces,
