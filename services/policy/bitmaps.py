@@ -87,7 +87,8 @@ class LabelIndex:
 
     def matching(self, selector: Selector) -> BitMap:
         """The identities that a selector matches, as a set of the caller's own."""
-        positive, negative = [], []
+        positive: list[BitMap] = []
+        negative: list[BitMap] = []
         for requirement in selector.requirements:
             wanted = requirement.operator in (Operator.IN, Operator.EXISTS)
             (positive if wanted else negative).append(self._meeting(requirement))
@@ -103,7 +104,7 @@ class LabelIndex:
     def _meeting(self, requirement: Requirement) -> BitMap:
         """Who has the key, with one of the values if there are some."""
         key = requirement.key
-        sources = (requirement.source,)
+        sources: tuple[str, ...] = (requirement.source,)
         if requirement.source == ANY_SOURCE:
             sources = self._sources.get(key, ())
         if requirement.operator in (Operator.EXISTS, Operator.DOES_NOT_EXIST):

@@ -33,10 +33,11 @@ from services.policy.engine_events import (
 )
 from services.policy.engine_rules import Part, RuleInForce, Spec, User
 from services.policy.engine_state import SubjectState
+from services.policy.engine_words import claim_of
 from services.policy.entries import SubjectPolicy
 from services.policy.prefixes import PrefixUse, prefix_labels
 from services.policy.resolve import BoundPolicy
-from services.policy.rules import NamedPort, PolicyRef
+from services.policy.rules import NamedPort, PolicyRef, Rule, RuleSpec
 from services.policy.selector import Labels
 from services.policy.selector_cache import Change, SelectorCache
 
@@ -83,8 +84,7 @@ class Engine:
         for event in events:
             match event:
                 case PolicyPut(bound):
-                    self._delete_policy(bound.ref)
-                    self._add_policy(bound)
+                    self._put_policy(bound)
                 case PolicyDelete(ref):
                     self._delete_policy(ref)
                 case IdentityPut(number, labels):
@@ -135,22 +135,59 @@ class Engine:
 
     # -- policies
 
-    def _add_policy(self, bound: BoundPolicy) -> None:
+    def _put_policy(self, bound: BoundPolicy) -> None:
+        former = self._policies.pop(bound.ref, [])
         specs = self._policies[bound.ref] = []
         for declared in bound.policy.specs:
             spec = Spec(bound.policy, declared)
-            if declared.nodes:
-                self._for_nodes[spec] = None
+            kept = next((other for other in former if other.heads_as(spec)), None)
+            if kept is None:
+                self._add_spec(spec, bound)
             else:
-                spec.selected = self._cache.use(declared.subject, spec)
-            for stated in declared.rules:
-                rule = RuleInForce(spec, stated, bound.cookies[stated.path], self._cache)
-                if rule.egress_names:
-                    self._by_port_name[rule] = None
-                spec.rules.append(rule)
-            for state in self._selected(spec):
-                self._select(state, spec)
+                former.remove(kept)
+                spec = kept
+                self._change_rules(spec, declared, bound)
             specs.append(spec)
+        # Last, so that what others use as well is not forgotten meanwhile.
+        for spec in former:
+            self._delete_spec(spec)
+
+    def _add_spec(self, spec: Spec, bound: BoundPolicy) -> None:
+        if spec.spec.nodes:
+            self._for_nodes[spec] = None
+        else:
+            spec.selected = self._cache.use(spec.spec.subject, spec)
+        for stated in spec.spec.rules:
+            spec.rules.append(self._enforce(spec, stated, bound.cookies[stated.path]))
+        for state in self._selected(spec):
+            self._select(state, spec)
+
+    def _change_rules(self, spec: Spec, declared: RuleSpec, bound: BoundPolicy) -> None:
+        """Take over the rules that differ, of a spec that applies to the same subjects."""
+        former = {rule.rule.path: rule for rule in spec.rules}
+        spec.spec, spec.rules = declared, []
+        for stated in declared.rules:
+            cookie = bound.cookies[stated.path]
+            rule = former.get(stated.path)
+            if rule is not None and rule.rule == stated and rule.claim == claim_of(stated, cookie):
+                del former[stated.path]
+            else:
+                rule = self._enforce(spec, stated, cookie)
+                self._each(SubjectState.add, rule, rule.parts)
+            spec.rules.append(rule)
+        for rule in former.values():
+            self._each(SubjectState.remove, rule, rule.parts)
+            self._retire(rule)
+
+    def _enforce(self, spec: Spec, stated: Rule, cookie: int) -> RuleInForce:
+        rule = RuleInForce(spec, stated, cookie, self._cache)
+        if rule.egress_names:
+            self._by_port_name[rule] = None
+        return rule
+
+    def _retire(self, rule: RuleInForce) -> None:
+        self._by_port_name.pop(rule, None)
+        rule.release(self._cache)
 
     def _selected(self, spec: Spec) -> list[SubjectState]:
         if spec.selected is None:
@@ -164,14 +201,16 @@ class Engine:
 
     def _delete_policy(self, ref: PolicyRef) -> None:
         for spec in self._policies.pop(ref, ()):
-            for state in list(spec.subjects):
-                self._unselect(state, spec)
-            self._for_nodes.pop(spec, None)
-            for rule in spec.rules:
-                self._by_port_name.pop(rule, None)
-                rule.release(self._cache)
-            if spec.selected is not None:
-                self._cache.release(spec.selected, spec)
+            self._delete_spec(spec)
+
+    def _delete_spec(self, spec: Spec) -> None:
+        for state in list(spec.subjects):
+            self._unselect(state, spec)
+        self._for_nodes.pop(spec, None)
+        for rule in spec.rules:
+            self._retire(rule)
+        if spec.selected is not None:
+            self._cache.release(spec.selected, spec)
 
     def _select(self, state: SubjectState, spec: Spec) -> None:
         state.specs[spec] = None
@@ -310,7 +349,7 @@ class Engine:
     ) -> None:
         for state in rule.spec.subjects if parts else ():
             for part in parts:
-                for column in part.columns:
+                for column in part.columns_of(state):
                     change(state, column, part)
             self._touched[state] = None
 

@@ -44,6 +44,15 @@ class Spec:
         self.subjects: dict[SubjectState, None] = {}
         self.selected: Matched[User] | None = None
 
+    def heads_as(self, other: Spec) -> bool:
+        """Whether both apply to the same subjects in the same way, whatever their rules say."""
+        return (self.space, self.enforces, self.spec.nodes, self.spec.subject) == (
+            other.space,
+            other.enforces,
+            other.spec.nodes,
+            other.spec.subject,
+        )
+
 
 class Part:
     """What one rule says about one of its peers: for all of `columns` and whoever `matched` has, `claim`.

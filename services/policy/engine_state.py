@@ -18,7 +18,6 @@ from services.policy.engine_words import (
     IDENTITY_BITS,
     IDENTITY_MASK,
     NOBODY,
-    key_of,
     moves,
     split_column,
     value_of,
@@ -192,22 +191,30 @@ class SubjectState:
             return None
         if not self.tracked:
             return self._told(said, reset=True)
-        upserts, deletes = [], []
+        upserts: list[tuple[EntryKey, EntryValue]] = []
+        deletes: list[EntryKey] = []
         moved = 0
-        last: tuple[int, int, int] | None = None
-        values: dict[int, EntryValue] = {}
+        # What changes in one way comes in runs: a run is worked out once.
+        run: tuple[int, int, int] | None = None
+        live = False
         for key, before in self.was.items():
             after = self.now[key]
             if before == after:
                 continue
-            column = key >> IDENTITY_BITS
-            if (column, before, after) != last and (not inert or key & IDENTITY_MASK not in inert):
-                last = column, before, after
+            column, number = key >> IDENTITY_BITS, key & IDENTITY_MASK
+            if (column, before, after) != run:
+                run = column, before, after
+                direction, protocol, port, prefix, space = split_column(column)
+                value = value_of(after)
+                live = True
+            if live and number not in inert:
                 moved |= self._moves(column, before, after)
+                live = False
+            entry = EntryKey(direction, number, protocol, port, prefix, space)
             if after == NOBODY:
-                deletes.append(key_of(key))
+                deletes.append(entry)
             else:
-                upserts.append((key_of(key), values.get(after) or values.setdefault(after, value_of(after))))
+                upserts.append((entry, value))
         if not upserts and not deletes and said == self.said:
             return None
         for direction in Direction:

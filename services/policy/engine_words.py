@@ -8,7 +8,7 @@ allowing, then by cookie.
 
 from __future__ import annotations
 
-from services.policy.entries import EntryKey, EntryValue, PortKey
+from services.policy.entries import EntryValue, PortKey
 from services.policy.rules import Direction, Rule
 
 IDENTITY_BITS = 24
@@ -31,11 +31,6 @@ def split_column(column: int) -> tuple[int, int, int, int, int]:
     """(direction, protocol, port, prefix, space)."""
     head = column >> 29
     return head & 1, column >> 21 & 0xFF, column >> 5 & 0xFFFF, column & 0x1F, head >> 1
-
-
-def key_of(key: int) -> EntryKey:
-    direction, protocol, port, prefix, space = split_column(key >> IDENTITY_BITS)
-    return EntryKey(direction, key & IDENTITY_MASK, protocol, port, prefix, space)
 
 
 def claim_of(rule: Rule, cookie: int) -> int:

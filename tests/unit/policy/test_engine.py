@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,15 +19,29 @@ from services.policy.engine import (
     PolicyDelete,
     PolicyPut,
     PortsPut,
+    PrefixDelete,
+    PrefixPut,
     Subject,
     SubjectAdd,
+    SubjectChange,
     SubjectRemove,
 )
-from services.policy.entries import EntryKey, EntryValue, SubjectPolicy
+from services.policy.entries import (
+    BY_ADDRESS,
+    EntryKey,
+    EntryValue,
+    SubjectPolicy,
+    Transition,
+    judge,
+)
+from services.policy.prefixes import PrefixUse
 from services.policy.resolve import BoundPolicy, resolve
 from services.policy.rules import (
+    CidrGroupPeer,
+    CidrPeer,
     Direction,
     NamedPort,
+    Peer,
     Policy,
     PolicyRef,
     PortMatch,
@@ -34,12 +50,18 @@ from services.policy.rules import (
     Protocol,
     Rule,
     RuleSpec,
+    Tier,
 )
 from services.policy.selector import ANY_SOURCE, K8S, Labels, Operator, Requirement, Selector, equals
 
 KEYS, VALUES = ("app", "tier"), ("a", "b", "c")
 NAMES = ("http", "dns")
-NUMBERS = st.integers(256, 262)
+NUMBERS = st.integers(256, 260)
+WORLD = 9
+# Each prefix has a number of its own; one more number is whatever prefix's.
+CIDRS = ("0.0.0.0/0", "10.0.0.0/8", "10.1.0.0/16", "10.1.2.0/24", "172.16.0.0/12", "::/0", "2001:db8::/32")
+PREFIX_NUMBERS = {cidr: 0xFF0000 + index for index, cidr in enumerate(CIDRS)} | {CIDRS[0]: WORLD}
+SPARE_NUMBER = 0xFFFFFF
 
 label_sets = st.dictionaries(st.sampled_from(KEYS), st.sampled_from(VALUES)).map(
     lambda found: Labels(f"k8s:{key}={value}" for key, value in found.items())
@@ -72,6 +94,15 @@ selectors = st.lists(
 ).map(Selector.of)
 
 
+cidr_peers = st.builds(
+    CidrPeer,
+    st.sampled_from(CIDRS),
+    st.lists(st.sampled_from(CIDRS[1:]), max_size=1).map(tuple),
+    st.booleans(),
+)
+peers: st.SearchStrategy[Peer] = st.one_of(selectors, cidr_peers, st.just(CidrGroupPeer("nobody")))
+
+
 @st.composite
 def port_ranges(draw: st.DrawFn) -> PortRange:
     first = draw(st.integers(80, 84))
@@ -87,38 +118,84 @@ port_matches: st.SearchStrategy[PortMatch] = st.one_of(port_ranges(), port_names
 
 
 @st.composite
-def specs(draw: st.DrawFn, path: str) -> RuleSpec:
-    rules = tuple(
-        Rule(
-            draw(st.sampled_from(Direction)),
-            draw(st.booleans()),
-            tuple(draw(st.lists(selectors, max_size=2))),
-            tuple(draw(st.lists(port_matches, max_size=2))),
-            f"{path}[{index}]",
+def specs(draw: st.DrawFn, path: str, tier: Tier) -> RuleSpec:
+    rules = []
+    for index in range(draw(st.integers(0, 3))):
+        action = draw(st.sampled_from(("allow", "deny", "pass" if tier is Tier.ADMIN else "allow")))
+        rules.append(
+            Rule(
+                draw(st.sampled_from(Direction)),
+                action == "deny",
+                tuple(draw(st.lists(peers, max_size=2))),
+                tuple(draw(st.lists(port_matches, max_size=2))),
+                f"{path}[{index}]",
+                action == "pass",
+                0 if tier is Tier.NORMAL else draw(st.integers(0, 3)),
+            )
         )
-        for index in range(draw(st.integers(0, 3)))
-    )
     default_deny = (draw(st.booleans()), draw(st.booleans()))
-    return RuleSpec(draw(selectors), rules, default_deny, path, nodes=draw(st.booleans()))
+    return RuleSpec(draw(selectors), tuple(rules), default_deny, path, nodes=draw(st.booleans()))
+
+
+REFS = st.builds(PolicyRef, st.just("CiliumNetworkPolicy"), st.just("shop"), st.sampled_from("abc"))
+
+
+@dataclass(frozen=True)
+class Edit:
+    """A policy that there is loses a rule, or two of its rules change places."""
+
+    ref: PolicyRef
+    place: int
+    swap: bool
+
+    def edited(self, policy: Policy) -> Policy:
+        spec = policy.specs[0]
+        rules = list(spec.rules)
+        if rules and not self.swap:
+            del rules[self.place % len(rules)]
+        elif rules:
+            one, other = self.place % len(rules), (self.place + 1) % len(rules)
+            rules[one], rules[other] = (
+                replace(rules[other], path=rules[one].path),
+                replace(rules[one], path=rules[other].path),
+            )
+        return replace(policy, specs=(replace(spec, rules=tuple(rules)), *policy.specs[1:]))
 
 
 @st.composite
 def policies(draw: st.DrawFn) -> Policy:
-    ref = PolicyRef("CiliumNetworkPolicy", "shop", draw(st.sampled_from(("one", "two", "three"))))
-    return Policy(ref, tuple(draw(specs(f"specs[{index}]")) for index in range(draw(st.integers(1, 2)))))
+    ref = draw(REFS)
+    tier = draw(st.sampled_from(Tier))
+    found = tuple(draw(specs(f"specs[{index}]", tier)) for index in range(draw(st.integers(1, 2))))
+    return Policy(ref, found, tier, audit=draw(st.booleans()))
 
 
 nodes = label_sets.map(lambda found: Subject(HOST, labels=tuple(sorted(found.strings))))
 subjects = st.one_of(st.builds(Subject, NUMBERS, named_ports.map(lambda found: tuple(sorted(found)))), nodes)
+prefixes = st.one_of(
+    st.builds(
+        lambda cidr, identity, address: PrefixPut(PREFIX_NUMBERS[cidr], cidr, identity, address),
+        st.sampled_from(CIDRS),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.builds(PrefixPut, st.just(SPARE_NUMBER), st.sampled_from(CIDRS), st.booleans(), st.booleans()),
+    st.builds(PrefixDelete, st.sampled_from((*PREFIX_NUMBERS.values(), SPARE_NUMBER))),
+)
 steps = st.one_of(
     policies(),
-    st.builds(PolicyDelete, policies().map(lambda policy: policy.ref)),
-    st.builds(IdentityPut, NUMBERS, label_sets),
-    st.builds(IdentityDelete, NUMBERS),
+    prefixes,
+    st.builds(PolicyDelete, REFS),
+    st.builds(Edit, REFS, st.integers(0, 2), st.booleans()),
+    st.builds(IdentityPut, st.one_of(NUMBERS, st.just(WORLD)), label_sets),
+    st.builds(IdentityDelete, st.one_of(NUMBERS, st.just(WORLD))),
     st.builds(PortsPut, NUMBERS, named_ports.map(frozenset)),
     st.builds(SubjectAdd, subjects),
     st.builds(SubjectRemove, subjects),
 )
+
+
+Step = Policy | Edit | Event
 
 
 @dataclass
@@ -127,19 +204,21 @@ class Model:
 
     policies: dict[PolicyRef, BoundPolicy] = field(default_factory=dict)
     identities: dict[int, Labels] = field(default_factory=dict)
+    prefixes: dict[int, PrefixUse] = field(default_factory=dict)
     ports: dict[int, frozenset[NamedPort]] = field(default_factory=dict)
     subjects: set[Subject] = field(default_factory=set)
     last_cookie: int = 0
+    # Numbers that the batch has made prefixes' or taken from them.
+    moved: set[int] = field(default_factory=set)
 
-    def event(self, step: Policy | Event) -> Event:
+    def event(self, step: Step) -> Event:
         """Take a step over, and give rules their numbers."""
+        if isinstance(step, Edit):
+            known = self.policies.get(step.ref)
+            step = PolicyDelete(step.ref) if known is None else step.edited(known.policy)
         match step:
             case Policy(ref=ref):
-                cookies = {}
-                for rule in step.rules():
-                    self.last_cookie += 1
-                    cookies[rule.path] = self.last_cookie
-                self.policies[ref] = BoundPolicy(step, cookies)
+                self.policies[ref] = BoundPolicy(step, self.cookies(step))
                 return PolicyPut(self.policies[ref])
             case PolicyDelete(ref):
                 self.policies.pop(ref, None)
@@ -147,6 +226,12 @@ class Model:
                 self.identities[number] = labels
             case IdentityDelete(number):
                 self.identities.pop(number, None)
+            case PrefixPut(number, cidr, by_identity, by_address):
+                self.prefixes[number] = PrefixUse(cidr, by_identity, by_address)
+                self.moved.add(number)
+            case PrefixDelete(number):
+                self.prefixes.pop(number, None)
+                self.moved.add(number)
             case PortsPut(number, ports):
                 self.ports[number] = ports
             case SubjectAdd(subject):
@@ -155,58 +240,139 @@ class Model:
                 self.subjects.discard(subject)
         return step
 
+    def cookies(self, policy: Policy) -> dict[str, int]:
+        """A rule has the number that the one in its place had before."""
+        held = dict(self.policies[policy.ref].cookies) if policy.ref in self.policies else {}
+        for rule in policy.rules():
+            if rule.path not in held:
+                self.last_cookie += 1
+                held[rule.path] = self.last_cookie
+        return held
+
     def state(self, subject: Subject) -> SubjectPolicy | None:
         labels = self.identities.get(subject.identity)
         if subject.is_node:
             labels = Labels([*subject.labels, "reserved:host"])
         if labels is None:
             return None
-        return resolve(self.policies.values(), self.identities, labels, subject.ports, self.ports)
+        return resolve(
+            self.policies.values(), self.identities, labels, subject.ports, self.ports, self.prefixes
+        )
 
 
-@dataclass
-class Told:
-    """What a node would hold after the snapshots and deltas that it was sent."""
+def replayed(told: SubjectPolicy, change: SubjectChange) -> SubjectPolicy:
+    """What a node has after a delta."""
+    entries = dict(told.entries)
+    for key in change.deletes:
+        del entries[key]
+    for key, value in change.upserts:
+        assert entries.get(key) != value, "a delta repeats what was said"
+        entries[key] = value
+    return SubjectPolicy(
+        change.enforced, change.enforced_by, entries, change.audit_enforced, change.audit_enforced_by
+    )
 
-    enforced: tuple[bool, bool]
-    entries: dict[EntryKey, EntryValue]
+
+Packet = tuple[Direction, int, int, int, tuple[int, ...]]
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.lists(steps, min_size=1, max_size=4), max_size=14))
-def test_incremental_equals_recomputed(batches: list[list[Policy | Event]]) -> None:
+def packets(keys: Iterable[EntryKey], inert: set[int], chance: random.Random) -> list[Packet]:
+    """Some that these keys, and others, are about; none of numbers that nobody has."""
+    drawn = list(keys)
+    found: list[Packet] = []
+    for key in chance.sample(drawn, min(len(drawn), 6)):
+        others = [
+            other.identity for other in drawn if other.space & BY_ADDRESS and other.identity not in inert
+        ]
+        address = (chance.choice(others),) if others and chance.random() < 0.7 else ()
+        by_identity = [other.identity for other in drawn if not other.space & BY_ADDRESS] or [256]
+        identity = chance.choice(by_identity)
+        if key.space & BY_ADDRESS:
+            address = (key.identity,)
+        else:
+            identity = key.identity
+        if inert.isdisjoint({identity, *address}):
+            found.append((Direction(key.direction), identity or 256, key.protocol or 6, key.port, address))
+    return found
+
+
+def check_transition(
+    before: SubjectPolicy, change: SubjectChange, after: SubjectPolicy, inert: set[int], chance: random.Random
+) -> None:
+    """Entry by entry in any order, the defaults last, packets meet only the verdicts of before and after."""
+    if change.transition is Transition.SWAP:
+        return
+    steps: list[tuple[EntryKey, EntryValue | None]] = [
+        *change.upserts,
+        *((key, None) for key in change.deletes),
+    ]
+    chance.shuffle(steps)
+    entries = dict(before.entries)
+    for packet in packets({**before.entries, **after.entries}, inert, chance):
+        first, last = judge(before, *packet).allowed, judge(after, *packet).allowed
+        match change.transition:
+            case Transition.NEUTRAL:
+                assert first == last
+            case Transition.WIDENS:
+                assert first <= last
+            case Transition.NARROWS:
+                assert first >= last
+        entries = dict(before.entries)
+        for key, value in steps:
+            if value is None:
+                del entries[key]
+            else:
+                entries[key] = value
+            assert judge(replace(before, entries=entries), *packet).allowed in (first, last)
+
+
+HTTP = NamedPort("http", Protocol.TCP, 80)
+# Most of what can happen happens to somebody who is there.
+OPENING: list[Step] = [
+    *(
+        IdentityPut(256 + number, Labels([f"k8s:app={app}", f"k8s:tier={tier}"]))
+        for number, (app, tier) in enumerate((("a", "a"), ("a", "b"), ("b", "a"), ("b", "c")))
+    ),
+    *(PrefixPut(PREFIX_NUMBERS[cidr], cidr, True, True) for cidr in CIDRS[1:4]),
+    PortsPut(256, frozenset((HTTP,))),
+    SubjectAdd(Subject(256, (HTTP,))),
+    SubjectAdd(Subject(258)),
+    SubjectAdd(Subject(HOST, labels=("k8s:app=a",))),
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.lists(steps, min_size=1, max_size=4), max_size=10), st.randoms(use_true_random=False))
+def test_incremental_equals_recomputed(batches: list[list[Step]], chance: random.Random) -> None:
     engine, model = Engine(), Model()
-    told: dict[Subject, Told] = {}
-    for batch in batches:
+    told: dict[Subject, SubjectPolicy] = {}
+    for batch in (OPENING, *batches):
         adding = [step for step in batch if isinstance(step, SubjectAdd)]
         changing = [step for step in batch if not isinstance(step, SubjectAdd)]
+        model.moved.clear()
         for change in engine.apply([model.event(step) for step in changing]):
             assert change.subject in model.subjects
             if change.reset:
                 state = engine.state(change.subject)
                 assert state is not None
-                told[change.subject] = Told(state.enforced, dict(state.entries))
+                told[change.subject] = state
                 continue
-            held = told[change.subject]
-            held.enforced = change.enforced
-            for key in change.deletes:
-                del held.entries[key]
-            for key, value in change.upserts:
-                assert held.entries.get(key) != value, "a delta repeats what was said"
-                held.entries[key] = value
+            before = told[change.subject]
+            told[change.subject] = replayed(before, change)
+            inert = {number for number in model.moved if number not in model.identities}
+            check_transition(before, change, told[change.subject], inert, chance)
         engine.apply([model.event(step) for step in adding])
         for step in adding:
             fresh = engine.state(step.subject)
             if fresh is not None:
-                told[step.subject] = Told(fresh.enforced, dict(fresh.entries))
+                told[step.subject] = fresh
         for subject in model.subjects:
             expected = model.state(subject)
             assert engine.state(subject) == expected
             if expected is not None:
-                assert (told[subject].enforced, told[subject].entries) == (
-                    expected.enforced,
-                    expected.entries,
-                )
+                assert told[subject] == expected
+        assert engine.prefixes == model.prefixes
+        assert set(engine.identities()) == set(model.identities)
 
 
 def test_a_subject_keeps_its_policy_while_its_identity_is_gone() -> None:
