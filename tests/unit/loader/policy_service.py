@@ -116,7 +116,7 @@ def delta(
     *,
     policy: int = 2,
     identity: int = 1,
-    transition: pb.Transition = pb.TRANSITION_NEUTRAL,
+    transition: pb.Transition.ValueType = pb.TRANSITION_NEUTRAL,
 ) -> pb.SubscribeResponse:
     return pb.SubscribeResponse(
         revision=revision(policy, identity),
