@@ -277,10 +277,10 @@ def exec_(pod: str, command: tuple[str, ...]) -> None:
 def probe(source: str, target: str, port: str, family: str | None, timeout: float, output: str) -> None:
     """Open one connection: allowed (exit code 0) or denied (4), and why.
 
-    FROM and TO are NS/NAME, @host (the node of the other end), @outside (a host that has no route to pods)
-    or an address. When nothing listens on the port in TO, a listener is opened for the probe. Addresses of
-    192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 198.18.0.0/15 and 2001:db8::/32 stand for the world outside
-    the cluster.
+    FROM and TO are NS/NAME, @host (the node of the other end), @remote-node (another one), @outside (a host
+    that has no route to pods) or an address. When nothing listens on the port in TO, a listener is opened for
+    the probe. Addresses of 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 198.18.0.0/15 and 2001:db8::/32
+    stand for the world outside the cluster.
     """
     from cli.lab.syntax import parse_port
 

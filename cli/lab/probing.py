@@ -19,6 +19,8 @@ from cli.lab.prober import probe_many as attempt_many
 from cli.lab.syntax import parse_pod
 
 if TYPE_CHECKING:
+    from fimbria.policy.v1 import policy_pb2
+
     from cli.lab.lab import Lab
 
 # Given to the world outside for as long as a probe from or to them lasts (RFC 5737, RFC 2544, RFC 3849).
@@ -26,7 +28,10 @@ OUTSIDE = tuple(
     ipaddress.ip_network(text)
     for text in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "198.18.0.0/15", "2001:db8::/32")
 )
+# The node of the other end, and another one.
 HOST = "@host"
+REMOTE_NODE = "@remote-node"
+_RELATIVE = (HOST, REMOTE_NODE)
 # The host that has no route to pods.
 OUTSIDE_HOST = "@outside"
 # How long the loaders may take to tell about a packet that has been seen.
@@ -44,6 +49,8 @@ class End:
     node: str = ""
     pod: Pod | None = None
     outside: bool = False
+    reserved: str = ""
+    """Name of the reserved identity that it has; to be asked about, not to be sent to."""
 
 
 @dataclass(frozen=True)
@@ -93,13 +100,11 @@ class Ends:
 
     def pair(self, source: str, target: str) -> tuple[End, End]:
         """Both ends. BadInput for what is no end, CliError (POD_NOT_FOUND) for a pod that is not there."""
-        if source == HOST and target == HOST:
-            raise BadInput("@host is the node of the other end: the other end has to be a pod")
         family = self._family(source, target)
-        first = None if source == HOST else self._end(source, "FROM", family)
-        second = None if target == HOST else self._end(target, "TO", family)
-        first = first or self._host(second, family)
-        second = second or self._host(first, family)
+        first = None if source in _RELATIVE else self._end(source, "FROM", family)
+        second = None if target in _RELATIVE else self._end(target, "TO", family)
+        first = first or self._relative(source, second, family)
+        second = second or self._relative(target, first, family)
         if first.netns is None:
             ranges = ", ".join(str(network) for network in OUTSIDE)
             raise BadInput(f"FROM {source!r} is not valid: no end of the lab, and not in {ranges}")
@@ -115,10 +120,16 @@ class Ends:
             raise BadInput(f"the lab has no IPv{family}", reason="FAMILY_MISSING")
         return family
 
-    def _host(self, other: End | None, family: int) -> End:
+    def _relative(self, text: str, other: End | None, family: int) -> End:
+        meant = "the node of the other end" if text == HOST else "another node than the other end's"
         if other is None or not other.node:
-            raise BadInput("@host is the node of the other end: the other end has to be a pod")
-        return self._of_node(HOST, other.node, family)
+            raise BadInput(f"{text} is {meant}: the other end has to be a pod")
+        node = other.node
+        if text == REMOTE_NODE:
+            node = next((each for each in self._nodes if each != other.node), "")
+            if not node:
+                raise BadInput(f"{text} is {meant}: the lab has no other node")
+        return self._of_node(text, node, family)
 
     def _of_node(self, text: str, node: str, family: int) -> End:
         path = netns_path(self._lab.paths.node_netns(node))
@@ -135,7 +146,8 @@ class Ends:
         address = _address(text)
         if address is None:
             raise BadInput(
-                f"{field_name} {text!r} is not valid: expected NAMESPACE/NAME, @host, @outside or an address"
+                f"{field_name} {text!r} is not valid: expected NAMESPACE/NAME, @host, @remote-node, @outside "
+                "or an address"
             )
         known = str(address)
         if found := self._by_ip.get(known):
@@ -188,7 +200,7 @@ def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
 def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
     assert source.netns is not None
     # A node sends from the address that its routes choose, everybody else from the one that was named.
-    own = "" if source.text == HOST or (source.node and source.pod is None) else source.address
+    own = "" if source.node and source.pod is None else source.address
     return Attempt(source.netns, target.address, port, protocol, target.netns, own)
 
 
@@ -292,18 +304,42 @@ def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str
 
 
 def _explain(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str]) -> dict[str, Any] | None:
-    """What the policy service says about the two ends' labels; None when it cannot be asked."""
-    from cli.explain import explain, peer
-
+    """What the policy service says about the two ends; None when it cannot be asked."""
     try:
-        ends = [peer(_labels(lab, end), end.pod.ports if end.pod else ()) for end in pair]
-        return explain(lab.cluster, ends[0], ends[1], result.protocol, result.port)
+        return explain(lab, pair, result.protocol, result.port)
     except CliError as error:
         notes.append(f"the policy service cannot explain it: {error.message}")
         return None
 
 
-def _labels(lab: Lab, end: End) -> Sequence[str]:
+def explain(lab: Lab, pair: tuple[End, End], protocol: str, port: int) -> dict[str, Any]:
+    """What the policy service says about a connection between two ends. CliError when it cannot be asked.
+
+    A node is itself where its own policies are asked and its own pods', and a remote node to all others.
+    """
+    from cli.explain import explain as ask
+
+    source, target = pair
+    own = _peer(lab, source), _peer(lab, target)
+    seen = _peer(lab, source, by=target), _peer(lab, target, by=source)
+    told = ask(lab.cluster, own[0], seen[1], protocol, port)
+    if own == seen:
+        return told
+    ingress = ask(lab.cluster, seen[0], own[1], protocol, port)
+    allowed = told["egress"]["allowed"] and ingress["ingress"]["allowed"]
+    return {**told, "ingress": ingress["ingress"], "allowed": allowed}
+
+
+def _peer(lab: Lab, end: End, *, by: End | None = None) -> policy_pb2.Peer:
+    """An end as the policy service is told of it: by itself, or as it is to the other end."""
+    from cli.explain import peer
+
     if end.pod is not None:
-        return lab.runtime.label_strings(end.pod)
-    return ("reserved:host", *lab.network.node_labels(end.node)) if end.node else ("reserved:world",)
+        told = peer(lab.runtime.label_strings(end.pod), end.pod.ports)
+    elif end.node and by is not None and by.node not in ("", end.node):
+        told = peer(["reserved:remote-node"])
+    elif end.node:
+        told = peer(["reserved:host", *lab.network.node_labels(end.node)])
+    else:
+        told = peer([f"reserved:{end.reserved}"] if end.reserved else ["reserved:world"])
+    return told

@@ -1,0 +1,139 @@
+"""The probes of a stage, as packets and as questions to the live policy service."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from enum import Enum
+
+from cli.lab import probing, underlay
+from tests.conformance.cases import HEALTH, HOST, REMOTE_NODE, Case, Probe
+from tests.conformance.cluster import CaseCluster
+
+# Long enough for two cores that do other things too; a denied probe takes it whole.
+ANSWERED_WITHIN = 0.8
+ASKED_AT_ONCE = 8
+
+
+class Uncarried(Enum):
+    """Why a probe cannot be sent as a packet."""
+
+    HEALTH = "nodes have no health endpoint"
+
+
+def uncarried(probe: Probe) -> Uncarried | None:
+    """What keeps a probe from being sent; None for nothing."""
+    if HEALTH in probe.ends:
+        return Uncarried.HEALTH
+    return None
+
+
+@dataclass
+class Tally:
+    """What has been tried."""
+
+    cases: int = 0
+    probes: int = 0
+    packets: Counter[int] = field(default_factory=Counter)
+    """Probes that were sent, by IP version."""
+    explained: int = 0
+    uncarried: Counter[Uncarried] = field(default_factory=Counter)
+
+    def lines(self) -> list[str]:
+        """For people."""
+        sent = ", ".join(f"{self.packets[family]} over IPv{family}" for family in sorted(self.packets))
+        told = [
+            f"{self.cases} cases, {self.probes} probes: sent {sent or 'none'}; {self.explained} explained "
+            "by the policy service"
+        ]
+        told += [f"not sent: {count} ({reason.value})" for reason, count in self.uncarried.items()]
+        return told
+
+
+def run(cluster: CaseCluster, case: Case, probes: Sequence[Probe], tally: Tally) -> list[str]:
+    """Send and ask about all probes; what did not come out as published, a line each."""
+    for probe in probes:
+        if (reason := uncarried(probe)) is not None:
+            tally.uncarried[reason] += 1
+    sent = [probe for probe in probes if uncarried(probe) is None]
+    tally.probes += len(probes)
+    by_family = {
+        family: [probe for probe in sent if family == 4 or _has_ipv6(case, probe)]
+        for family in cluster.lab.network.families
+    }
+    with ThreadPoolExecutor() as pool:
+        answers = [
+            pool.submit(_send, cluster, chosen, family) for family, chosen in by_family.items() if chosen
+        ]
+        explained = pool.submit(_explain, cluster, [probe for probe in probes if not probe.within_a_pod])
+        wrong = [line for answer in answers for line in answer.result()]
+        count, unlike = explained.result()
+    tally.packets.update({family: len(chosen) for family, chosen in by_family.items() if chosen})
+    tally.explained += count
+    return wrong + unlike
+
+
+def _has_ipv6(case: Case, probe: Probe) -> bool:
+    """What a policy says of pods and nodes it says of all their addresses, unless it names addresses."""
+    ends_have = all("/" in end or end in (HOST, REMOTE_NODE) for end in probe.ends)
+    return ends_have and probe.protocol != "ICMP" and not case.names_addresses
+
+
+def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[str]:
+    asked = [(*_ends(cluster, probe, family), probe.port, probe.protocol) for probe in probes]
+    results = cluster.lab.probe_many(asked, family=family, timeout=ANSWERED_WITHIN)
+    return [
+        f"{probe} over IPv{family}: expected {_word(probe.allowed)}, was {result.verdict} ({result.how})"
+        for probe, result in zip(probes, results, strict=True)
+        if result.allowed != probe.allowed
+    ]
+
+
+def _explain(cluster: CaseCluster, probes: Iterable[Probe]) -> tuple[int, list[str]]:
+    """How many connections were asked about, and what was not as expected. Each is asked about once."""
+    ends = probing.Ends(cluster.lab, 4)
+    asked = list(dict.fromkeys(probes))
+
+    def ask(probe: Probe) -> str:
+        pair = _pair(ends, *_ends(cluster, probe, 4))
+        told = probing.explain(cluster.lab, pair, probe.protocol, probe.port)
+        if told["allowed"] == probe.allowed:
+            return ""
+        why = "; ".join(f"{way}: {told[way]['reason']}" for way in ("egress", "ingress"))
+        return f"{probe}: expected {_word(probe.allowed)}, Explain says {_word(told['allowed'])} ({why})"
+
+    with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+        return len(asked), [line for line in pool.map(ask, asked) if line]
+
+
+def _pair(ends: probing.Ends, source: str, target: str) -> tuple[probing.End, probing.End]:
+    if HEALTH not in (source, target):
+        return ends.pair(source, target)
+    # The lab has no such end; the policy service knows it all the same.
+    first, second = (
+        probing.End(HEALTH, "", None, reserved="health") if end == HEALTH else ends.pair(end, end)[0]
+        for end in (source, target)
+    )
+    return first, second
+
+
+def _ends(cluster: CaseCluster, probe: Probe, family: int) -> tuple[str, str]:
+    """The ends of a probe as the lab knows them: pods by name, all others by address."""
+    source, target = probe.ends
+    return _end(cluster, source, target, family), _end(cluster, target, source, family)
+
+
+def _end(cluster: CaseCluster, text: str, other: str, family: int) -> str:
+    if text not in (HOST, REMOTE_NODE):
+        return text
+    # Where neither end is a pod, the node is that of the case's.
+    node = cluster.node(other if "/" in other else cluster.first_pod)
+    if text == REMOTE_NODE:
+        node = next(each for each in cluster.lab.nodes if each != node)
+    return underlay.node_address(node, family)
+
+
+def _word(allowed: bool) -> str:
+    return "allowed" if allowed else "denied"

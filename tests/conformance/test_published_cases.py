@@ -1,0 +1,31 @@
+"""Every published case as traffic: pods on two nodes, real packets, and the policy service's own word."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conformance import probing
+from tests.conformance.cases import Case, cases, lab_labels
+from tests.conformance.conftest import Labs
+from tests.conformance.probing import Tally
+
+pytestmark = pytest.mark.cluster
+
+CASES = cases()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+def test_every_probe_comes_out_as_published(labs: Labs, case: Case, tally: Tally) -> None:
+    cluster = labs.cluster(lab_labels(case))
+    cluster.settle(case)
+    tally.cases += 1
+    wrong = []
+    for number, stage in enumerate(case.stages):
+        cluster.act(stage.actions)
+        wrong += [f"stage {number}: {line}" for line in probing.run(cluster, case, stage.probes, tally)]
+    assert not wrong, f"{case.id} ({case.description}):\n" + "\n".join(wrong)
+
+
+def test_the_cases_are_complete() -> None:
+    assert len(CASES) >= 90
+    assert len({case.id for case in CASES}) == len(CASES)
