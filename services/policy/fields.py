@@ -75,9 +75,12 @@ class Report:
             self.violations.append(Violation(self.document, self.subject, path, description, unsupported))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Node:
-    """A value with its path; every reader returns None (or nothing) after it has reported a violation."""
+    """A value with its path; every reader returns None (or nothing) after it has reported a violation.
+
+    Never changed once made; not frozen because a big file makes hundreds of thousands of them.
+    """
 
     value: object
     path: str
@@ -109,7 +112,7 @@ class Node:
         return found
 
     def path_of(self, key: str) -> str:
-        if not _PLAIN.match(key):
+        if not (key.isidentifier() or _PLAIN.match(key)):
             return f"{self.path}[{show(key)}]"
         return f"{self.path}.{key}" if self.path else key
 
@@ -179,9 +182,9 @@ class Node:
         refused = unsupported or {}
         allowed = tuple(known)
         for key, value in fields.items():
-            here = Node(value, self.path_of(str(key)), self.report)
             if key in allowed:
                 continue
+            here = Node(value, self.path_of(key), self.report)
             if key not in refused:
                 here.wrong(f"no such field here; the fields are {', '.join(allowed)}")
             elif value is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from services.policy.describe import describe_rule, describe_subject
+from services.policy.describe import describe_action, describe_rule, describe_subject
 from services.policy.manifest import parse_manifests
 
 HEAD = """
@@ -47,6 +47,27 @@ TO_PORT_80 = 'toPorts: [{ports: [{port: "80", protocol: TCP}]}]'
             "every pod in namespace default",
             "to every pod in namespaces with team=x",
         ),
+        (
+            True,
+            "{}",
+            'egress: [{toCIDR: [10.0.0.1, "0.0.0.0/0"]}]',
+            "every pod",
+            "to 10.0.0.1/32 outside the cluster or the world over IPv4",
+        ),
+        (
+            True,
+            "{}",
+            'ingress: [{fromCIDRSet: [{cidr: "::/0", except: ["fd00::/8", "fe80::/10"]}, {cidrGroupRef: a}]}]',
+            "every pod",
+            "from the world over IPv6 except fd00::/8 and fe80::/10 or the CIDR group a",
+        ),
+        (
+            True,
+            "{}",
+            "ingress: [{icmps: [{fields: [{type: Echo}, {type: 200, family: IPv6}]}]}]",
+            "every pod",
+            "from everyone to ICMP type 8 (EchoRequest), ICMPv6 type 200",
+        ),
     ],
 )  # fmt: skip
 def test_descriptions(clusterwide: bool, on: str, rule: str, subject: str, description: str) -> None:
@@ -66,3 +87,44 @@ def test_nodes(on: str, subject: str) -> None:
         text.format(kind="CiliumClusterwideNetworkPolicy", on=on, rule="ingress: [{}]")
     )
     assert describe_subject(manifest.policy) == subject
+
+
+OWN = """
+apiVersion: fimbria.io/v1
+kind: Policy
+metadata: {{name: web}}
+spec: {{tier: admin, pods: {{}}, rules: [{{direction: egress, {rule}}}]}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("rule", "action", "description"),
+    [
+        (
+            "action: pass, peers: [{cidr: {cidr: 10.0.0.0/8, except: [10.1.0.0/16], byAddress: true}}]",
+            "pass",
+            "to whoever has an address in 10.0.0.0/8 except 10.1.0.0/16",
+        ),
+        (
+            "action: deny, ports: [{protocol: TCP}, {protocol: ICMP}, {protocol: UDP, port: dns}]",
+            "deny",
+            "to everyone on port any/TCP, dns/UDP or ICMP of every type",
+        ),
+        (
+            'action: allow, ports: [{protocol: ICMPv6, port: "133", endPort: 137}]',
+            "allow",
+            "to everyone on ICMPv6 types 133-137",
+        ),
+    ],
+)
+def test_actions_addresses_and_types(rule: str, action: str, description: str) -> None:
+    (manifest,) = parse_manifests(OWN.format(rule=rule))
+    (found,) = manifest.policy.rules()
+    assert (describe_action(found), describe_rule(found)) == (action, description)
+
+
+def test_a_cidr_group_is_about_nobody() -> None:
+    (manifest,) = parse_manifests(
+        "{apiVersion: cilium.io/v2, kind: CiliumCIDRGroup, metadata: {name: a}, spec: {externalCIDRs: []}}"
+    )
+    assert describe_subject(manifest.policy) == ""

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.policy.manifest import ManifestError, parse_manifests
-from services.policy.rules import Direction, PortName, PortRange, Protocol, RuleSpec
+from services.policy.rules import CidrPeer, Direction, PortName, PortRange, Protocol, RuleSpec
 from services.policy.selector import EVERYTHING, K8S, NAMESPACE_KEY, Selector, equals, exists
 
 NAMESPACE_LABEL = "io.cilium.k8s.namespace.labels."
@@ -113,6 +113,24 @@ def test_peers(peer: dict[str, Any], selector: Selector) -> None:
 
 
 @pytest.mark.parametrize(
+    ("block", "peer"),
+    [
+        ({"cidr": "10.0.0.0/8"}, CidrPeer("10.0.0.0/8", by_address=True)),
+        ({"cidr": "::/0", "except": []}, CidrPeer("::/0", by_address=True)),
+        (
+            {"cidr": "10.0.0.0/8", "except": ["10.1.0.0/16", "10.0.0.0/9"]},
+            CidrPeer("10.0.0.0/8", ("10.1.0.0/16", "10.0.0.0/9"), by_address=True),
+        ),
+    ],
+)
+def test_an_ip_block_is_whoever_has_the_address(block: dict[str, Any], peer: CidrPeer) -> None:
+    for direction, key in (("ingress", "from"), ("egress", "to")):
+        spec = {"podSelector": {}, direction: [{key: [{"ipBlock": block}, {"podSelector": {}}]}]}
+        (rule,) = read(spec).rules
+        assert rule.peers == (peer, Selector((equals(K8S, NAMESPACE_KEY, "shop"),)))
+
+
+@pytest.mark.parametrize(
     ("port", "match"),
     [
         ({}, PortRange(Protocol.TCP)),
@@ -135,13 +153,43 @@ def ingress(**rule: Any) -> dict[str, Any]:
 
 
 IN = "spec.ingress[0]"
+BLOCK = f"{IN}.from[0].ipBlock"
 MATCH = f"{IN}.from[0].podSelector"
 
 
 @pytest.mark.parametrize(
     ("spec", "field", "said"),
     [
-        (ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}), f"{IN}.from[0].ipBlock", "10.0.0.0/8"),
+        (ingress(**{"from": [{"ipBlock": {}}]}), f"{BLOCK}.cidr", "missing"),
+        (ingress(**{"from": [{"ipBlock": {"cidr": ""}}]}), f"{BLOCK}.cidr", "a CIDR, for example"),
+        (ingress(**{"from": [{"ipBlock": {"cidr": "10.1.2.3/8"}}]}), f"{BLOCK}.cidr", "10.0.0.0/8"),
+        (ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.1"}}]}), f"{BLOCK}.cidr", "10.0.0.1/32"),
+        (ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "x": 1}}]}), f"{BLOCK}.x", "no such field"),
+        (
+            ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "podSelector": {}}]}),
+            BLOCK,
+            "got ipBlock beside a selector",
+        ),
+        (
+            ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}, "namespaceSelector": {}}]}),
+            BLOCK,
+            "got ipBlock beside a selector",
+        ),
+        (
+            ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.0.0.0/8"]}}]}),
+            f"{BLOCK}.except[0]",
+            "not all of it",
+        ),
+        (
+            ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["0.0.0.0/0"]}}]}),
+            f"{BLOCK}.except[0]",
+            "a CIDR within 10.0.0.0/8",
+        ),
+        (
+            ingress(**{"from": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": "10.1.0.0/16"}}]}),
+            f"{BLOCK}.except",
+            "a list, not a string",
+        ),
         (ingress(**{"from": [{}]}), f"{IN}.from[0]", "podSelector, namespaceSelector or both"),
         (ingress(**{"from": [{"podSelector": None}]}), f"{IN}.from[0]", "podSelector, namespaceSelector"),
         (ingress(**{"from": {}}), f"{IN}.from", "a list, not an object"),
@@ -239,7 +287,7 @@ def test_everything_that_is_wrong_is_told_at_once() -> None:
     )
     assert list(found) == [
         "spec.podSelector.matchLabels.app",
-        "spec.ingress[0].from[0].ipBlock",
+        "spec.ingress[0].from[0].ipBlock.cidr",
         "spec.ingress[0].ports[0].port",
         "spec.ingress[0].ports[1].port",
         "spec.egress[0].to[0].podSelector.matchLabels.x",

@@ -3,10 +3,18 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from services.policy.manifest import ManifestError, load_stored, parse_manifests, parse_refs
-from services.policy.rules import PolicyRef
+from services.policy.manifest import (
+    ManifestError,
+    load_stored,
+    parse_definitions,
+    parse_manifests,
+    parse_refs,
+)
+from services.policy.rules import Policy, PolicyRef
 
 WEB = """
 apiVersion: networking.k8s.io/v1
@@ -81,6 +89,23 @@ def test_violations_of_all_documents_are_told_with_their_document() -> None:
         ("a: 1\na: 2", "manifests", "line 2, column 1: the field 'a' stands twice"),
         ('{"a": 1, "a": 2}', "manifests", "the field 'a' stands twice"),
         ("a: 2026-01-01", "manifests", "quote the value"),
+        ("a: 12:30:45", "manifests", "no plain decimal number"),
+        ("a: 1:30.5", "manifests", "no plain number"),
+        ("a: 0777", "manifests", "no plain decimal number"),
+        ("a: 0x1F", "manifests", "no plain decimal number"),
+        ("a: 1_000", "manifests", "no plain decimal number"),
+        ("a: 99999999999999999999", "manifests", "a: a whole number of more than 64 bits"),
+        ('{"a": [99999999999999999999]}', "manifests", "a[0]: a whole number of more than 64 bits"),
+        ('{"a": {"b": "\\ud800"}}', "manifests", "a.b: half of a surrogate pair"),
+        ('{"a": {"\\ud800": 1}}', "manifests", "a: a field name with half of a surrogate pair"),
+        ("a: !!int ''", "manifests", "not valid YAML"),
+        ("a: !!bool maybe", "manifests", "not valid YAML"),
+        ("a: !!timestamp soon", "manifests", "not valid YAML"),
+        ("a: !!binary aGk=", "manifests", "not valid YAML"),
+        ("a: !!set {b}", "manifests", "not valid YAML"),
+        ("a: *b", "manifests", "no anchor 'b'"),
+        ("&k a: 1\n*k : 2", "manifests", "a plain field name"),
+        ("yes: a", "manifests", "not a string"),
         ("1: a", "manifests", "not a string"),
         ("a: .inf", "manifests", "not a number that JSON has"),
         ("a: &x [*x]", "manifests", "nested more than"),
@@ -107,6 +132,32 @@ def test_violations_of_all_documents_are_told_with_their_document() -> None:
         (WEB.replace("namespace: shop", "namspace: shop"), "metadata.namspace", "no such field"),
         (WEB.replace("spec:", "specs:"), "specs", "no such field"),
         (WEB.replace("spec: {podSelector: {}}", ""), "spec", "missing"),
+        (WEB.replace("shop}", "shop, annotations: [a]}"), "metadata.annotations", "an object, not a list"),
+        (WEB.replace("shop}", "shop, annotations: {a: 1}}"), "metadata.annotations.a", "quote it"),
+        (WEB.replace("shop}", "shop, labels: {a: [b]}}"), "metadata.labels.a", "as a string"),
+        (WEB.replace("shop}", "shop, labels: {a: -b}}"), "metadata.labels.a", "a label value"),
+        (WEB.replace("shop}", "shop, labels: {-a: b}}"), "metadata.labels.-a", "a label key"),
+        (
+            WEB.replace("shop}", "shop, annotations: {fimbria.io/audit: 'yes'}}"),
+            'metadata.annotations["fimbria.io/audit"]',
+            'got "yes", expected the string "true" or "false"',
+        ),
+        (
+            WEB.replace("shop}", "shop, annotations: {fimbria.io/audit: true}}"),
+            'metadata.annotations["fimbria.io/audit"]',
+            'got true, expected the string "true" or "false"',
+        ),
+        (
+            WEB.replace("shop}", "shop, annotations: {fimbria.io/audti: 'true'}}"),
+            'metadata.annotations["fimbria.io/audti"]',
+            "no such annotation",
+        ),
+        (
+            '{"apiVersion": "cilium.io/v2", "kind": "CiliumCIDRGroup", "metadata": {"name": "a", '
+            '"annotations": {"fimbria.io/audit": "true"}}, "spec": {"externalCIDRs": []}}',
+            'metadata.annotations["fimbria.io/audit"]',
+            "no such annotation on a CiliumCIDRGroup",
+        ),
         (WEB.replace("metadata: {name: web, namespace: shop}", ""), "metadata", "missing"),
     ],
 )
@@ -114,6 +165,17 @@ def test_what_cannot_be_read_is_told(text: str, field: str, said: str) -> None:
     _, found, description = refused(text)[0]
     assert found == field
     assert said in description
+
+
+def test_what_is_wrong_is_told_although_the_name_is_wrong_too() -> None:
+    text = WEB.replace("name: web", "name: Web").replace("podSelector", "podSelectors")
+    assert [field for _, field, _ in refused(text)] == ["metadata.name", "spec.podSelectors"]
+
+
+def test_no_more_violations_are_told_than_anybody_reads() -> None:
+    found = refused(WEB.replace("podSelector: {}", ", ".join(f"field{n}: 1" for n in range(2000))))
+    assert len(found) == 500
+    assert "more than 500 violations" in found[-1][2]
 
 
 def test_the_same_policy_twice_is_refused() -> None:
@@ -145,3 +207,201 @@ def test_only_names_are_read_for_a_deletion() -> None:
     ]
     with pytest.raises(ManifestError):
         parse_refs(WEB.replace("name: web,", ""))
+
+
+def only(text: str) -> Policy:
+    (manifest,) = parse_manifests(text)
+    return manifest.policy
+
+
+CILIUM = """
+apiVersion: cilium.io/v2
+kind: CiliumClusterwideNetworkPolicy
+metadata: {name: web}
+spec: {endpointSelector: {}, ingress: [{}]}
+"""
+ADMIN = """
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: AdminNetworkPolicy
+metadata: {name: web}
+spec: {priority: 1, subject: {namespaces: {}}}
+"""
+BASELINE = """
+apiVersion: policy.networking.k8s.io/v1alpha1
+kind: BaselineAdminNetworkPolicy
+metadata: {name: default}
+spec: {subject: {namespaces: {}}}
+"""
+OWN = """
+apiVersion: fimbria.io/v1
+kind: Policy
+metadata: {name: web}
+spec: {pods: {}}
+"""
+
+
+@pytest.mark.parametrize("text", [WEB, CILIUM, ADMIN, BASELINE, OWN])
+def test_an_annotation_puts_a_policy_of_any_kind_into_audit_mode(text: str) -> None:
+    for value, audit in (("true", True), ("false", False)):
+        annotated = text.replace("metadata: {", f'metadata: {{annotations: {{fimbria.io/audit: "{value}"}}, ')
+        assert only(annotated).audit is audit
+        (manifest,) = parse_manifests(annotated)
+        assert load_stored(manifest.text).audit is audit
+    assert not only(text).audit
+
+
+def test_of_the_own_kind_the_field_and_the_annotation_must_agree() -> None:
+    field = OWN.replace("pods: {}", "pods: {}, audit: true")
+    assert only(field).audit
+    annotated = 'metadata: {annotations: {fimbria.io/audit: "%s"}, '
+    assert only(field.replace("metadata: {", annotated % "true")).audit
+    ((_, where, said),) = refused(field.replace("metadata: {", annotated % "false"))
+    assert where == "spec.audit"
+    assert "annotation" in said
+
+
+RULES = """# a comment
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata:
+  name: one
+spec:
+  endpointSelector: {}
+  ingress:
+  - fromEntities:
+    - all
+  - {}
+
+  - # the third
+    toPorts:
+    - ports: [{port: "80"}]
+---
+apiVersion: v1
+kind: List
+items:
+- apiVersion: cilium.io/v2
+  kind: CiliumNetworkPolicy
+  metadata: {name: two}
+  specs:
+  - {endpointSelector: {}, egressDeny: [{}, {}]}
+  - endpointSelector: {}
+    egress:
+    -
+      toEntities: [all]
+- {apiVersion: fimbria.io/v1, kind: Policy, metadata: {name: three}, spec: {
+    pods: {}, rules: [
+      {direction: ingress, action: allow},
+      {direction: egress, action: allow}]}}
+"""
+
+
+def test_each_rule_has_the_line_at_which_it_begins() -> None:
+    one, two, three = (manifest.policy for manifest in parse_manifests(RULES))
+    assert one.lines == {"spec.ingress[0]": 9, "spec.ingress[1]": 11, "spec.ingress[2]": 14}
+    assert two.lines == {"specs[0].egressDeny[0]": 24, "specs[0].egressDeny[1]": 24, "specs[1].egress[0]": 28}
+    assert three.lines == {"spec.rules[0]": 31, "spec.rules[1]": 32}
+
+
+@pytest.mark.parametrize("indent", [None, 1, 4])
+def test_lines_of_json_are_known_too(indent: int | None) -> None:
+    items = [json.loads(manifest.text) for manifest in parse_manifests(RULES)]
+    # Whatever looks like structure inside of strings is none.
+    items[0]["metadata"]["annotations"] = {"a": '[{"ingress": [\n {"x\\":}]\\'}
+    text = "\n\n" + json.dumps({"apiVersion": "v1", "kind": "List", "items": items}, indent=indent)
+    lines = text.splitlines()
+    for policy in (manifest.policy for manifest in parse_manifests(text)):
+        assert set(policy.lines) == {rule.path for rule in policy.rules()}
+        for path, line in policy.lines.items():
+            assert 1 <= line <= len(lines)
+            if indent:
+                assert lines[line - 1].strip().startswith("{"), path
+    found = parse_manifests(text)[1].policy.lines
+    assert sorted(found.values()) == list(found.values())
+    assert (len(set(found.values())) == 3) is bool(indent)
+
+
+def test_lines_are_no_part_of_what_a_policy_says() -> None:
+    (manifest,) = parse_manifests(OWN)
+    assert parse_manifests("\n\n" + OWN) == [manifest]
+    assert load_stored(manifest.text) == manifest.policy
+    assert load_stored(manifest.text).lines == {}
+
+
+def test_what_older_versions_accepted_is_still_read() -> None:
+    text = json.dumps(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": "web", "namespace": "shop", "labels": {"-": 1}, "annotations": {"a": 1}},
+            "spec": {
+                "endpointSelector": {},
+                "labels": [{"anything": 1}],
+                "ingress": [{"toPorts": [{"ports": [{"port": "080"}]}]}],
+            },
+        }
+    )
+    assert len(list(load_stored(text).rules())) == 1
+    assert [field for _, field, _ in refused(text)] == [
+        "metadata.annotations.a",
+        "metadata.labels.-",
+        "metadata.labels.-",
+        "spec.labels[0].anything",
+        "spec.ingress[0].toPorts[0].ports[0].port",
+    ]
+
+
+def test_messages_are_read_as_manifests_and_say_the_same() -> None:
+    definition = {
+        "namespace": "shop",
+        "name": "web",
+        "tier": "TIER_ADMIN",
+        "priority": 7,
+        "audit": True,
+        "pods": {"matchLabels": {"app": "web"}},
+        "rules": [
+            {"direction": "DIRECTION_INGRESS", "action": "ACTION_PASS", "peers": [{"entity": "world"}]},
+            {"direction": "DIRECTION_EGRESS", "action": "ACTION_DENY", "ports": [{"protocol": "TCP"}]},
+        ],
+    }
+    manifest = """
+apiVersion: fimbria.io/v1
+kind: Policy
+metadata: {name: web, namespace: shop}
+spec:
+  tier: admin
+  priority: 7
+  audit: true
+  pods: {matchLabels: {app: web}}
+  rules:
+  - {direction: ingress, action: pass, peers: [{entity: world}]}
+  - {direction: egress, action: deny, ports: [{protocol: TCP}]}
+"""
+    assert parse_definitions([definition]) == parse_manifests(manifest)
+    assert parse_definitions([{**definition, "tier": "TIER_UNSPECIFIED", "priority": 0, "rules": []}])
+
+
+def test_violations_of_messages_have_paths_in_the_request() -> None:
+    with pytest.raises(ManifestError) as caught:
+        parse_definitions(
+            [
+                {"name": "a", "pods": {}},
+                {
+                    "name": "B",
+                    "namespace": "-",
+                    "nodes": {"matchLabels": {"a": "b c"}},
+                    "defaultDeny": ["DIRECTION_UNSPECIFIED"],
+                    "rules": [{"direction": 7, "action": "ACTION_UNSPECIFIED"}],
+                },
+                {"name": "a", "pods": {}},
+            ]
+        )
+    assert [(v.document, v.field) for v in caught.value.violations] == [
+        (1, "policies[1].name"),
+        (1, "policies[1].namespace"),
+        (1, "policies[1].nodes.matchLabels.a"),
+        (1, "policies[1].rules[0].direction"),
+        (1, "policies[1].rules[0].action"),
+        (1, "policies[1].defaultDeny[0]"),
+        (2, "policies[2].name"),
+    ]
+    assert "Policy a stands in these manifests already" in caught.value.violations[-1].description
