@@ -267,7 +267,7 @@ def exec_(pod: str, command: tuple[str, ...]) -> None:
 @lab.command()
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
-@click.argument("port", metavar="PORT/PROTO")
+@click.argument("port", metavar="PORT/PROTO|TYPE/ICMP")
 @click.option(
     "--family", type=click.Choice(["4", "6"]), help="IP version (default 4, or that of an address given)."
 )
@@ -280,11 +280,12 @@ def probe(source: str, target: str, port: str, family: str | None, timeout: floa
     FROM and TO are NS/NAME, @host (the node of the other end), @remote-node (another one), @outside (a host
     that has no route to pods) or an address. When nothing listens on the port in TO, a listener is opened for
     the probe. Addresses of 192.0.2.0/24, 198.51.100.0/24, 203.0.113.0/24, 198.18.0.0/15 and 2001:db8::/32
-    stand for the world outside the cluster.
+    stand for the world outside the cluster. 8/ICMP and 128/ICMPv6 are echo requests; a message of a type that
+    no kernel answers is allowed when it arrives.
     """
-    from cli.lab.syntax import parse_port
+    from cli.lab.syntax import parse_port_or_type
 
-    number, protocol = parse_port(port)
+    number, protocol = parse_port_or_type(port)
     if not 0 < timeout <= 60:
         raise BadInput(f"--timeout {timeout:g} is not valid: expected more than 0 and at most 60 seconds")
     version = int(family) if family else None

@@ -16,7 +16,7 @@ from cli.lab.paths import netns_path
 from cli.lab.pods import Pod
 from cli.lab.prober import DEFAULT_TIMEOUT, Attempt, Outcome
 from cli.lab.prober import probe_many as attempt_many
-from cli.lab.syntax import parse_pod
+from cli.lab.syntax import TYPED, parse_pod
 
 if TYPE_CHECKING:
     from fimbria.policy.v1 import policy_pb2
@@ -199,6 +199,10 @@ def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
 
 def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
     assert source.netns is not None
+    if protocol in TYPED:
+        if (protocol == "ICMPV6") != (":" in target.address):
+            raise BadInput(f"{protocol} is not of the family of {target.address}: IPv4 has ICMP, IPv6 ICMPv6")
+        protocol = "ICMP"
     # A node sends from the address that its routes choose, everybody else from the one that was named.
     own = "" if source.node and source.pod is None else source.address
     return Attempt(source.netns, target.address, port, protocol, target.netns, own)
@@ -285,6 +289,8 @@ def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str
     from cli.flow import connection_flows
 
     nodes = sorted({end.node for end in pair if end.node})
+    # What a port is to others is an identifier to ICMP, the same both ways.
+    port = result.source_port if result.protocol in TYPED else result.port
     deadline = time.monotonic() + FLOW_WAIT
     while True:
         found: list[dict[str, Any]] = []
@@ -292,7 +298,7 @@ def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str
         for node in nodes:
             try:
                 found += connection_flows(
-                    lab.cluster, node, result.target_ip, result.port, result.protocol, result.source_port
+                    lab.cluster, node, result.target_ip, port, result.protocol, result.source_port
                 )
             except CliError as error:
                 failed.append(f"the loader of {node} cannot say what it saw: {error.message}")

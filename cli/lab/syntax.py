@@ -11,6 +11,8 @@ _DNS_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?")
 _DNS_SUBDOMAIN = re.compile(r"[a-z0-9]([-a-z0-9]*[a-z0-9])?(\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*")
 _PORT_NAME = re.compile(r"[a-z0-9](-?[a-z0-9])*")
 PROTOCOLS = ("TCP", "UDP", "SCTP")
+# Those whose messages have a type in the place of a port.
+TYPED = ("ICMP", "ICMPV6")
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,16 @@ def parse_port(text: str, field: str = "port") -> tuple[int, str]:
     if not (number.isascii() and number.isdigit() and 1 <= int(number) <= 65535):
         raise _refuse(field, text, "NUMBER/PROTOCOL with a number from 1 to 65535")
     return int(number), protocol
+
+
+def parse_port_or_type(text: str, field: str = "port") -> tuple[int, str]:
+    """`PORT/PROTO`, `TYPE/ICMP` or `TYPE/ICMPv6` -> (number, protocol)."""
+    number, _, protocol = text.partition("/")
+    if protocol.upper() not in TYPED:
+        return parse_port(text, field)
+    if not (number.isascii() and number.isdigit() and int(number) <= 255):
+        raise _refuse(field, text, f"TYPE/{protocol} with a type from 0 to 255, for example 8/ICMP")
+    return int(number), protocol.upper()
 
 
 def parse_named_port(text: str) -> NamedPort:

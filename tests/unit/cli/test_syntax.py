@@ -78,6 +78,19 @@ def test_ports_default_to_tcp_and_know_three_protocols() -> None:
     assert syntax.parse_port("9/SCTP") == (9, "SCTP")
 
 
+def test_a_type_of_icmp_is_in_the_place_of_a_port() -> None:
+    assert syntax.parse_port_or_type("8/ICMP") == (8, "ICMP")
+    assert syntax.parse_port_or_type("0/icmp") == (0, "ICMP")
+    assert syntax.parse_port_or_type("128/ICMPv6") == (128, "ICMPV6")
+    assert syntax.parse_port_or_type("80") == (80, "TCP")
+
+
+@pytest.mark.parametrize("text", ["256/ICMP", "/ICMP", "x/ICMPv6", "-1/ICMP"])
+def test_a_type_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(BadInput, match="type from 0 to 255"):
+        syntax.parse_port_or_type(text)
+
+
 @pytest.mark.parametrize("text", ["0/TCP", "65536/TCP", "http", "80/ICMP", "-1", "80/", "", "8 0"])
 def test_an_illegal_port_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="expected"):
