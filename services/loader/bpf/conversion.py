@@ -148,8 +148,10 @@ def _struct(
     for member in old.members:
         name = f"{path}.{member.name}" if path else member.name
         into = there.get(_named(member))
-        if into is None:
-            if keep and not member.name.startswith("pad"):
+        padding = member.name.startswith("pad")
+        if into is None or (padding and member.layout != into.layout):
+            # Padding is zero, whatever its size.
+            if keep and not padding:
                 raise Incompatible(name, str(member.layout), "no more")
             continue
         if member.bits[1] or into.bits[1]:

@@ -12,7 +12,6 @@ from typing import Any
 
 import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
-from fimbria.policy.v1 import policy_pb2_grpc
 
 from tests.patience import patient
 
@@ -55,7 +54,7 @@ class _Stream:
     """Identity by subject."""
 
 
-class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
+class ScriptedPolicy:
     """Each method returns when the node has acknowledged what it says."""
 
     def __init__(self) -> None:
@@ -129,7 +128,7 @@ class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
 
     # -- the service
 
-    def Subscribe(
+    def subscribe(
         self, requests: Iterator[pb.SubscribeRequest], context: Any
     ) -> Iterator[pb.SubscribeResponse]:
         stream = _Stream(queue.SimpleQueue())
@@ -138,7 +137,7 @@ class ScriptedPolicy(policy_pb2_grpc.PolicyServiceServicer):
         while (message := stream.out.get()) is not None:
             yield message
 
-    def ListEnforcement(self, request: Any, context: Any) -> pb.ListEnforcementResponse:
+    def list_enforcement(self, request: Any, context: Any) -> pb.ListEnforcementResponse:
         return pb.ListEnforcementResponse()
 
     def _listen(self, stream: _Stream, requests: Iterator[pb.SubscribeRequest]) -> None:
@@ -178,7 +177,20 @@ def scripted_policy(target: str) -> Iterator[ScriptedPolicy]:
     """A scripted policy service that listens there, until the end of the block."""
     made = ScriptedPolicy()
     server = grpc.server(futures.ThreadPoolExecutor(max_workers=8))
-    policy_pb2_grpc.add_PolicyServiceServicer_to_server(made, server)
+    handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
+        "Subscribe": grpc.stream_stream_rpc_method_handler(
+            made.subscribe,
+            request_deserializer=pb.SubscribeRequest.FromString,
+            response_serializer=pb.SubscribeResponse.SerializeToString,
+        ),
+        "ListEnforcement": grpc.unary_unary_rpc_method_handler(
+            made.list_enforcement,
+            request_deserializer=pb.ListEnforcementRequest.FromString,
+            response_serializer=pb.ListEnforcementResponse.SerializeToString,
+        ),
+    }
+    service = "fimbria.policy.v1.PolicyService"
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
     server.add_insecure_port(target)
     server.start()
     try:

@@ -121,6 +121,17 @@ def test_a_member_that_is_gone_is_dropped_from_values_and_refused_in_keys() -> N
     assert caught.value.field == "a"
 
 
+def test_padding_of_a_key_may_be_shorter_than_it_was() -> None:
+    old = record(("a", U32), ("pad", Array(U8, 3)))
+    new = record(("a", U32), ("space", U8), ("pad", Array(U8, 2)))
+    conversion = compile_conversion(old, new, key=True)
+    assert conversion.apply(bytes((1, 2, 3, 4, 0, 0, 0))) == bytes((1, 2, 3, 4, 0, 0, 0))
+    back = compile_conversion(new, old, lossy=True)
+    assert back.apply(bytes((1, 2, 3, 4, 5, 0, 0))) == bytes((1, 2, 3, 4, 0, 0, 0))
+    with pytest.raises(Incompatible, match="space"):
+        compile_conversion(new, old, key=True)
+
+
 def test_padding_of_a_key_may_go() -> None:
     old, new = record(("a", U32), ("pad", U32)), record(("a", U32), ("b", U32))
     assert bytes(compile_conversion(old, new, key=True).apply(b"\1\0\0\0\0\0\0\0")) == b"\1" + bytes(7)
