@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -17,13 +18,11 @@ from services.chassis.db import Database
 from services.chassis.feed import Feed
 from services.chassis.service import ServiceContext, run_service
 from services.policy.api import PolicyApi
-from services.policy.declared_ports import DeclaredPorts
-from services.policy.distribution import Distributor
-from services.policy.enforcement import Enforcement
 from services.policy.identities import IdentityFollower
-from services.policy.node_store import NodeStore
+from services.policy.node_store import PORTS_FEED, NodeStore
 from services.policy.policies import follow_policies
-from services.policy.saver import Saver
+from services.policy.prefix_numbers import PrefixNumbers
+from services.policy.replicas import Replica
 from services.policy.settings import PolicySettings
 from services.policy.store import FEED, PolicyStore
 
@@ -35,35 +34,22 @@ async def build(context: ServiceContext[PolicySettings]) -> AsyncIterator[None]:
     database = await context.stack.enter_async_context(
         await Database.open(settings.database_url, migrations="services.policy.migrations")
     )
-    feed = Feed(database, FEED)
-    store, nodes = PolicyStore(database, feed, time.time_ns), NodeStore(database)
-
-    async def save_nodes(marked: list[str]) -> None:
-        states = [enforcement.state(name) for name in marked]
-        await nodes.save([(state.name, state.acknowledged) for state in states if state is not None])
-
-    async def save_ports(marked: list[str]) -> None:
-        for name in marked:
-            await nodes.save_ports(name, ports.by_node(name))
-
-    node_saver, port_saver = Saver("nodes", save_nodes), Saver("declared ports", save_ports)
-    enforcement = Enforcement(await nodes.load(), node_saver.mark, time.time_ns)
-    ports = DeclaredPorts(await nodes.load_ports(), port_saver.mark)
-    policies, revision = await store.load()
-    distributor = Distributor(policies, revision, ports)
+    feed, ports_feed = Feed(database, FEED), Feed(database, PORTS_FEED)
+    store = PolicyStore(database, feed, time.time_ns)
+    nodes = NodeStore(database, ports_feed, uuid.uuid4().hex, time.time_ns)
+    replica = await Replica.open(nodes, ports_feed, await store.load(), time.time_ns)
+    distributor = replica.distributor
     channel = await context.stack.enter_async_context(open_channel(settings.identity_target, retry=False))
-    follower = IdentityFollower(
-        identity_pb2_grpc.IdentityServiceStub(channel), distributor, settings.identity_target
-    )
+    identities = identity_pb2_grpc.IdentityServiceStub(channel)
+    follower = IdentityFollower(identities, distributor, settings.identity_target)
+    prefixes = PrefixNumbers(identities, distributor.number_of_prefix, settings.identity_target)
     context.server.add(
         policy_pb2_grpc.add_PolicyServiceServicer_to_server,
-        PolicyApi(store, nodes, distributor, enforcement),
+        PolicyApi(store, nodes, prefixes, distributor, replica.enforcement),
         "fimbria.policy.v1.PolicyService",
     )
-    tasks = []
-    for saver in (node_saver, port_saver):
-        context.stack.push_async_callback(saver.flush)
-        tasks.append(context.background(saver.run(), "saver"))
+    context.stack.push_async_callback(replica.leave)
+    tasks = [context.background(work, name) for name, work in replica.tasks()]
     tasks.append(
         context.background(follow_policies(feed, store, distributor, settings.feed_keep), "policies")
     )

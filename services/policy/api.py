@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import grpc
@@ -20,14 +21,24 @@ from services.policy.convert import (
     key_message,
     node_message,
     policy_message,
+    read_definitions,
     read_key,
     revision_message,
     subscribe_message,
 )
 from services.policy.distribution import Distributor
 from services.policy.enforcement import Enforcement
-from services.policy.manifest import Manifest, ManifestError, parse_manifests, parse_refs
+from services.policy.fields import Violation
+from services.policy.groups import literal_prefixes
+from services.policy.manifest import (
+    Manifest,
+    ManifestError,
+    parse_definitions,
+    parse_manifests,
+    parse_refs,
+)
 from services.policy.node_store import NodeStore
+from services.policy.prefix_numbers import PrefixNumbers
 from services.policy.questions_api import QuestionsApi
 from services.policy.store import PolicyStore
 from services.policy.subscription import serve_subscription
@@ -39,27 +50,43 @@ DEFAULT_WAIT_SECONDS = 30.0
 ANSWER_SECONDS = 0.1
 # Parsing more than this stalls the streams; a thread has the time.
 LONG_MANIFESTS = 32 * 1024
+MANY_POLICIES = 50
 
 
 class PolicyApi(QuestionsApi):
     """fimbria.policy.v1.PolicyService."""
 
     def __init__(
-        self, store: PolicyStore, nodes: NodeStore, distributor: Distributor, enforcement: Enforcement
+        self,
+        store: PolicyStore,
+        nodes: NodeStore,
+        prefixes: PrefixNumbers,
+        distributor: Distributor,
+        enforcement: Enforcement,
     ) -> None:
         super().__init__(store, distributor, enforcement)
         self._nodes = nodes
+        self._prefixes = prefixes
 
     async def ApplyPolicies(
         self, request: pb.ApplyPoliciesRequest, context: Context
     ) -> pb.ApplyPoliciesResponse:
-        manifests = await _parse(request.manifests)
+        manifests = await _parse(request)
+        numbers: dict[str, int] = {}
+        if not request.validate_only:
+            # Before anything is stored: either all prefixes have numbers, or nothing is done.
+            numbers = await self._prefixes.of(
+                cidr for each in manifests for cidr in literal_prefixes(each.policy, each.group)
+            )
         applied = await self._store.apply(
-            manifests, trace=inject().traceparent, dry_run=request.validate_only
+            manifests,
+            numbers,
+            source=request.source,
+            trace=inject().traceparent,
+            dry_run=request.validate_only,
         )
         return pb.ApplyPoliciesResponse(
-            policies=[applied_message(stored, outcome) for stored, outcome in applied.policies],
-            revision=applied.revision,
+            policies=map(applied_message, applied.policies), revision=applied.revision
         )
 
     async def DeletePolicies(
@@ -113,6 +140,7 @@ class PolicyApi(QuestionsApi):
     async def ListEnforcement(
         self, request: pb.ListEnforcementRequest, context: Context
     ) -> pb.ListEnforcementResponse:
+        await self._enforcement.refresh()
         found = page(
             self._enforcement.nodes(),
             key=lambda node: node.name,
@@ -127,16 +155,48 @@ class PolicyApi(QuestionsApi):
         )
 
     async def ForgetNode(self, request: pb.ForgetNodeRequest, context: Context) -> pb.ForgetNodeResponse:
+        await self._enforcement.refresh()
         self._enforcement.forget(request.node)
         self._distributor.forget(request.node)
         await self._nodes.forget(request.node)
         return pb.ForgetNodeResponse()
 
 
-async def _parse(text: str) -> list[Manifest]:
-    try:
-        if len(text) <= LONG_MANIFESTS:
-            return parse_manifests(text)
-        return await asyncio.to_thread(parse_manifests, text)
-    except ManifestError as error:
-        raise problems.manifests_refused(error) from None
+async def _parse(request: pb.ApplyPoliciesRequest) -> list[Manifest]:
+    """All manifests and policies of the request. Raises InvalidArgument that names all that is wrong."""
+    if not request.manifests and not request.policies:
+        raise problems.field_invalid("manifests", "", "manifests, or policies, or both")
+    if len(request.manifests) <= LONG_MANIFESTS and len(request.policies) <= MANY_POLICIES:
+        return _parse_both(request)
+    return await asyncio.to_thread(_parse_both, request)
+
+
+def _parse_both(request: pb.ApplyPoliciesRequest) -> list[Manifest]:
+    found: list[Manifest] = []
+    wrong: list[Violation] = []
+    if request.manifests:
+        try:
+            found += parse_manifests(request.manifests)
+        except ManifestError as error:
+            wrong += error.violations
+    if request.policies:
+        try:
+            defined = parse_definitions(read_definitions(request.policies))
+        except ManifestError as error:
+            wrong += (replace(violation, document=problems.DEFINITION) for violation in error.violations)
+        else:
+            seen = {manifest.policy.ref for manifest in found}
+            wrong += (
+                Violation(
+                    problems.DEFINITION,
+                    "",
+                    f"policies[{index}].name",
+                    f"{manifest.policy.ref} stands in the manifests already, expected it once",
+                )
+                for index, manifest in enumerate(defined)
+                if manifest.policy.ref in seen
+            )
+            found += defined
+    if wrong:
+        raise problems.manifests_refused(ManifestError(wrong))
+    return found

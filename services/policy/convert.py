@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from fimbria.policy.v1 import policy_pb2 as pb
 from fimbria.types.v1 import types_pb2
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.errors import FieldViolation, FimbriaError, InvalidArgument
@@ -14,15 +16,31 @@ from services.chassis.labels import LabelSet
 from services.chassis.telemetry import TraceContext
 from services.policy import problems
 from services.policy.describe import describe_rule, describe_subject
-from services.policy.distribution import Progress, Revision, RuleName, Shared, Update
+from services.policy.distribution import (
+    Message,
+    PrefixUpdate,
+    Progress,
+    Revision,
+    RuleName,
+    Shared,
+    SharedPrefixes,
+)
 from services.policy.enforcement import NodeState
 from services.policy.engine import HOST, SubjectChange
-from services.policy.entries import EntryKey, EntryValue, SubjectPolicy
+from services.policy.entries import (
+    AUDIT,
+    BY_ADDRESS,
+    TIER_MASK,
+    EntryKey,
+    EntryValue,
+    SubjectPolicy,
+    Transition,
+)
 from services.policy.explain import Verdict
-from services.policy.manifest import CILIUM_CLUSTERWIDE, DEFAULT_NAMESPACE
+from services.policy.manifest import KINDS, Scope
 from services.policy.names import namespace_problem, object_name_problem
-from services.policy.rules import Direction, NamedPort, PolicyRef, Protocol
-from services.policy.store import Outcome, StoredPolicy
+from services.policy.rules import Direction, NamedPort, PolicyRef, Protocol, Rule, Tier
+from services.policy.stored import AppliedPolicy, Outcome, StoredPolicy
 
 _DIRECTIONS = {Direction.INGRESS: pb.DIRECTION_INGRESS, Direction.EGRESS: pb.DIRECTION_EGRESS}
 _PROTOCOLS: dict[types_pb2.Protocol.ValueType, Protocol] = {
@@ -30,6 +48,18 @@ _PROTOCOLS: dict[types_pb2.Protocol.ValueType, Protocol] = {
     types_pb2.PROTOCOL_UDP: Protocol.UDP,
     types_pb2.PROTOCOL_SCTP: Protocol.SCTP,
     types_pb2.PROTOCOL_ICMP: Protocol.ICMP,
+    types_pb2.PROTOCOL_ICMPV6: Protocol.ICMPV6,
+}
+_TIERS = {
+    Tier.NORMAL: pb.TIER_NORMAL,
+    Tier.ADMIN: pb.TIER_ADMIN,
+    Tier.BASELINE: pb.TIER_BASELINE,
+}
+_TRANSITIONS = {
+    Transition.NEUTRAL: pb.TRANSITION_NEUTRAL,
+    Transition.WIDENS: pb.TRANSITION_WIDENS,
+    Transition.NARROWS: pb.TRANSITION_NARROWS,
+    Transition.SWAP: pb.TRANSITION_SWAP,
 }
 _OUTCOMES = {
     Outcome.CREATED: pb.AppliedPolicy.OUTCOME_CREATED,
@@ -43,16 +73,17 @@ def key_message(ref: PolicyRef) -> pb.PolicyKey:
 
 
 def read_key(key: pb.PolicyKey, field: str) -> PolicyRef:
-    """Raises InvalidArgument. No namespace means the default one for a namespaced kind, as in manifests."""
+    """Raises InvalidArgument. No namespace means what it means in manifests of the kind."""
     if problem := object_name_problem(key.name):
         raise problems.field_invalid(f"{field}.name", key.name, problem)
-    if key.kind == CILIUM_CLUSTERWIDE:
-        if key.namespace:
-            raise problems.field_invalid(f"{field}.namespace", key.namespace, f"none for a {key.kind}")
-        return PolicyRef(key.kind, "", key.name)
+    kind = KINDS.get(key.kind)
+    if kind is None:
+        raise problems.field_invalid(f"{field}.kind", key.kind, f"one of {', '.join(KINDS)}")
+    if key.namespace and kind.scope is Scope.CLUSTER:
+        raise problems.field_invalid(f"{field}.namespace", key.namespace, f"none for a {key.kind}")
     if key.namespace and (problem := namespace_problem(key.namespace)):
         raise problems.field_invalid(f"{field}.namespace", key.namespace, problem)
-    return PolicyRef(key.kind, key.namespace or DEFAULT_NAMESPACE, key.name)
+    return PolicyRef(key.kind, key.namespace or kind.default_namespace(), key.name)
 
 
 def timestamp(nanoseconds: int) -> Timestamp | None:
@@ -62,6 +93,7 @@ def timestamp(nanoseconds: int) -> Timestamp | None:
 
 
 def policy_message(stored: StoredPolicy) -> pb.Policy:
+    policy = stored.bound.policy
     return pb.Policy(
         key=key_message(stored.ref),
         revision=stored.revision,
@@ -73,16 +105,44 @@ def policy_message(stored: StoredPolicy) -> pb.Policy:
                 path=rule.path,
                 deny=rule.deny,
                 description=describe_rule(rule),
+                action=_action(rule),
+                line=policy.lines.get(rule.path, 0),
             )
-            for rule in stored.bound.policy.rules()
+            for rule in policy.rules()
         ],
         update_time=timestamp(stored.updated_ns),
-        subject=describe_subject(stored.bound.policy),
+        subject=describe_subject(policy),
+        tier=tier_message(policy.tier) if stored.group is None else pb.TIER_UNSPECIFIED,
+        priority=policy.priority,
+        audit=policy.audit,
+        source=stored.source,
+        effective_revision=stored.effective_revision,
     )
 
 
-def applied_message(stored: StoredPolicy, outcome: Outcome) -> pb.AppliedPolicy:
-    return pb.AppliedPolicy(policy=policy_message(stored), outcome=_OUTCOMES[outcome])
+def applied_message(applied: AppliedPolicy) -> pb.AppliedPolicy:
+    return pb.AppliedPolicy(
+        policy=policy_message(applied.stored),
+        outcome=_OUTCOMES[applied.outcome],
+        warnings=applied.warnings,
+    )
+
+
+def read_definitions(definitions: Iterable[pb.PolicyDefinition]) -> list[dict[str, Any]]:
+    """Each as the JSON that `parse_definitions` reads."""
+    return [MessageToDict(definition) for definition in definitions]
+
+
+def direction_message(direction: Direction) -> pb.Direction.ValueType:
+    return _DIRECTIONS[direction]
+
+
+def tier_message(tier: Tier) -> pb.Tier.ValueType:
+    return _TIERS[tier]
+
+
+def _action(rule: Rule | RuleName) -> pb.Action.ValueType:
+    return pb.ACTION_DENY if rule.deny else pb.ACTION_PASS if rule.passes else pb.ACTION_ALLOW
 
 
 def revision_message(revision: Revision) -> pb.Revision:
@@ -142,7 +202,7 @@ def verdict_message(verdict: Verdict) -> pb.Verdict:
     return pb.Verdict(
         allowed=verdict.allowed,
         enforced=verdict.enforced,
-        rule=_rule_ref(deciding.cookie, RuleName(deciding.ref, deciding.rule.path, deciding.rule.deny))
+        rule=rule_message(deciding.cookie, RuleName(deciding.ref, deciding.rule.path, deciding.rule.deny))
         if deciding is not None
         else None,
         enforced_by=[key_message(ref) for ref in verdict.enforced_by],
@@ -150,13 +210,19 @@ def verdict_message(verdict: Verdict) -> pb.Verdict:
     )
 
 
-def subscribe_message(message: Update | Progress) -> pb.SubscribeResponse:
+def subscribe_message(message: Message) -> pb.SubscribeResponse:
     """What a stream sends. A change that goes to several streams is rendered once."""
     response = pb.SubscribeResponse(
         revision=revision_message(message.revision), trace=trace_message(message.trace)
     )
     if isinstance(message, Progress):
         response.progress.SetInParent()
+        return response
+    if isinstance(message, PrefixUpdate):
+        prefixes = message.shared
+        if not isinstance(prefixes.rendered, pb.PrefixUpdate):
+            prefixes.rendered = _render_prefixes(prefixes)
+        response.prefixes.CopyFrom(prefixes.rendered)
         return response
     shared = message.shared
     if shared.rendered is None:
@@ -172,22 +238,35 @@ def subscribe_message(message: Update | Progress) -> pb.SubscribeResponse:
 
 def _render(shared: Shared) -> pb.SubjectSnapshot | pb.SubjectDelta:
     content = shared.content
-    rules = [_rule_ref(cookie, rule) for cookie, rule in shared.rules.items()]
+    rules = [rule_message(cookie, rule) for cookie, rule in shared.rules.items()]
     ingress, egress = (_direction(content, direction) for direction in Direction)
     if isinstance(content, SubjectPolicy):
         return pb.SubjectSnapshot(
             identity=shared.subject.identity,
             ingress=ingress,
             egress=egress,
-            entries=[_entry(key, value) for key, value in content.entries.items()],
+            entries=[entry_message(key, value) for key, value in content.entries.items()],
             rules=rules,
         )
     return pb.SubjectDelta(
         ingress=ingress,
         egress=egress,
-        upserts=[_entry(key, value) for key, value in content.upserts],
-        deletes=[_entry(key) for key in content.deletes],
+        upserts=[entry_message(key, value) for key, value in content.upserts],
+        deletes=[entry_message(key) for key in content.deletes],
         rules=rules,
+        transition=_TRANSITIONS[content.transition],
+    )
+
+
+def _render_prefixes(shared: SharedPrefixes) -> pb.PrefixUpdate:
+    used = [(number, use) for number, use in shared.prefixes if use.by_identity or use.by_address]
+    return pb.PrefixUpdate(
+        whole=shared.whole,
+        upserts=[
+            pb.Prefix(cidr=use.cidr, identity=number, by_identity=use.by_identity, by_address=use.by_address)
+            for number, use in used
+        ],
+        deletes=[use.cidr for _, use in shared.prefixes if not (use.by_identity or use.by_address)],
     )
 
 
@@ -195,10 +274,12 @@ def _direction(content: SubjectPolicy | SubjectChange, direction: Direction) -> 
     return pb.DirectionPolicy(
         enforced=content.enforced[direction],
         enforced_by=[key_message(ref) for ref in content.enforced_by[direction]],
+        audit_enforced=content.audit_enforced[direction],
+        audit_enforced_by=[key_message(ref) for ref in content.audit_enforced_by[direction]],
     )
 
 
-def _entry(key: EntryKey, value: EntryValue | None = None) -> pb.PolicyEntry:
+def entry_message(key: EntryKey, value: EntryValue | None = None) -> pb.PolicyEntry:
     return pb.PolicyEntry(
         direction=_DIRECTIONS[Direction(key.direction)],
         identity=key.identity,
@@ -207,8 +288,21 @@ def _entry(key: EntryKey, value: EntryValue | None = None) -> pb.PolicyEntry:
         port_prefix_length=key.prefix,
         deny=value.deny if value is not None else False,
         rule_cookie=value.cookie if value is not None else 0,
+        tier=_TIERS[Tier(key.space & TIER_MASK)],
+        by_address=bool(key.space & BY_ADDRESS),
+        audit=bool(key.space & AUDIT),
+        passes=value.passes if value is not None else False,
+        order=value.order if value is not None else 0,
     )
 
 
-def _rule_ref(cookie: int, rule: RuleName) -> pb.RuleRef:
-    return pb.RuleRef(cookie=cookie, policy=key_message(rule.ref), path=rule.path, deny=rule.deny)
+def rule_message(cookie: int, rule: RuleName) -> pb.RuleRef:
+    return pb.RuleRef(
+        cookie=cookie,
+        policy=key_message(rule.ref),
+        path=rule.path,
+        deny=rule.deny,
+        action=_action(rule),
+        source=rule.source,
+        line=rule.line,
+    )

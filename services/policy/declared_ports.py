@@ -47,6 +47,9 @@ class DeclaredPorts:
     def identities(self) -> list[int]:
         return list(self._of)
 
+    def nodes(self) -> list[str]:
+        return list(self._nodes)
+
     def of(self, number: int) -> frozenset[NamedPort]:
         """Every port that some pod with this identity declares."""
         return frozenset(port for subject in self._of.get(number, ()) for port in subject.ports)
@@ -92,6 +95,20 @@ class DeclaredPorts:
         gone = tuple(node.earlier)
         node.earlier.clear()
         return self._drop(name, gone)
+
+    def replace(self, name: str, subjects: Iterable[Subject]) -> list[int]:
+        """The store's word on a node that is not connected here: all that it declares."""
+        node = self._nodes.setdefault(name, _Node())
+        before, after = node.all(), frozenset(subjects)
+        node.present.clear()
+        node.earlier = set(after)
+        if not after:
+            del self._nodes[name]
+        for subject in after - before:
+            self._count(subject, 1)
+        for subject in before - after:
+            self._count(subject, -1)
+        return list(dict.fromkeys(subject.identity for subject in before ^ after))
 
     def forget_node(self, name: str) -> list[int]:
         node = self._nodes.pop(name, None)

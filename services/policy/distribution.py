@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from services.chassis.errors import FimbriaError
@@ -22,8 +22,6 @@ from services.policy.engine import (
     Event,
     IdentityDelete,
     IdentityPut,
-    PolicyDelete,
-    PolicyPut,
     PortsPut,
     Subject,
     SubjectAdd,
@@ -31,9 +29,11 @@ from services.policy.engine import (
     SubjectRemove,
 )
 from services.policy.entries import SubjectPolicy
+from services.policy.in_force import InForce, Steps
+from services.policy.prefixes import PrefixUse
 from services.policy.rules import PolicyRef
 from services.policy.selector import Labels
-from services.policy.store import StoredPolicy
+from services.policy.stored import Gone, StoredPolicy
 
 MAX_WAITING = 50_000
 
@@ -48,11 +48,14 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class RuleName:
-    """Where a rule stands, and whether it denies."""
+    """Where a rule stands, and what it does: allow unless `deny` or `passes`. `line` 0: not known."""
 
     ref: PolicyRef
     path: str
     deny: bool
+    passes: bool = False
+    source: str = ""
+    line: int = 0
 
 
 @dataclass(slots=True)
@@ -78,12 +81,35 @@ class Update:
     trace: TraceContext
 
 
+@dataclass(slots=True)
+class SharedPrefixes:
+    """Prefixes by number as they are in use from now on; those that are in no use any more are gone. `whole`:
+    there are no others. `rendered` as in `Shared`.
+    """
+
+    prefixes: tuple[tuple[int, PrefixUse], ...]
+    whole: bool = False
+    rendered: object = None
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixUpdate:
+    """What a stream is told about prefixes."""
+
+    shared: SharedPrefixes
+    revision: Revision
+    trace: TraceContext
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Everything up to the revision has been told."""
 
     revision: Revision
     trace: TraceContext
+
+
+Message = Update | PrefixUpdate | Progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +133,14 @@ class Subscription:
         self.watched: dict[int, Watch] = {}
         # Watched subjects whose snapshot waits for their identity.
         self.pending: dict[int, Watch] = {}
-        self._waiting: deque[Update | Progress] = deque()
+        # It has been told all prefixes, which comes before everything else.
+        self.greeted = False
+        self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._ended: FimbriaError | None = None
         self._closed = False
 
-    def send(self, message: Update | Progress) -> None:
+    def send(self, message: Message) -> None:
         # Progress says "up to here": the newer one says it for both, and keeps the trace that is worth more.
         if isinstance(message, Progress) and self._waiting and isinstance(self._waiting[-1], Progress):
             older = self._waiting.pop()
@@ -131,7 +159,7 @@ class Subscription:
         self._closed = True
         self._arrived.set()
 
-    async def next(self) -> Update | Progress | None:
+    async def next(self) -> Message | None:
         """The next message; None at the end. Raises the error that the stream was ended with."""
         while True:
             if self._ended is not None:
@@ -152,38 +180,62 @@ class Distributor:
         policies: Iterable[StoredPolicy] = (),
         revision: int = 0,
         ports: DeclaredPorts | None = None,
+        advanced: Callable[[int], None] = lambda revision: None,
     ) -> None:
         self.engine = Engine()
-        self.policies: dict[PolicyRef, StoredPolicy] = {stored.ref: stored for stored in policies}
+        self._in_force = InForce()
         self._rules: dict[int, RuleName] = {}
+        self._cookies: dict[PolicyRef, frozenset[int]] = {}
         self.revision = Revision(policy=revision)
         self.identities_known = False
         self._subscriptions: dict[str, Subscription] = {}
         self._watchers: dict[Subject, dict[tuple[Subscription, int], None]] = {}
+        self._elsewhere: Mapping[str, frozenset[Subject]] = {}
+        self._advanced = advanced
         self.ports = ports or DeclaredPorts()
-        for stored in self.policies.values():
-            self._note_rules(stored)
-        self.engine.apply([PolicyPut(stored.bound) for stored in self.policies.values()])
+        advanced(revision)
+        self._take(self._in_force.take(self._named(policies)), TraceContext())
         self._follow_ports(self.ports.identities())
+
+    # -- what is in force
+
+    @property
+    def policies(self) -> Mapping[PolicyRef, StoredPolicy]:
+        """The policies, bound to the groups that they name."""
+        return self._in_force.policies
+
+    @property
+    def groups(self) -> Mapping[str, StoredPolicy]:
+        """The CIDR groups by name."""
+        return self._in_force.groups
+
+    def documents(self) -> Iterator[PolicyRef]:
+        """The names of all policies and groups."""
+        yield from self._in_force.policies
+        yield from (stored.ref for stored in self._in_force.groups.values())
+
+    def number_of_prefix(self, cidr: str) -> int | None:
+        """The number of a prefix that stands in some policy or group."""
+        return self._in_force.number_of(cidr)
 
     # -- what happens to policies and identities
 
     def take_policies(
-        self, changes: Iterable[StoredPolicy | PolicyRef], revision: int, trace: TraceContext
+        self, changes: Sequence[StoredPolicy | Gone], revision: int, trace: TraceContext
     ) -> None:
-        """Policies that are new or changed, or the names of those that are gone, up to a revision."""
-        events: list[Event] = []
-        for change in changes:
-            former = self.policies.pop(change if isinstance(change, PolicyRef) else change.ref, None)
-            for cookie in former.bound.cookies.values() if former is not None else ():
+        """Policies and groups that are new or changed, or that are gone, up to a revision."""
+        known = [(change.ref, self._cookies.get(change.ref, frozenset())) for change in changes]
+        steps = self._in_force.take(self._named(changes))
+        moved = revision != self.revision.policy
+        self.revision = Revision(revision, self.revision.identity)
+        self._advanced(revision)
+        acted = self._take(steps, trace)
+        # Rules that are gone are named until nobody can be told of them.
+        for ref, cookies in known:
+            for cookie in cookies - self._cookies.get(ref, frozenset()):
                 self._rules.pop(cookie, None)
-            if isinstance(change, PolicyRef):
-                events.append(PolicyDelete(change))
-            else:
-                self.policies[change.ref] = change
-                self._note_rules(change)
-                events.append(PolicyPut(change.bound))
-        self._advance(events, Revision(revision, self.revision.identity), trace)
+        if moved or acted:
+            self._tell_known(trace)
 
     def take_identities(
         self, changes: Iterable[tuple[int, Labels | None]], revision: int, trace: TraceContext
@@ -221,6 +273,7 @@ class Distributor:
             self._drop_watches(older)
         subscription = self._subscriptions[node] = Subscription(node)
         if self.identities_known:
+            self._greet(subscription)
             subscription.send(Progress(self.revision, TraceContext()))
         return subscription
 
@@ -269,11 +322,89 @@ class Distributor:
         """The node has left the cluster: the ports of its pods are no longer known."""
         self._follow_ports(self.ports.forget_node(node))
 
+    def end(self, node: str, reason: FimbriaError) -> None:
+        """End a node's stream with an error."""
+        subscription = self._subscriptions.get(node)
+        if subscription is not None:
+            subscription.end(reason)
+
+    def take_ports(self, node: str, subjects: Iterable[Subject]) -> None:
+        """What pods of a node declare that is subscribed to another replica, or to none."""
+        self._follow_ports(self.ports.replace(node, subjects))
+
+    # -- who watches what
+
+    def watched_elsewhere(self, watched: Mapping[str, frozenset[Subject]]) -> None:
+        """What nodes watch that are subscribed to another replica, or to none, as far as it is known."""
+        self._elsewhere = watched
+
+    def watched_by(self, node: str) -> frozenset[Subject]:
+        """What a node watches."""
+        subscription = self._subscriptions.get(node)
+        if subscription is None:
+            return self._elsewhere.get(node, frozenset())
+        return frozenset(watch.subject for watch in subscription.watched.values())
+
+    def watchers(self, subject: Subject) -> tuple[str, ...]:
+        """The nodes that watch a subject, by name."""
+        here = {subscription.node for subscription, _ in self._watchers.get(subject, ())}
+        away = {
+            name
+            for name, watched in self._elsewhere.items()
+            if subject in watched and name not in self._subscriptions
+        }
+        return tuple(sorted(here | away))
+
+    def watched_subjects(self) -> Iterable[Subject]:
+        """Every subject that some node watches, each once."""
+        found = dict.fromkeys(self._watchers)
+        for name, watched in self._elsewhere.items():
+            if name not in self._subscriptions:
+                found.update(dict.fromkeys(watched))
+        return found
+
     # -- inside
 
-    def _note_rules(self, stored: StoredPolicy) -> None:
-        for rule in stored.bound.policy.rules():
-            self._rules[stored.bound.cookies[rule.path]] = RuleName(stored.ref, rule.path, rule.deny)
+    def _named(self, changes: Iterable[StoredPolicy | Gone]) -> Iterator[StoredPolicy | Gone]:
+        """Take the names of the rules over, on the way."""
+        for change in changes:
+            if isinstance(change, Gone):
+                self._cookies.pop(change.ref, None)
+            else:
+                cookies, lines = change.bound.cookies, change.bound.policy.lines
+                self._cookies[change.ref] = frozenset(cookies.values())
+                for rule in change.bound.policy.rules():
+                    self._rules[cookies[rule.path]] = RuleName(
+                        change.ref,
+                        rule.path,
+                        rule.deny,
+                        rule.passes,
+                        change.source,
+                        lines.get(rule.path, 0),
+                    )
+            yield change
+
+    def _take(self, steps: Steps, trace: TraceContext) -> bool:
+        """Let the steps take effect one after the other; True if there were any."""
+        self._deliver(self.engine.apply(steps.known), trace)
+        self._tell_prefixes(steps.begin, trace)
+        self._deliver(self.engine.apply(steps.policies), trace)
+        self._tell_prefixes(steps.cease, trace)
+        self._deliver(self.engine.apply(steps.forgotten), trace)
+        return bool(steps.known or steps.policies or steps.forgotten)
+
+    def _tell_prefixes(self, prefixes: tuple[tuple[int, PrefixUse], ...], trace: TraceContext) -> None:
+        if not prefixes or not self.identities_known:
+            return
+        shared = SharedPrefixes(prefixes)
+        for subscription in self._subscriptions.values():
+            subscription.send(PrefixUpdate(shared, self.revision, trace))
+
+    def _greet(self, subscription: Subscription) -> None:
+        if not subscription.greeted:
+            subscription.greeted = True
+            whole = SharedPrefixes(tuple(self.engine.prefixes.items()), whole=True)
+            subscription.send(PrefixUpdate(whole, self.revision, TraceContext()))
 
     def _share(self, subject: Subject, content: SubjectPolicy | SubjectChange) -> Shared:
         values = (
@@ -289,21 +420,26 @@ class Distributor:
         if revision == self.revision and not changes:
             return
         self.revision = revision
-        if not self.identities_known:
-            return
         self._deliver(changes, trace)
-        self._tell(trace)
+        self._tell_known(trace)
+
+    def _tell_known(self, trace: TraceContext) -> None:
+        if self.identities_known:
+            self._tell(trace)
 
     def _tell(self, trace: TraceContext) -> None:
         for subscription in self._subscriptions.values():
+            self._greet(subscription)
             for watch in list(subscription.pending.values()):
                 self._answer(subscription, watch)
             subscription.send(Progress(self.revision, trace))
 
     def _deliver(self, changes: Iterable[SubjectChange], trace: TraceContext) -> None:
+        if not self.identities_known:
+            return
         for change in changes:
             content = self.engine.state(change.subject) if change.reset else change
-            if content is None or not self.identities_known:
+            if content is None:
                 continue
             shared = self._share(change.subject, content)
             for subscription, number in self._watchers.get(change.subject, ()):

@@ -20,6 +20,7 @@ from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext
 from services.policy.distribution import Distributor
 from services.policy.names import RESERVED_NAMES
+from services.policy.prefix_numbers import is_prefix_number
 from services.policy.selector import RESERVED, Labels
 
 if TYPE_CHECKING:
@@ -84,6 +85,8 @@ class IdentityFollower:
                 self._resume_from = response.revision
                 continue
             for event in response.events:
+                if is_prefix_number(event.identity.id):
+                    continue
                 if event.type == types_pb2.CHANGE_TYPE_DELETE:
                     whole.pop(event.identity.id, None)
                 else:
@@ -99,7 +102,8 @@ class IdentityFollower:
         trace = TraceContext()
         for event in response.events:
             number = event.identity.id
-            if number in RESERVED_IDENTITIES:
+            # Prefixes are known by the policies that name them.
+            if number in RESERVED_IDENTITIES or is_prefix_number(number):
                 continue
             carried = TraceContext(event.trace.traceparent, event.trace.tracestate)
             if batch and carried != trace:

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import asyncio
-from itertools import groupby
 
 from services.chassis.errors import FimbriaError, OutOfRange
 from services.chassis.feed import Feed
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext
 from services.policy.distribution import Distributor
-from services.policy.store import PolicyStore, StoredPolicy, policy_of
+from services.policy.store import PolicyStore
+from services.policy.stored import Gone, StoredPolicy, change_of
 
 RETRY_SECONDS = 0.5
 COMPACT_EVERY = 1000
@@ -34,12 +34,26 @@ async def follow_policies(feed: Feed, store: PolicyStore, distributor: Distribut
 
 async def _follow(feed: Feed, distributor: Distributor, keep: int) -> None:
     since_compaction = 0
-    async for batch in feed.watch(distributor.revision.policy):
-        # What one call wrote goes out as one change; what several calls wrote, each in its own trace.
-        for trace, events in groupby(batch.events, key=lambda event: event.trace):
-            group = list(events)
-            changes = [policy_of(event) for event in group]
-            distributor.take_policies(changes, group[-1].revision, TraceContext(trace))
+    changes: list[StoredPolicy | Gone] = []
+    trace, revision = "", distributor.revision.policy
+    # A bundle takes effect as a whole, also where a batch of the feed ends within it.
+    complete = True
+
+    def hand_over() -> None:
+        if changes:
+            distributor.take_policies(list(changes), revision, TraceContext(trace))
+            changes.clear()
+
+    async for batch in feed.watch(revision):
+        for event in batch.events:
+            # What several calls wrote goes out in the trace of each.
+            if complete and event.trace != trace:
+                hand_over()
+            trace, revision = event.trace, event.revision
+            change, complete = change_of(event)
+            changes.append(change)
+        if complete:
+            hand_over()
         since_compaction += len(batch.events)
         if since_compaction >= COMPACT_EVERY:
             since_compaction = 0
@@ -50,6 +64,6 @@ async def _reload(store: PolicyStore, distributor: Distributor) -> None:
     """Start over from what the store holds."""
     policies, revision = await store.load()
     refs = {stored.ref for stored in policies}
-    gone = [ref for ref in distributor.policies if ref not in refs]
+    gone = [Gone(ref, revision) for ref in distributor.documents() if ref not in refs]
     changes: list[StoredPolicy] = list(policies)
     distributor.take_policies([*changes, *gone], revision, TraceContext())

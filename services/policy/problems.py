@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from services.chassis.errors import (
     Aborted,
@@ -17,15 +17,20 @@ from services.chassis.errors import (
 from services.policy.manifest import ManifestError
 from services.policy.rules import PolicyRef
 
+# The document of a violation that is about a policy message: its path says which one.
+DEFINITION = -1
+
 
 def manifests_refused(error: ManifestError, done: str = "nothing was applied") -> InvalidArgument:
     """One field violation per problem. Where there are several documents the path starts with which one it
     is.
     """
-    several = len({violation.document for violation in error.violations}) > 1
+    several = len({violation.document for violation in error.violations} - {DEFINITION}) > 1
     violations = [
         FieldViolation(
-            f"documents[{v.document}].{v.field}" if several or v.document else v.field,
+            f"documents[{v.document}].{v.field}"
+            if v.document != DEFINITION and (several or v.document)
+            else v.field,
             f"{v.subject}: {v.description}" if v.subject else v.description,
         )
         for v in error.violations
@@ -110,4 +115,16 @@ def subscriber_too_slow(node: str, waiting: int) -> Aborted:
         f"node {node} has left {waiting} messages unread; subscribe again to start from snapshots",
         reason="SUBSCRIBER_TOO_SLOW",
         metadata={"node": node},
+    )
+
+
+def prefixes_unresolved(prefixes: Sequence[str], why: str) -> Unavailable:
+    """`why`: what came of the call."""
+    more = f" and {len(prefixes) - 3} more" if len(prefixes) > 3 else ""
+    return Unavailable(
+        f"nothing was applied: {', '.join(prefixes[:3])}{more} have no number yet, and the identity service "
+        f"cannot give one: {why}",
+        reason="PREFIXES_UNRESOLVED",
+        metadata={"prefixes": ",".join(prefixes[:100])},
+        retry_after=1.0,
     )

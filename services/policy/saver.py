@@ -16,11 +16,17 @@ log = get_logger(__name__)
 
 
 class Saver:
-    """Calls `save` with the names that were marked since it was called last; again after a failure."""
+    """Calls `save` with the names that were marked since it was called last; again after a failure.
 
-    def __init__(self, what: str, save: Callable[[list[str]], Awaitable[None]]) -> None:
+    The first at once; what is marked after that waits for `pause` seconds.
+    """
+
+    def __init__(
+        self, what: str, save: Callable[[list[str]], Awaitable[None]], pause: float = PAUSE_SECONDS
+    ) -> None:
         self._what = what
         self._save = save
+        self._pause = pause
         self._marked: dict[str, None] = {}
         self._wanted = asyncio.Event()
 
@@ -32,7 +38,7 @@ class Saver:
         """Save whenever something is marked, forever."""
         while True:
             await self._wanted.wait()
-            await asyncio.sleep(PAUSE_SECONDS if await self.flush() else RETRY_SECONDS)
+            await asyncio.sleep(self._pause if await self.flush() else RETRY_SECONDS)
 
     async def flush(self) -> bool:
         """Save now; False when it failed, and nothing is forgotten then."""

@@ -26,6 +26,18 @@ policies = Table(
     Column("revision", BigInteger, nullable=False),
     Column("manifest", Text, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
+    # JSON: the numbers of the prefixes that stand in the manifest, and the line at which each rule begins.
+    Column("prefixes", Text, nullable=False),
+    Column("lines", Text, nullable=False),
+    Column("source", Text, nullable=False),
+)
+
+# When each CIDR group changed last, also those that are gone: a policy that names one has changed then too.
+group_changes = Table(
+    "group_changes",
+    metadata,
+    Column("name", String(253), primary_key=True),
+    Column("revision", BigInteger, nullable=False),
 )
 
 # AUTOINCREMENT: the number of a rule that is gone is never given out again, so that a late flow event or an
@@ -55,6 +67,19 @@ nodes = Table(
     Column("identity_revision", BigInteger, nullable=False),
     Column("error", Text, nullable=False),
     Column("updated_ns", BigInteger, nullable=False),
+    # The replica of this service that the node is subscribed to; empty: none.
+    Column("replica", String(63), nullable=False),
+    # JSON: the subjects that it watches, and those that it could not realize.
+    Column("watched", Text, nullable=False),
+    Column("failed", Text, nullable=False),
+)
+
+# The processes that share this store, and when each was heard of last.
+replicas = Table(
+    "replicas",
+    metadata,
+    Column("id", String(63), primary_key=True),
+    Column("seen_ns", BigInteger, nullable=False),
 )
 
 # The named ports that the pods of a node declare, by identity: egress rules with port names need those of

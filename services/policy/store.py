@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -13,13 +12,24 @@ from sqlalchemy import bindparam, delete, insert, select, tuple_, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
-from services.chassis.feed import Feed, FeedEvent
+from services.chassis.feed import Feed
 from services.chassis.paging import Page, PageRequest
 from services.policy import problems
-from services.policy.manifest import Manifest, load_stored
+from services.policy.groups import groups_named, literal_prefixes
+from services.policy.manifest import CIDR_GROUP, Manifest
 from services.policy.resolve import BoundPolicy
 from services.policy.rules import PolicyRef
-from services.policy.schema import policies, rules
+from services.policy.schema import group_changes, policies, rules
+from services.policy.stored import (
+    Applied,
+    AppliedPolicy,
+    Outcome,
+    StoredPolicy,
+    encode_change,
+    encode_deletion,
+    feed_key,
+    read_document,
+)
 
 FEED = "policies"
 
@@ -47,40 +57,32 @@ _CHANGE = (
     update(policies)
     .where(_at(_KEY))
     .values(
-        manifest=bindparam("to_manifest"), updated_ns=bindparam("to_time"), revision=bindparam("to_revision")
+        manifest=bindparam("to_manifest"),
+        updated_ns=bindparam("to_time"),
+        revision=bindparam("to_revision"),
+        prefixes=bindparam("to_prefixes"),
+        lines=bindparam("to_lines"),
+        source=bindparam("to_source"),
     )
 )
 _DROP = delete(policies).where(_at(_KEY))
-
-
-class Outcome(Enum):
-    """What an apply did to a policy."""
-
-    CREATED = "created"
-    CHANGED = "changed"
-    UNCHANGED = "unchanged"
+_GROUPS = select(policies.c.name).where(policies.c.kind == CIDR_GROUP)
+_GROUP_CHANGES = select(group_changes)
+_FORGET_CHANGE = delete(group_changes).where(group_changes.c.name == bindparam("of_name"))
+_NOTE_CHANGE = insert(group_changes)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredPolicy:
-    """A policy with its rule numbers. `manifest` is canonical JSON; `updated_ns` Unix time in nanoseconds."""
+class _Plan:
+    """What applying a manifest would do. `stored` is as it would be, with the revision of before and the
+    cookie 0 for new rules; `retired` are the cookies that would go. `moved`: it says what it said, from
+    another file or other lines.
+    """
 
-    bound: BoundPolicy
-    manifest: str
-    revision: int
-    updated_ns: int
-
-    @property
-    def ref(self) -> PolicyRef:
-        return self.bound.ref
-
-
-@dataclass(frozen=True, slots=True)
-class Applied:
-    """What became of each policy of an apply, and the revision that has all of it."""
-
-    policies: tuple[tuple[StoredPolicy, Outcome], ...]
-    revision: int
+    stored: StoredPolicy
+    outcome: Outcome
+    retired: tuple[int, ...] = ()
+    moved: bool = False
 
 
 class PolicyStore:
@@ -99,28 +101,36 @@ class PolicyStore:
             return found, await self._feed.revision_at(connection)
 
     async def apply(
-        self, manifests: Sequence[Manifest], *, trace: str = "", dry_run: bool = False
+        self,
+        manifests: Sequence[Manifest],
+        numbers: Mapping[str, int] | None = None,
+        *,
+        source: str = "",
+        trace: str = "",
+        dry_run: bool = False,
     ) -> Applied:
         """Add or change all of them in one transaction. What is there as given keeps its revision.
 
-        With `dry_run` nothing is stored; rules that would be new have the cookie 0.
+        `numbers` has those of all prefixes that stand in the manifests. With `dry_run` nothing is stored;
+        rules that would be new have the cookie 0, and `numbers` may lack some.
         """
-        now = self._clock()
+        now, known = self._clock(), numbers or {}
 
         async def operation(connection: AsyncConnection) -> Applied:
-            done = []
+            plans = [await _plan(connection, manifest, known, source, now) for manifest in manifests]
             for manifest in manifests:
-                done.append(await self._apply_one(connection, manifest, now, trace))
-            return Applied(tuple(done), await self._feed.revision_at(connection))
+                missing = [c for c in literal_prefixes(manifest.policy, manifest.group) if c not in known]
+                if missing:
+                    raise ValueError(f"{manifest.policy.ref} names {missing[0]}, which has no number")
+            plans = [await _number_rules(connection, plan) for plan in plans]
+            plans = await self._write(connection, plans, trace)
+            return await self._applied(connection, plans)
 
         if not dry_run:
             return await self._database.write(operation)
         async with self._database.read() as connection:
-            planned = []
-            for manifest in manifests:
-                stored, outcome, _ = await _plan(connection, manifest, now)
-                planned.append((stored, outcome))
-            return Applied(tuple(planned), await self._feed.revision_at(connection))
+            planned = [await _plan(connection, manifest, known, source, now) for manifest in manifests]
+            return await self._applied(connection, planned)
 
     async def delete(self, refs: Iterable[PolicyRef], *, trace: str = "") -> tuple[list[PolicyRef], int]:
         """Remove policies; those that are not there are passed over. Returns what is gone, and the
@@ -130,10 +140,13 @@ class PolicyStore:
         async def operation(connection: AsyncConnection) -> tuple[list[PolicyRef], int]:
             gone = []
             for ref in refs:
-                result = await connection.execute(_DROP, _of(ref))
-                if result.rowcount:
-                    await self._feed.append(connection, _feed_key(ref), b"", deleted=True, trace=trace)
+                if (await connection.execute(_DROP, _of(ref))).rowcount:
                     gone.append(ref)
+            if gone:
+                events = [(feed_key(ref), encode_deletion(more=ref is not gone[-1]), True) for ref in gone]
+                first = await self._feed.append_all(connection, events, trace) - len(events) + 1
+                for revision, ref in enumerate(gone, start=first):
+                    await _note_group(connection, ref, revision)
             return gone, await self._feed.revision_at(connection)
 
         return await self._database.write(operation)
@@ -159,40 +172,58 @@ class PolicyStore:
             revision = await self._feed.revision_at(connection)
         return request.page(found, lambda p: (p.ref.kind, p.ref.namespace, p.ref.name)), revision
 
-    async def _apply_one(
-        self, connection: AsyncConnection, manifest: Manifest, now: int, trace: str
-    ) -> tuple[StoredPolicy, Outcome]:
-        planned, outcome, retired = await _plan(connection, manifest, now)
-        if outcome is Outcome.UNCHANGED:
-            return planned, outcome
-        ref = planned.ref
-        if outcome is Outcome.CREATED:
-            # The rules refer to the policy, so it comes first; its revision is known only after them.
-            row = {**_named(ref), "manifest": manifest.text, "updated_ns": now, "revision": 0}
-            await connection.execute(_ADD, row)
-        for cookie in retired:
-            await connection.execute(_DROP_RULE, {"of_cookie": cookie})
-        cookies = await _number_rules(connection, ref, planned.bound.cookies)
-        payload = orjson.dumps({"manifest": manifest.text, "cookies": cookies, "updated_ns": now})
-        revision = await self._feed.append(connection, _feed_key(ref), payload, trace=trace)
-        await connection.execute(
-            _CHANGE, {**_of(ref), "to_manifest": manifest.text, "to_time": now, "to_revision": revision}
-        )
-        return StoredPolicy(BoundPolicy(manifest.policy, cookies), manifest.text, revision, now), outcome
+    async def _write(self, connection: AsyncConnection, plans: Sequence[_Plan], trace: str) -> list[_Plan]:
+        """Store what has changed, as one bundle of events; the plans with the revisions that came of it."""
+        writes = [plan for plan in plans if plan.moved or plan.outcome is not Outcome.UNCHANGED]
+        if not writes:
+            return list(plans)
+        changes = await _group_changes(connection)
+        events = [
+            (
+                feed_key(plan.stored.ref),
+                encode_change(
+                    plan.stored,
+                    groups_changed=_effective(plan.stored, changes),
+                    moved=plan.moved,
+                    more=plan is not writes[-1],
+                ),
+                False,
+            )
+            for plan in writes
+        ]
+        first = await self._feed.append_all(connection, events, trace) - len(events) + 1
+        written: dict[PolicyRef, _Plan] = {}
+        for revision, plan in enumerate(writes, start=first):
+            stored = plan.stored if plan.moved else replace(plan.stored, revision=revision)
+            written[stored.ref] = replace(plan, stored=stored)
+            await connection.execute(_CHANGE, {**_of(stored.ref), **_changed(stored)})
+            if not plan.moved:
+                await _note_group(connection, stored.ref, revision)
+        return [written.get(plan.stored.ref, plan) for plan in plans]
 
-
-def policy_of(event: FeedEvent) -> StoredPolicy | PolicyRef:
-    """What an event of the feed says: the policy as it is now, or the name of one that is gone."""
-    if event.deleted:
-        kind, namespace, name = event.key.split("/", 2)
-        return PolicyRef(kind, namespace, name)
-    payload = orjson.loads(event.payload)
-    bound = BoundPolicy(load_stored(payload["manifest"]), payload["cookies"])
-    return StoredPolicy(bound, payload["manifest"], event.revision, payload["updated_ns"])
-
-
-def _feed_key(ref: PolicyRef) -> str:
-    return f"{ref.kind}/{ref.namespace}/{ref.name}"
+    async def _applied(self, connection: AsyncConnection, plans: Sequence[_Plan]) -> Applied:
+        """What the client is told: effective revisions and warnings count the whole bundle."""
+        named = {name for plan in plans for name in groups_named(plan.stored.bound.policy)}
+        there: set[str] = set()
+        changes: Mapping[str, int] = {}
+        if named:
+            there = {plan.stored.ref.name for plan in plans if plan.stored.ref.kind == CIDR_GROUP}
+            there.update((await connection.execute(_GROUPS)).scalars())
+            changes = await _group_changes(connection)
+        applied = []
+        for plan in plans:
+            missing = {
+                name: paths
+                for name, paths in groups_named(plan.stored.bound.policy).items()
+                if name not in there
+            }
+            warnings = tuple(
+                f"{', '.join(paths)}: there is no {CIDR_GROUP} {name}; it matches nobody until there is"
+                for name, paths in missing.items()
+            )
+            stored = replace(plan.stored, effective_revision=_effective(plan.stored, changes))
+            applied.append(AppliedPolicy(stored, plan.outcome, warnings))
+        return Applied(tuple(applied), await self._feed.revision_at(connection))
 
 
 def _named(ref: PolicyRef) -> dict[str, str]:
@@ -204,31 +235,74 @@ def _of(ref: PolicyRef) -> dict[str, Any]:
 
 
 async def _plan(
-    connection: AsyncConnection, manifest: Manifest, now: int
-) -> tuple[StoredPolicy, Outcome, list[int]]:
-    """What applying would do, and the cookies of the rules that would go. New rules have the cookie 0."""
+    connection: AsyncConnection, manifest: Manifest, numbers: Mapping[str, int], source: str, now: int
+) -> _Plan:
     present = await _read(connection, manifest.policy.ref)
-    if present is not None and present.manifest == manifest.text:
-        return present, Outcome.UNCHANGED, []
+    policy, group = manifest.policy, manifest.group
+    prefixes = {cidr: numbers[cidr] for cidr in literal_prefixes(policy, group) if cidr in numbers}
+    if (
+        present is not None
+        and present.manifest == manifest.text
+        and prefixes.keys() <= present.prefixes.keys()
+    ):
+        if present.source == source and present.bound.policy.lines == policy.lines:
+            return _Plan(present, Outcome.UNCHANGED)
+        moved = BoundPolicy(replace(present.bound.policy, lines=policy.lines), present.bound.cookies)
+        return _Plan(replace(present, bound=moved, source=source), Outcome.UNCHANGED, moved=True)
     known = present.bound.cookies if present is not None else {}
-    cookies = {rule.path: known.get(rule.path, 0) for rule in manifest.policy.rules()}
-    planned = StoredPolicy(
-        BoundPolicy(manifest.policy, cookies), manifest.text, present.revision if present else 0, now
+    cookies = {rule.path: known.get(rule.path, 0) for rule in policy.rules()}
+    revision = present.revision if present is not None else 0
+    return _Plan(
+        StoredPolicy(BoundPolicy(policy, cookies), manifest.text, revision, now, prefixes, source, group),
+        Outcome.CHANGED if present is not None else Outcome.CREATED,
+        tuple(cookie for path, cookie in known.items() if path not in cookies),
     )
-    outcome = Outcome.CHANGED if present is not None else Outcome.CREATED
-    return planned, outcome, [cookie for path, cookie in known.items() if path not in cookies]
 
 
-async def _number_rules(
-    connection: AsyncConnection, ref: PolicyRef, planned: Mapping[str, int]
-) -> dict[str, int]:
-    """Give a number to each rule that has none yet."""
-    cookies = dict(planned)
-    for path, cookie in planned.items():
+async def _number_rules(connection: AsyncConnection, plan: _Plan) -> _Plan:
+    """Give a number to each rule that has none yet, and make room for the policy where it is new."""
+    if plan.outcome is Outcome.UNCHANGED:
+        return plan
+    ref = plan.stored.ref
+    if plan.outcome is Outcome.CREATED:
+        # The rules refer to the policy, so it comes first; its revision is known only after them.
+        row = {"manifest": "", "updated_ns": 0, "revision": 0, "prefixes": "{}", "lines": "{}", "source": ""}
+        await connection.execute(_ADD, {**_named(ref), **row})
+    for cookie in plan.retired:
+        await connection.execute(_DROP_RULE, {"of_cookie": cookie})
+    cookies = dict(plan.stored.bound.cookies)
+    for path, cookie in plan.stored.bound.cookies.items():
         if not cookie:
             added = await connection.execute(_ADD_RULE, {**_named(ref), "path": path})
             cookies[path] = int(added.scalar_one())
-    return cookies
+    bound = BoundPolicy(plan.stored.bound.policy, cookies)
+    return replace(plan, stored=replace(plan.stored, bound=bound))
+
+
+def _changed(stored: StoredPolicy) -> dict[str, Any]:
+    return {
+        "to_manifest": stored.manifest,
+        "to_time": stored.updated_ns,
+        "to_revision": stored.revision,
+        "to_prefixes": orjson.dumps(stored.prefixes).decode(),
+        "to_lines": orjson.dumps(stored.bound.policy.lines).decode(),
+        "to_source": stored.source,
+    }
+
+
+async def _note_group(connection: AsyncConnection, ref: PolicyRef, revision: int) -> None:
+    if ref.kind == CIDR_GROUP:
+        await connection.execute(_FORGET_CHANGE, {"of_name": ref.name})
+        await connection.execute(_NOTE_CHANGE, {"name": ref.name, "revision": revision})
+
+
+async def _group_changes(connection: AsyncConnection) -> dict[str, int]:
+    """The revision at which each group changed last."""
+    return {row.name: row.revision for row in (await connection.execute(_GROUP_CHANGES)).all()}
+
+
+def _effective(stored: StoredPolicy, changes: Mapping[str, int]) -> int:
+    return max((stored.revision, *(changes.get(name, 0) for name in groups_named(stored.bound.policy))))
 
 
 async def _read(connection: AsyncConnection, ref: PolicyRef) -> StoredPolicy | None:
@@ -236,7 +310,10 @@ async def _read(connection: AsyncConnection, ref: PolicyRef) -> StoredPolicy | N
     if row is None:
         return None
     cookies = {rule.path: rule.cookie for rule in (await connection.execute(_RULES_OF, _of(ref))).all()}
-    return _stored(row, cookies)
+    stored = _stored(row, cookies)
+    if not groups_named(stored.bound.policy):
+        return stored
+    return replace(stored, effective_revision=_effective(stored, await _group_changes(connection)))
 
 
 async def _with_rules(
@@ -254,9 +331,20 @@ async def _with_rules(
         held = cookies.get((rule.kind, rule.namespace, rule.name))
         if held is not None:
             held[rule.path] = rule.cookie
-    return [_stored(row, cookies[key]) for row, key in zip(rows, keys, strict=True)]
+    changes = await _group_changes(connection)
+    found = [_stored(row, cookies[key]) for row, key in zip(rows, keys, strict=True)]
+    return [replace(stored, effective_revision=_effective(stored, changes)) for stored in found]
 
 
 def _stored(row: Any, cookies: Mapping[str, int]) -> StoredPolicy:
-    bound = BoundPolicy(load_stored(row.manifest), cookies)
-    return StoredPolicy(bound, row.manifest, row.revision, row.updated_ns)
+    bound, group = read_document(row.manifest, cookies, orjson.loads(row.lines))
+    return StoredPolicy(
+        bound,
+        row.manifest,
+        row.revision,
+        row.updated_ns,
+        orjson.loads(row.prefixes),
+        row.source,
+        group,
+        row.revision,
+    )

@@ -16,7 +16,7 @@ from services.chassis.logs import get_logger
 from services.chassis.telemetry import TraceContext, remote_context, tracer
 from services.policy import problems
 from services.policy.convert import read_node_labels, read_ports
-from services.policy.distribution import Distributor, Progress, Subscription, Update, Watch
+from services.policy.distribution import Distributor, Message, Progress, Subscription, Watch
 from services.policy.enforcement import Enforcement
 from services.policy.engine import Subject
 
@@ -25,7 +25,7 @@ log = get_logger(__name__)
 
 async def serve_subscription(
     requests: AsyncIterator[pb.SubscribeRequest], distributor: Distributor, enforcement: Enforcement
-) -> AsyncIterator[Update | Progress]:
+) -> AsyncIterator[Message]:
     """What the node is to be told, until it ends its stream.
 
     Raises InvalidArgument for a message out of order, Aborted when the stream is replaced or not read.
@@ -53,7 +53,7 @@ async def serve_subscription(
             log.info("node unsubscribed", node=node)
 
 
-async def _next(subscription: Subscription, distributor: Distributor) -> Update | Progress | None:
+async def _next(subscription: Subscription, distributor: Distributor) -> Message | None:
     """The next message; when nothing happens for long, that the node has all there is."""
     while True:
         try:
@@ -87,7 +87,14 @@ async def _read(
                         log.warning("node cannot realize policy", node=node, error=told.error)
                     else:
                         distributor.acknowledged(subscription)
-                    enforcement.acknowledge(node, told.revision.policy, told.revision.identity, told.error)
+                    failed = [
+                        watch.subject
+                        for number in told.failed_subjects
+                        if (watch := subscription.watched.get(number)) is not None
+                    ]
+                    enforcement.acknowledge(
+                        node, told.revision.policy, told.revision.identity, told.error, failed
+                    )
                 case other:
                     raise problems.field_invalid("message", other, "hello only as the first message")
     finally:

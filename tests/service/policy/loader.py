@@ -16,21 +16,26 @@ from fimbria.types.v1 import types_pb2
 from services.chassis.telemetry import TraceContext
 from tests.service.processes import WATCH_SECONDS
 
-# direction, identity, protocol, port, prefix length
-Key = tuple[int, int, int, int, int]
+# direction, identity, protocol, port, prefix length; then (tier, by address, audit) where that is not as usual
+Key = tuple[int, ...]
+# denies, rule cookie; then (passes, order) of the tiers that have an order
+Value = tuple[int, ...]
+# number, by identity, by address
+Prefix = tuple[int, bool, bool]
 
 
 @dataclass
 class SubjectState:
-    """A subject as the node holds it; `entries` maps a key to (deny, rule cookie)."""
+    """A subject as the node holds it."""
 
     snapshots: int = 0
     deltas: int = 0
     ingress: pb.DirectionPolicy = field(default_factory=pb.DirectionPolicy)
     egress: pb.DirectionPolicy = field(default_factory=pb.DirectionPolicy)
-    entries: dict[Key, tuple[bool, int]] = field(default_factory=dict)
+    entries: dict[Key, Value] = field(default_factory=dict)
     rules: dict[int, pb.RuleRef] = field(default_factory=dict)
     traces: list[str] = field(default_factory=list)
+    transitions: list[int] = field(default_factory=list)
 
 
 class Loader:
@@ -42,6 +47,9 @@ class Loader:
         self.name = name
         self.acknowledges = acknowledges
         self.subjects: dict[int, SubjectState] = {}
+        self.prefixes: dict[str, Prefix] = {}
+        # What has come, each message by its kind.
+        self.told: list[str] = []
         self.revision = pb.Revision()
         self.failure: grpc.aio.AioRpcError | None = None
         self._stub = stub
@@ -137,7 +145,12 @@ class Loader:
         self._changed.set()
 
     def _take(self, message: pb.SubscribeResponse) -> None:
-        kind = message.WhichOneof("message")
+        kind = message.WhichOneof("message") or ""
+        self.told.append(kind)
+        if kind == "prefixes":
+            self._take_prefixes(message.prefixes)
+            return
+        assert self.told[0] == "prefixes", "the first message has all prefixes"
         if kind == "progress":
             self.revision = message.revision
             if self.acknowledges:
@@ -154,15 +167,31 @@ class Loader:
             delta = message.delta
             state = self.subjects[delta.subject]
             state.deltas += 1
+            state.transitions.append(delta.transition)
             state.ingress, state.egress = delta.ingress, delta.egress
             for entry in delta.deletes:
-                del state.entries[_key(entry)]
+                del state.entries[entry_key(entry)]
             put, rules = delta.upserts, delta.rules
         for entry in put:
-            state.entries[_key(entry)] = (entry.deny, entry.rule_cookie)
+            state.entries[entry_key(entry)] = _value(entry)
         state.rules.update((rule.cookie, rule) for rule in rules)
         state.traces.append(message.trace.traceparent)
 
+    def _take_prefixes(self, update: pb.PrefixUpdate) -> None:
+        assert update.whole is (len(self.told) == 1)
+        for cidr in update.deletes:
+            del self.prefixes[cidr]
+        for prefix in update.upserts:
+            self.prefixes[prefix.cidr] = (prefix.identity, prefix.by_identity, prefix.by_address)
 
-def _key(entry: pb.PolicyEntry) -> Key:
-    return (entry.direction, entry.identity, entry.protocol, entry.port, entry.port_prefix_length)
+
+def entry_key(entry: pb.PolicyEntry) -> Key:
+    key = (entry.direction, entry.identity, entry.protocol, entry.port, entry.port_prefix_length)
+    if entry.tier == pb.TIER_NORMAL and not (entry.by_address or entry.audit):
+        return key
+    return (*key, entry.tier, entry.by_address, entry.audit)
+
+
+def _value(entry: pb.PolicyEntry) -> Value:
+    value = (entry.deny, entry.rule_cookie)
+    return value if entry.tier == pb.TIER_NORMAL else (*value, entry.passes, entry.order)

@@ -105,11 +105,16 @@ async def test_what_is_wrong_stores_nothing_and_names_every_field(
 async def test_what_is_not_supported_yet_has_a_reason_of_its_own(
     policies: Stub, namespace: Namespace
 ) -> None:
-    spec = {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.0/8"}}]}]}
-    error = await refused(
-        apply(policies, network_policy(namespace.name, "web", spec)), InvalidArgument, "POLICY_UNSUPPORTED"
-    )
-    assert [violation.field for violation in error.violations] == ["spec.ingress[0].from[0].ipBlock"]
+    manifest = f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: web, namespace: {namespace.name}}}
+spec:
+  endpointSelector: {{}}
+  egress: [{{toFQDNs: [{{matchName: example.org}}]}}]
+"""
+    error = await refused(apply(policies, manifest), InvalidArgument, "POLICY_UNSUPPORTED")
+    assert [violation.field for violation in error.violations] == ["spec.egress[0].toFQDNs"]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,16 @@ import pytest
 from services.chassis.errors import Aborted
 from services.chassis.telemetry import TraceContext
 from services.policy import distribution
-from services.policy.distribution import Distributor, Progress, Revision, Subscription, Update, Watch
+from services.policy.distribution import (
+    Distributor,
+    Message,
+    PrefixUpdate,
+    Progress,
+    Revision,
+    Subscription,
+    Update,
+    Watch,
+)
 from services.policy.engine import HOST, Subject, SubjectChange
 from services.policy.entries import SubjectPolicy
 from services.policy.manifest import parse_manifests
@@ -40,7 +49,7 @@ spec: {{podSelector: {{}}, ingress: [{rule}]}}
 FROM_PODS = "{from: [{podSelector: {}}]}"
 
 
-async def told(subscription: Subscription) -> list[Update | Progress]:
+async def told(subscription: Subscription) -> list[Message]:
     """Everything that waits to be sent."""
     subscription.end()
     found = []
@@ -49,11 +58,13 @@ async def told(subscription: Subscription) -> list[Update | Progress]:
     return found
 
 
-def kinds(messages: list[Update | Progress]) -> list[str]:
+def kinds(messages: list[Message]) -> list[str]:
     names = []
     for message in messages:
         if isinstance(message, Progress):
             names.append("progress")
+        elif isinstance(message, PrefixUpdate):
+            names.append("prefixes")
         else:
             names.append("snapshot" if isinstance(message.shared.content, SubjectPolicy) else "delta")
     return names
@@ -66,7 +77,7 @@ async def test_nothing_is_told_before_the_identities_are_known() -> None:
     distributor.take_policies([policy("api", cookie=2)], 6, WRITER)
     distributor.take_all_identities({300: pod("web")}, 9)
     messages = await told(subscription)
-    assert kinds(messages) == ["snapshot", "progress"]
+    assert kinds(messages) == ["prefixes", "snapshot", "progress"]
     assert messages[-1].revision == Revision(6, 9)
 
 
@@ -77,7 +88,7 @@ async def test_streams_go_on_where_nobody_has_an_identity_yet() -> None:
     distributor.take_policies([policy("web")], 1, WRITER)
     distributor.take_all_identities({}, 0)
     messages = await told(subscription)
-    assert kinds(messages) == ["snapshot", "progress"]
+    assert kinds(messages) == ["prefixes", "snapshot", "progress"]
     assert messages[-1].revision == Revision(1, 0)
 
 
@@ -89,8 +100,10 @@ async def test_a_change_goes_to_every_stream_as_one_shared_delta_and_then_progre
         distributor.watch(stream, Watch(number, Subject(300)))
     distributor.take_policies([policy("web")], 2, WRITER)
     both = [await told(stream) for stream in streams]
-    assert [kinds(messages) for messages in both] == [["progress", "snapshot", "delta", "progress"]] * 2
-    deltas = [messages[2] for messages in both]
+    assert [kinds(messages) for messages in both] == [
+        ["prefixes", "progress", "snapshot", "delta", "progress"]
+    ] * 2
+    deltas = [messages[3] for messages in both]
     assert all(isinstance(delta, Update) for delta in deltas)
     first, second = (delta for delta in deltas if isinstance(delta, Update))
     assert first.shared is second.shared
@@ -112,8 +125,8 @@ async def test_a_subject_waits_for_the_revision_that_made_its_identity() -> None
     distributor.take_identities([(302, pod("newer"))], 3, QUIET)
     assert answered == [1]
     messages = await told(subscription)
-    assert kinds(messages) == ["progress", "snapshot", "progress"]
-    snapshot = messages[1]
+    assert kinds(messages) == ["prefixes", "progress", "snapshot", "progress"]
+    snapshot = messages[2]
     assert isinstance(snapshot, Update)
     assert isinstance(snapshot.shared.content, SubjectPolicy)
     assert {key.identity for key in snapshot.shared.content.entries} == {300, 301, 302}
@@ -127,7 +140,8 @@ async def test_an_identity_that_comes_back_is_told_as_a_snapshot() -> None:
     distributor.watch(subscription, Watch(1, Subject(300)))
     distributor.take_identities([(300, None)], 2, QUIET)
     distributor.take_identities([(300, pod("web"))], 3, QUIET)
-    assert kinds(await told(subscription)) == ["progress", "snapshot", "progress", "snapshot", "progress"]
+    expected = ["prefixes", "progress", "snapshot", "progress", "snapshot", "progress"]
+    assert kinds(await told(subscription)) == expected
 
 
 async def test_identities_that_are_missing_from_a_whole_set_are_gone() -> None:
@@ -136,7 +150,7 @@ async def test_identities_that_are_missing_from_a_whole_set_are_gone() -> None:
     subscription = distributor.subscribe("node-1")
     distributor.watch(subscription, Watch(1, Subject(300)))
     distributor.take_all_identities({300: pod("web"), 302: pod("new")}, 4)
-    delta = (await told(subscription))[2]
+    delta = (await told(subscription))[3]
     assert isinstance(delta, Update)
     change = delta.shared.content
     assert isinstance(change, SubjectChange)
@@ -162,14 +176,14 @@ async def test_ending_a_stream_answers_what_waits_and_a_later_one_starts_afresh(
 
 
 async def test_a_node_that_does_not_read_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribution, "MAX_WAITING", 3)
+    monkeypatch.setattr(distribution, "MAX_WAITING", 4)
     distributor = Distributor()
     distributor.take_all_identities({300: pod("web")}, 1)
     subscription = distributor.subscribe("node-1")
     distributor.watch(subscription, Watch(1, Subject(300)))
     for revision in range(2, 6):
         distributor.take_policies([policy(f"p{revision}", cookie=revision)], revision, QUIET)
-    with pytest.raises(Aborted, match="left 3 messages unread"):
+    with pytest.raises(Aborted, match="left 4 messages unread"):
         await subscription.next()
 
 
@@ -180,4 +194,4 @@ async def test_progress_without_anything_between_is_told_once() -> None:
     for revision in (2, 3, 4):
         distributor.take_identities([(300 + revision, pod("x"))], revision, WRITER)
     messages = await told(subscription)
-    assert [message.revision for message in messages] == [Revision(0, 4)]
+    assert [message.revision for message in messages[1:]] == [Revision(0, 4)]

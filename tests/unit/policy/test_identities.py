@@ -14,7 +14,7 @@ from fimbria.types.v1 import types_pb2
 
 from services.chassis.errors import STATUS_DETAILS_KEY, FimbriaError, OutOfRange, Unavailable, rich_status
 from services.policy import identities
-from services.policy.distribution import Distributor, Progress, Update, Watch
+from services.policy.distribution import Distributor, Message, Watch
 from services.policy.engine import Subject
 from services.policy.identities import RESERVED_IDENTITIES, IdentityFollower
 from services.policy.manifest import parse_manifests
@@ -140,7 +140,7 @@ async def test_changes_in_one_batch_keep_the_traces_of_their_writers(
     first, second = (f"00-{digit * 32}-{digit * 16}-01" for digit in "12")
     told: list[tuple[str, str]] = []
 
-    def note(message: Update | Progress) -> None:
+    def note(message: Message) -> None:
         told.append((type(message).__name__, message.trace.traceparent))
 
     monkeypatch.setattr(subscription, "send", note)

@@ -10,7 +10,7 @@ import pytest
 from fimbria.policy.v1 import policy_pb2 as pb
 
 from services.policy import subscription
-from services.policy.distribution import Distributor, Progress, Revision
+from services.policy.distribution import Distributor, PrefixUpdate, Progress, Revision
 from services.policy.enforcement import Enforcement
 
 
@@ -25,7 +25,8 @@ async def test_a_node_is_told_now_and_then_that_there_is_nothing_new(monkeypatch
     distributor.take_all_identities({}, 3)
     enforcement = Enforcement({}, lambda name: None, lambda: 0)
     stream = subscription.serve_subscription(hello(), distributor, enforcement)
-    told = [await anext(stream) for _ in range(3)]
+    whole, *told = [await anext(stream) for _ in range(4)]
     await stream.aclose()  # type: ignore[attr-defined]
+    assert isinstance(whole, PrefixUpdate)
     assert all(isinstance(message, Progress) for message in told)
     assert {message.revision for message in told} == {Revision(policy=7, identity=3)}
