@@ -128,7 +128,8 @@ def _probe(data: Mapping[str, Any], kind: str) -> Probe:
     return Probe(data["from"], data["to"], data["proto"], data["port"], expected == "allow")
 
 
-def _case(data: Mapping[str, Any]) -> Case:
+def read_case(data: Mapping[str, Any]) -> Case:
+    """A case of a file of cases."""
     policies = [{"action": "create_policy", "policy": policy} for policy in data["policies"]]
     written = [{"actions": policies, "probes": data["probes"]}, *data.get("steps", [])]
     stages = [
@@ -148,7 +149,7 @@ def _case(data: Mapping[str, Any]) -> Case:
 @cache
 def cases() -> tuple[Case, ...]:
     """All cases, those that can share nodes and pods next to each other."""
-    found = [_case(data) for data in json.loads(FILE.read_text(encoding="utf-8"))]
+    found = [read_case(data) for data in json.loads(FILE.read_text(encoding="utf-8"))]
     first: dict[str, int] = {}
     for number, case in enumerate(found):
         first.setdefault(case.population, number)

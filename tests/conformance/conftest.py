@@ -44,7 +44,7 @@ class Labs:
             self._cluster = None
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labs]:
     """Labs for cases, one after another."""
     made = Labs(tmp_path_factory)

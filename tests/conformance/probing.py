@@ -76,9 +76,8 @@ def run(cluster: CaseCluster, case: Case, probes: Sequence[Probe], tally: Tally)
 
 
 def _has_ipv6(case: Case, probe: Probe) -> bool:
-    """What a policy says of pods and nodes it says of all their addresses, unless it names addresses."""
-    ends_have = all("/" in end or end in (HOST, REMOTE_NODE) for end in probe.ends)
-    return ends_have and probe.protocol != "ICMP" and not case.names_addresses
+    """What a policy says of pods, nodes and the world it says of all addresses, unless it names some."""
+    return probe.protocol != "ICMP" and not case.names_addresses
 
 
 def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[str]:
@@ -120,16 +119,19 @@ def _pair(ends: probing.Ends, source: str, target: str) -> tuple[probing.End, pr
 
 
 def _ends(cluster: CaseCluster, probe: Probe, family: int) -> tuple[str, str]:
-    """The ends of a probe as the lab knows them: pods by name, all others by address."""
+    """The ends of a probe as the lab knows them."""
     source, target = probe.ends
     return _end(cluster, source, target, family), _end(cluster, target, source, family)
 
 
 def _end(cluster: CaseCluster, text: str, other: str, family: int) -> str:
     if text not in (HOST, REMOTE_NODE):
+        # The world has as many addresses of the other kind: the documentation's (RFC 3849).
+        return f"2001:db8::{text}" if family == 6 and "/" not in text else text
+    if "/" in other:
         return text
     # Where neither end is a pod, the node is that of the case's.
-    node = cluster.node(other if "/" in other else cluster.first_pod)
+    node = cluster.node(cluster.first_pod)
     if text == REMOTE_NODE:
         node = next(each for each in cluster.lab.nodes if each != node)
     return underlay.node_address(node, family)
