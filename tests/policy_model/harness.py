@@ -59,6 +59,7 @@ PROTOCOLS = {
     "ICMP": Protocol.ICMP,
     "ICMPv6": Protocol.ICMPV6,
 }
+_NUMBERED = (IdentityPut, IdentityDelete, PrefixPut, PrefixDelete)
 DIRECTIONS = {"ingress": Direction.INGRESS, "egress": Direction.EGRESS}
 
 
@@ -284,6 +285,8 @@ class Deployment:
             if self.traffic:
                 numbers = {key.identity for key, _ in change.upserts}
                 numbers.update(key.identity for key in change.deletes)
+                # Nobody has a number as long as the engine is told about it.
+                numbers.difference_update(event.number for event in events if isinstance(event, _NUMBERED))
                 check_transition(held, change, self._packets(numbers))
             held.take(change)
 

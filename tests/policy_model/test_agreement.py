@@ -10,7 +10,7 @@ import os
 from typing import Any
 from zlib import crc32
 
-from hypothesis import HealthCheck, given, note, settings
+from hypothesis import HealthCheck, Phase, given, note, settings
 from hypothesis import strategies as st
 
 from services.policy.rules import PolicyRef
@@ -116,6 +116,8 @@ def _families(other: str, protocol: str) -> tuple[int, ...]:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
+    # Not `explain`: it runs what has failed many times over, under a tracer.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink),
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
 )
 @given(clusters(), bundles, st.lists(steps, min_size=1, max_size=6))
