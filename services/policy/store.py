@@ -31,6 +31,8 @@ from services.policy.stored import (
     read_document,
 )
 
+__all__ = ["FEED", "Applied", "AppliedPolicy", "Outcome", "PolicyStore", "StoredPolicy"]
+
 FEED = "policies"
 
 _KEY = (policies.c.kind, policies.c.namespace, policies.c.name)

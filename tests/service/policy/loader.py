@@ -16,7 +16,7 @@ from fimbria.types.v1 import types_pb2
 from services.chassis.telemetry import TraceContext
 from tests.service.processes import WATCH_SECONDS
 
-# direction, identity, protocol, port, prefix length; then (tier, by address, audit) where that is not as usual
+# direction, identity, protocol, port, prefix length; then (tier, by address, audit) where one is not as usual
 Key = tuple[int, ...]
 # denies, rule cookie; then (passes, order) of the tiers that have an order
 Value = tuple[int, ...]
@@ -173,7 +173,7 @@ class Loader:
                 del state.entries[entry_key(entry)]
             put, rules = delta.upserts, delta.rules
         for entry in put:
-            state.entries[entry_key(entry)] = _value(entry)
+            state.entries[entry_key(entry)] = entry_value(entry)
         state.rules.update((rule.cookie, rule) for rule in rules)
         state.traces.append(message.trace.traceparent)
 
@@ -192,6 +192,6 @@ def entry_key(entry: pb.PolicyEntry) -> Key:
     return (*key, entry.tier, entry.by_address, entry.audit)
 
 
-def _value(entry: pb.PolicyEntry) -> Value:
+def entry_value(entry: pb.PolicyEntry) -> Value:
     value = (entry.deny, entry.rule_cookie)
     return value if entry.tier == pb.TIER_NORMAL else (*value, entry.passes, entry.order)

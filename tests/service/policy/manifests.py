@@ -40,3 +40,33 @@ spec:
       - port: "{port}"
         protocol: TCP
 """
+
+
+def cidr_group(name: str, *cidrs: str) -> str:
+    """A CiliumCIDRGroup."""
+    return json.dumps(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumCIDRGroup",
+            "metadata": {"name": name},
+            "spec": {"externalCIDRs": cidrs},
+        }
+    )
+
+
+def to_cidrs(namespace: str, name: str, *rules: dict[str, Any], app: str = "web") -> str:
+    """A CiliumNetworkPolicy about app=APP with these egress rules."""
+    return json.dumps(
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumNetworkPolicy",
+            "metadata": {"name": name, "namespace": namespace},
+            "spec": {"endpointSelector": {"matchLabels": {"app": app}}, "egress": rules},
+        }
+    )
+
+
+def ip_block(namespace: str, name: str, cidr: str, *excepts: str) -> str:
+    """A NetworkPolicy that lets every pod be reached from a block of addresses."""
+    block = {"cidr": cidr, "except": list(excepts)} if excepts else {"cidr": cidr}
+    return network_policy(namespace, name, {"podSelector": {}, "ingress": [{"from": [{"ipBlock": block}]}]})
