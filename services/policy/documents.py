@@ -18,10 +18,12 @@ import yaml
 from services.policy.json_lines import JsonLines
 from services.policy.yaml_reader import DocumentError, place, read_yaml
 
-__all__ = ["MAX_DEPTH", "MAX_VALUES", "Document", "DocumentError", "read_documents"]
+__all__ = ["MAX_DEPTH", "MAX_VALUES", "Document", "DocumentError", "check_value", "read_documents"]
 
 MAX_DEPTH = 40
 MAX_VALUES = 200_000
+# What kubectl prints along with a List; none of it means anything here.
+_LIST_METADATA = ("resourceVersion", "selfLink", "continue", "remainingItemCount")
 _STEP = re.compile(r"\.?([^.\[\]]+)|\[(\d+)\]")
 
 
@@ -130,10 +132,21 @@ def _unfold(value: object, path: str, lines: _Lines) -> Iterator[Document]:
         for key in value:
             if key not in ("apiVersion", "kind", "metadata", "items"):
                 raise DocumentError(f"{prefix}{key}", "no such field in a List")
+        metadata = value.get("metadata")
+        if metadata is not None and not isinstance(metadata, dict):
+            raise DocumentError(f"{prefix}metadata", "expected an object")
+        for key in metadata or ():
+            if key not in _LIST_METADATA:
+                raise DocumentError(f"{prefix}metadata.{key}", "no such field in a List")
         for index, item in enumerate(items):
             yield from _unfold(item, f"{prefix}items[{index}]", lines)
     else:
         yield Document(value, path, lines)
+
+
+def check_value(value: object) -> None:
+    """Refuse what a document cannot hold, in a value that did not come as text. Raises DocumentError."""
+    _check_json(value, 0, [MAX_VALUES])
 
 
 def _check_json(value: object, depth: int, budget: list[int]) -> None:

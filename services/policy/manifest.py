@@ -10,7 +10,7 @@ from typing import Any
 
 from services.policy.admin import read_admin_spec
 from services.policy.cilium import read_cidr_group, read_cilium_spec
-from services.policy.documents import Document, DocumentError, read_documents
+from services.policy.documents import Document, DocumentError, check_value, read_documents
 from services.policy.fields import Node, Report, Violation
 from services.policy.head import (
     ADMIN,
@@ -92,6 +92,12 @@ def parse_definitions(definitions: Sequence[Mapping[str, Any]]) -> list[Manifest
     """Policies that came as messages, each a PolicyDefinition in its JSON form. Paths of violations begin
     with `policies[i].`; otherwise as `parse_manifests`.
     """
+    for index, definition in enumerate(definitions):
+        try:
+            check_value(definition)
+        except DocumentError as error:
+            where = f"policies[{index}].{error.where}".rstrip(".")
+            raise ManifestError([Violation(index, "", where, error.problem)]) from None
     documents = [Document(document_of(definition), "") for definition in definitions]
     try:
         return _parse(documents)

@@ -57,9 +57,9 @@ TO_PORT_80 = 'toPorts: [{ports: [{port: "80", protocol: TCP}]}]'
         (
             True,
             "{}",
-            'ingress: [{fromCIDRSet: [{cidr: "::/0", except: ["fd00::/8", "fe80::/10"]}, {cidrGroupRef: a}]}]',
+            'ingress: [{fromCIDRSet: [{cidr: "::/0", except: ["fd00::/8"]}, {cidrGroupRef: a}]}]',
             "every pod",
-            "from the world over IPv6 except fd00::/8 and fe80::/10 or the CIDR group a",
+            "from the world over IPv6 except fd00::/8 or the CIDR group a",
         ),
         (
             True,
@@ -101,9 +101,10 @@ spec: {{tier: admin, pods: {{}}, rules: [{{direction: egress, {rule}}}]}}
     ("rule", "action", "description"),
     [
         (
-            "action: pass, peers: [{cidr: {cidr: 10.0.0.0/8, except: [10.1.0.0/16], byAddress: true}}]",
+            "action: pass, "
+            "peers: [{cidr: {cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.2.0.0/16], byAddress: true}}]",
             "pass",
-            "to whoever has an address in 10.0.0.0/8 except 10.1.0.0/16",
+            "to whoever has an address in 10.0.0.0/8 except 10.1.0.0/16 and 10.2.0.0/16",
         ),
         (
             "action: deny, ports: [{protocol: TCP}, {protocol: ICMP}, {protocol: UDP, port: dns}]",

@@ -124,6 +124,17 @@ def test_violations_of_all_documents_are_told_with_their_document() -> None:
         ("apiVersion: v1", "kind", "missing"),
         ("{apiVersion: v1, kind: List}", "manifests", "items: expected a list"),
         ("{apiVersion: v1, kind: List, items: []}", "manifests", "at least one policy"),
+        ("{apiVersion: v1, kind: List, items: [{}], item: 1}", "manifests", "item: no such field in a List"),
+        (
+            "{apiVersion: v1, kind: List, items: [{}], metadata: 1}",
+            "manifests",
+            "metadata: expected an object",
+        ),
+        (
+            "{apiVersion: v1, kind: List, items: [{}], metadata: {name: a}}",
+            "manifests",
+            "metadata.name: no such",
+        ),
         (WEB.replace("networking.k8s.io/v1", "extensions/v1beta1"), "apiVersion", "networking.k8s.io/v1"),
         (WEB.replace("name: web", "name: Web"), "metadata.name", "an object name"),
         (WEB.replace("name: web", "name: 5"), "metadata.name", "quote it"),
