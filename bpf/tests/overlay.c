@@ -50,7 +50,37 @@ VNI(vni_of_pod, ID_POD_REMOTE, POD_REMOTE, ID_POD_REMOTE)
 VNI(vni_of_unknown_pod, 2222, POD_FREE, 2222)
 VNI(vni_of_host, ID_HOST, ROUTER_OTHER, ID_REMOTE_NODE)
 VNI(vni_of_world, ID_WORLD, WORLD, ID_WORLD)
-VNI(vni_largest, 0xffffff, WORLD_CIDR, 0xffffff)
+/* Not every number in the range of workloads and beyond is one of theirs. */
+VNI(vni_large, 0xfeffff, WORLD_CIDR, 0xfeffff)
+
+/* Who is outside, and of which prefix there, this node knows itself: the other may be ahead, or behind. */
+VNI(vni_of_prefix_unknown_here, 0xffffff, WORLD_CIDR, ID_WORLD)
+VNI(vni_of_world_ipv4, 9, WORLD, ID_WORLD)
+VNI(vni_of_world_ipv6, 10, WORLD, ID_WORLD)
+
+#define VNI_OF_OUTSIDE(name, number, here, believed)                                    \
+	SETUP(name)                                                                     \
+	{                                                                               \
+		add_cluster();                                                          \
+		add_prefix(WORLD_CIDR, 0, 0, 9, HOST_NONE);                             \
+		add_prefix(WORLD_CIDR, 24, 48, here, HOST_NONE);                        \
+		enforce(SUBJECT_B, DIR_INGRESS);                                        \
+		add_rule(SUBJECT_B, DIR_INGRESS, RULE(believed));                       \
+	}                                                                               \
+	PKTGEN(name, from_overlay, vxlan)                                               \
+	{                                                                               \
+		FROM_TUNNEL(number);                                                    \
+		make_tcp(frame, v6, WORLD_CIDR, POD_B, 1000, 80, TCP_SYN);              \
+	}                                                                               \
+	CHECK(name) { assert_to_pod(lxc_b); }
+
+VNI_OF_OUTSIDE(prefix_known_here_alone, ID_WORLD, ID_CIDR, ID_CIDR)
+VNI_OF_OUTSIDE(prefix_numbered_largest, ID_WORLD, 0xffffff, 0xffffff)
+VNI_OF_OUTSIDE(prefix_numbered_smallest, 9, 0xff0000, 0xff0000)
+VNI_OF_OUTSIDE(prefix_longer_here, 0xff0001, ID_CIDR, ID_CIDR)
+/* Whom the other node calls a pod, or says is outside though this one knows better, is left alone. */
+VNI_OF_OUTSIDE(pod_in_a_prefix, ID_POD_REMOTE, ID_CIDR, ID_POD_REMOTE)
+VNI_OF_OUTSIDE(outside_at_a_pods, ID_WORLD, ID_POD_REMOTE, ID_WORLD)
 
 SETUP(vni_zero) { add_cluster(); }
 PKTGEN(vni_zero, from_overlay, vxlan)

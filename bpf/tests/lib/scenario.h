@@ -14,7 +14,7 @@
 #include "lib/identity.h"
 #include "lib/ipcache.h"
 #include "lib/metrics.h"
-#include "lib/policy.h"
+#include "lib/policy_spaces.h"
 #include "tests/lib/hosts.h"
 #include "tests/lib/packets.h"
 #include "tests/lib/test.h"
@@ -22,7 +22,7 @@
 #define ID_A 1001
 #define ID_B 1002
 #define ID_POD_REMOTE 1003
-#define ID_CIDR 16777300 /* of a prefix outside: past 24 bits of workloads */
+#define ID_CIDR 0xff0054 /* of a prefix outside */
 
 #define SUBJECT_HOST 1
 #define SUBJECT_A 2
@@ -185,10 +185,13 @@ static __always_inline struct endpoint *endpoint_row(__u32 slot)
 struct rule {
 	__u32 identity;
 	__u8 protocol;
-	__u16 port; /* with prefix 0 the whole of it counts */
+	__u16 port; /* with prefix 0 the whole of it counts; 0 is any then */
 	__u8 prefix;
 	bool deny;
 	__u32 cookie;
+	__u8 space; /* a tier and SPACE_*; by address the identity is a prefix's number */
+	bool pass;
+	__u32 order;
 };
 
 /* What no rule allows is denied from here on. */
@@ -205,7 +208,27 @@ static __always_inline void audit(__u32 number, __u32 direction)
 	struct subject *row = subject_of(number);
 
 	if (row)
-		row->shape[direction & 1].audit = 1;
+		row->shape[direction & 1].audit |= AUDIT_ALL;
+}
+
+/* A policy in audit mode would enforce. */
+static __always_inline void try_to_enforce(__u32 number, __u32 direction)
+{
+	struct subject *row = subject_of(number);
+
+	if (row)
+		row->shape[direction & 1].audit |= AUDIT_ENFORCED;
+}
+
+/* The prefixes of both of a host's addresses have a number for entries by address. */
+__noinline int add_block(enum host host, __u32 bits4, __u32 bits6, __u32 number)
+{
+	struct ipcache_lpm_key v4 = { .prefixlen = bits4, .addr = address4(host) };
+	struct ipcache6_lpm_key v6 = { .prefixlen = bits6, .addr = address6(host) };
+
+	bpf_map_update_elem(&block4, &v4, &number, BPF_ANY);
+	bpf_map_update_elem(&block6, &v6, &number, BPF_ANY);
+	return 0;
 }
 
 /* Flows that were judged are judged again. */
@@ -226,7 +249,8 @@ static __always_inline struct policy_key rule_key(__u32 direction, const struct 
 		.direction = direction,
 		.protocol = rule->protocol,
 		.port = bpf_htons(rule->port),
-		.port_prefix = rule->port ? (rule->prefix ? rule->prefix : 16) : 0,
+		.port_prefix = rule->port && !rule->prefix ? 16 : rule->prefix,
+		.space = rule->space,
 	};
 }
 
@@ -241,10 +265,16 @@ __noinline int build_rule(__u32 number, __u32 direction, const struct rule *rule
 		return 0;
 	key = rule_key(direction, rule);
 	key.instance = row->instance;
-	value.flags = rule->deny ? POLICY_DENY : 0;
+	value.flags = (rule->deny ? POLICY_DENY : 0) | (rule->pass ? POLICY_PASS : 0);
 	value.rule_cookie = rule->cookie;
+	value.order = rule->order;
 	bpf_map_update_elem(&policy, &key, &value, BPF_ANY);
 	bit = rule->protocol ? SHAPE_PREFIX(key.port_prefix) : SHAPE_ANY_PROTOCOL;
+	if (rule->space) {
+		row->shape[direction & 1].spaces |= 1 << rule->space;
+		row->shape[direction & 1].other_shapes |= bit;
+		return 0;
+	}
 	if (rule->identity)
 		row->shape[direction & 1].identity_shapes |= bit;
 	else
@@ -265,7 +295,7 @@ static __always_inline void add_rule(__u32 number, __u32 direction, const struct
 #define RULE(...) ((struct rule){ __VA_ARGS__ })
 
 /* The entry of a rule, with its counters; or NULL. */
-static __noinline TEST_UNUSED const struct policy_value *rule_entry(__u32 number, __u32 direction,
+static __always_inline const struct policy_value *rule_entry(__u32 number, __u32 direction,
 							const struct rule rule)
 {
 	struct policy_key key = rule_key(direction, &rule);
