@@ -129,10 +129,14 @@ class LoaderSettings(CommonSettings):
     policy_enforcement: Literal["default", "always", "never"] = setting(
         "default",
         help="Where traffic needs a policy that allows it: in the directions in which a policy selects the "
-        "endpoint, everywhere, or nowhere.",
+        "endpoint, everywhere, or nowhere. Everywhere: a BaselineAdminNetworkPolicy decides nothing, as what "
+        "the tiers before it do not allow is denied. Nowhere: no policy of any tier counts, nor are those in "
+        "audit mode reported.",
     )
     policy_audit: bool = setting(
-        False, help="Judge policies and tell of what they deny, but drop nothing for them."
+        False,
+        help="Judge policies and tell of what they deny, but drop nothing for them. One policy alone has an "
+        "audit mode of its own.",
     )
     host_failsafe_ports: tuple[str, ...] = setting(
         (

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from services.loader.policy.prefix_table import is_prefix_number
+from services.loader.policy.prefix_table import in_order, is_prefix_number
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +212,12 @@ class IpcacheTable:
             self._waiting.discard(prefix)
             done.append(prefix)
         self._dirty.difference_update(done)
+        if self.prefixes_behind:
+            named = self._prefixes_changed
+            others = {prefix: meaning for prefix, meaning in puts.items() if prefix not in named}
+            puts = {prefix: puts[prefix] for prefix in in_order(named & puts.keys(), begin=True)} | others
+            kept = [prefix for prefix in deletes if prefix not in named]
+            deletes = kept + in_order(named.intersection(deletes), begin=False)
         return Changes(puts, tuple(deletes))
 
     def written(self, changes: Changes) -> None:

@@ -41,6 +41,18 @@ class PrefixChanges:
     by_address: Mapping[str, int | None] = field(default_factory=dict)
 
 
+def in_order(changes: Iterable[str], *, begin: bool) -> list[str]:
+    """Prefixes in the order in which they are to begin or to end: one that is left out of another is there
+    whenever that is.
+    """
+    return sorted(changes, key=_length, reverse=begin)
+
+
+def _length(cidr: str) -> int:
+    # Families do not meet.
+    return int(cidr.rpartition("/")[2])
+
+
 class PrefixTable:
     """``identities`` and ``addresses`` are what a former process left in force, by its two uses."""
 

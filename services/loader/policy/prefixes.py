@@ -12,7 +12,7 @@ from typing import Protocol
 
 from services.chassis.logs import get_logger
 from services.loader.interfaces import DatapathError, PrefixKernel
-from services.loader.policy.prefix_table import FIRST_NUMBER, Prefix, PrefixChanges, PrefixTable
+from services.loader.policy.prefix_table import FIRST_NUMBER, Prefix, PrefixChanges, PrefixTable, in_order
 
 _log = get_logger(__name__)
 
@@ -120,12 +120,14 @@ class PolicyPrefixes:
 
     def _write(self) -> bool:
         held = self._held
-        deletes = [cidr for cidr, number in self._todo.items() if number is None and cidr in held]
-        puts = {
+        ends = [cidr for cidr, number in self._todo.items() if number is None and cidr in held]
+        begins = {
             cidr: number
             for cidr, number in self._todo.items()
             if number is not None and held.get(cidr) != number
         }
+        deletes = in_order(ends, begin=False)
+        puts = {cidr: begins[cidr] for cidr in in_order(begins, begin=True)}
         if not deletes and not puts:
             self._todo.clear()
             self._error = ""

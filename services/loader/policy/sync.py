@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import grpc
 from fimbria.policy.v1 import policy_pb2 as pb
+from fimbria.types.v1 import types_pb2
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
@@ -264,7 +265,7 @@ class PolicySync:
             self._acknowledge()
             return
         if kind == "prefixes":
-            self._take_prefixes(message.prefixes)
+            self._take_prefixes(message.prefixes, message.trace)
             return
         part = message.snapshot if kind == "snapshot" else message.delta
         subject = self._table.get(part.subject)
@@ -299,7 +300,17 @@ class PolicySync:
         if kind == "snapshot":
             self._acknowledge()
 
-    def _take_prefixes(self, update: pb.PrefixUpdate) -> None:
+    def _take_prefixes(self, update: pb.PrefixUpdate, trace: types_pb2.TraceContext | None = None) -> None:
+        if trace is None or not trace.traceparent:
+            self._change_prefixes(update)
+            return
+        parent = remote_context(trace.traceparent, trace.tracestate)
+        with span(names.BPF_MAPS_SYNC, parent=parent) as current:
+            self._change_prefixes(update)
+            current.set_attribute(names.ADDS, len(update.upserts))
+            current.set_attribute(names.DELETES, len(update.deletes))
+
+    def _change_prefixes(self, update: pb.PrefixUpdate) -> None:
         if self._prefixes is None:
             return
         changed = self._prefixes.take(
@@ -315,10 +326,7 @@ class PolicySync:
         """What is sent before prefixes is in force: they begin to take effect."""
         if self._prefixes is None or not self._prefixes.due:
             return
-        with span(names.BPF_MAPS_SYNC) as current:
-            current.set_attribute(names.ADDS, self._prefixes.waiting)
-            changed = self._prefixes.release()
-        if changed:
+        if self._prefixes.release():
             self._judge_again()
         if self._prefixes.problem:
             self._schedule_retry()
@@ -330,8 +338,10 @@ class PolicySync:
                 continue
             subject.judge_again = True
             try:
-                self.realize(subject)
+                self._table.realize(subject)
             except DatapathError as problem:
+                self._schedule_retry()
+                self._changed(subject)
                 _log.error("policy.realize_failed", subject=subject.number, error=str(problem))
 
     def _learn_rules(self, rules: Iterable[pb.RuleRef]) -> None:

@@ -13,10 +13,19 @@ import pytest
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig
 from services.loader.bpf.pins import remove_pins
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Phase
-from services.loader.interfaces import AttachedEndpoint, DatapathError
+from services.loader.interfaces import AttachedEndpoint, DatapathError, MapTooSmall
 from services.loader.ipcache.table import Changes, Meaning
 from services.loader.kernel import Enforcement, Kernel, NodeRows, PolicyMode
-from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.entries import (
+    ADMIN,
+    AUDIT,
+    BASELINE,
+    BY_ADDRESS,
+    EGRESS,
+    INGRESS,
+    EntryKey,
+    EntryValue,
+)
 from services.loader.policy.plan import DirectionDefault, SubjectState, plan
 from services.loader.policy.subjects import realized_from
 from services.loader.settings_types import FailsafePort
@@ -80,11 +89,14 @@ class Taking:
 def state() -> SubjectState:
     return SubjectState(
         DirectionDefault(True),
-        DirectionDefault(),
+        DirectionDefault(audit_enforced=True),
         {
             EntryKey(INGRESS, 256, 6, 80, 16): EntryValue(False, 7),
             EntryKey(INGRESS, 0, 17, 0x3000, 4): EntryValue(True, 8),
             EntryKey(EGRESS, 0, 0, 0, 0): EntryValue(False, 9),
+            EntryKey(EGRESS, 256, 6, 80, 16, ADMIN): EntryValue(False, 10, passes=True, order=5 << 16 | 2),
+            EntryKey(INGRESS, 0xFF0000, 0, 0, 0, BASELINE | BY_ADDRESS): EntryValue(True, 11, order=7),
+            EntryKey(INGRESS, 256, 6, 80, 16, AUDIT): EntryValue(True, 12),
         },
         revision=5,
     )
@@ -103,6 +115,37 @@ def test_a_policy_comes_back_as_it_was_written(kernel: Kernel) -> None:
     kernel.delete_policy(3, state().entries)
     kernel.delete_policy(3, state().entries)
     assert (kernel.subjects(), kernel.policy()) == ({}, {})
+
+
+def test_prefixes_come_back_as_they_were_written_and_flows_look_again(kernel: Kernel) -> None:
+    numbers = {"0.0.0.0/0": 9, "10.0.0.0/8": 0xFF0000, "192.0.2.7/32": 0xFF0001, "::/0": 10}
+    numbers |= {"2001:db8::/32": 0xFF0002, "2001:db8::1/128": 0xFF0003}
+
+    def generation() -> bytes:
+        (row,) = kernel.map_entries("node_state", 1)
+        return row.value[:4]
+
+    before = generation()
+    kernel.write_prefixes(numbers, ())
+    assert kernel.prefixes() == kernel.walk_prefixes() == numbers
+    written = generation()
+    assert written != before
+    kernel.write_prefixes({"10.0.0.0/8": 7}, ["::/0", "0.0.0.0/0", "198.51.100.0/24"])
+    assert generation() != written
+    expected = {prefix: number for prefix, number in numbers.items() if not prefix.endswith("/0")}
+    assert kernel.prefixes() == expected | {"10.0.0.0/8": 7}
+    held = {found.name: (found.entries, found.pressure) for found in kernel.maps()}
+    assert held["block4"] == (2, 2 / 65536) and held["block6"] == (2, 2 / 65536)
+    with pytest.raises(DatapathError, match="bits are set beyond its length"):
+        kernel.write_prefixes({"10.0.0.1/8": 1}, ())
+
+
+def test_maps_of_prefixes_are_resized_with_what_they_hold(kernel: Kernel, node: Namespace) -> None:
+    kernel.write_prefixes({"10.0.0.0/8": 1, "10.1.0.0/16": 2}, ())
+    assert node.run(lambda: kernel.resize_map("block4", 100)).max_entries == 100
+    assert kernel.prefixes() == {"10.0.0.0/8": 1, "10.1.0.0/16": 2}
+    with pytest.raises(MapTooSmall):
+        node.run(lambda: kernel.resize_map("block4", 1))
 
 
 def test_the_ipcache_comes_back_as_it_was_written(kernel: Kernel) -> None:

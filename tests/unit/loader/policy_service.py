@@ -75,7 +75,13 @@ class FakePolicyService:
 
 
 def entry(
-    identity: int, port: int = 80, *, deny: bool = False, cookie: int = 1, by_address: bool = False
+    identity: int,
+    port: int = 80,
+    *,
+    deny: bool = False,
+    cookie: int = 1,
+    by_address: bool = False,
+    audit: bool = False,
 ) -> pb.PolicyEntry:
     return pb.PolicyEntry(
         direction=pb.DIRECTION_INGRESS,
@@ -86,6 +92,7 @@ def entry(
         deny=deny,
         rule_cookie=cookie,
         by_address=by_address,
+        audit=audit,
     )
 
 

@@ -67,6 +67,7 @@ def test_a_request_becomes_a_query() -> None:
     )
     request.deny.add(protocol=types_pb2.PROTOCOL_ICMP, destination_port=8)
     request.deny.add(protocol=types_pb2.PROTOCOL_TCP)
+    request.deny.add(protocol=types_pb2.PROTOCOL_ICMPV6)
     query = messages.query_of(request)
     assert (query.last, query.since_ns, query.follow, query.traces) == (7, 12, True, True)
     assert query.allow == [
@@ -80,7 +81,7 @@ def test_a_request_becomes_a_query() -> None:
         )
     ]
     # ICMP is that of both families.
-    assert [each.protocols for each in query.deny] == [(1, 58), (6,)]
+    assert [each.protocols for each in query.deny] == [(1, 58), (6,), (58,)]
 
 
 @pytest.mark.parametrize("field", ["source_ip", "destination_ip", "ip"])

@@ -53,8 +53,8 @@ class Node:
     sync: PolicySync
     running: asyncio.Task[None] | None = None
 
-    def start(self, *, enabled: bool = True) -> None:
-        HostPolicy(self.kernel, self.table, LABELS, enabled=enabled).start()
+    def start(self, *, enabled: bool = True, always: bool = False) -> None:
+        HostPolicy(self.kernel, self.table, LABELS, enabled=enabled, always=always).start()
         self.table.sweep()
         self.running = asyncio.create_task(self.sync.run())
 
@@ -145,6 +145,31 @@ async def test_what_only_denies_puts_it_in_force(node: Node) -> None:
     await until(lambda: node.kernel.host == node.subject.number)
     instance = node.kernel.rows[node.subject.number].instance
     assert list(node.kernel.entries[instance].values()) == [EntryValue(True, 1)]
+
+
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize(
+    "audited",
+    [
+        pb.SubjectDelta(upserts=[entry(2, 80, deny=True, audit=True)]),
+        pb.SubjectDelta(ingress=pb.DirectionPolicy(audit_enforced=True)),
+    ],
+)
+async def test_a_policy_in_audit_mode_puts_it_under_a_policy_unless_that_would_enforce_it(
+    node: Node, audited: pb.SubjectDelta, always: bool
+) -> None:
+    node.service.answer(HOST, nothing())
+    node.start(always=always)
+    await node.service.hear("watch")
+    audited.subject = node.subject.number
+    node.service.say(pb.SubscribeResponse(revision=revision(2, 1), delta=audited))
+    node.service.say(progress(2))
+    await node.acknowledged(2)
+    assert node.kernel.host == (0 if always else node.subject.number)
+    node.service.say(delta(node.subject.number, [entry(6)], policy=3))
+    node.service.say(progress(3))
+    await node.acknowledged(3)
+    assert node.kernel.host == node.subject.number
 
 
 async def test_a_row_that_cannot_be_turned_is_told_and_tried_again(node: Node) -> None:

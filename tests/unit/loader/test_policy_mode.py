@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.loader.bpf.layout import SHAPE_ANY_PROTOCOL, DirectionShape
 from services.loader.kernel import Enforcement, PolicyMode, subject_row
-from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
+from services.loader.policy.entries import (
+    ADMIN,
+    AUDIT,
+    BASELINE,
+    BY_ADDRESS,
+    EGRESS,
+    INGRESS,
+    EntryKey,
+    EntryValue,
+)
 from services.loader.policy.plan import Realized
 from services.loader.policy.shape import shape_of
 
@@ -16,6 +27,11 @@ ENTRIES = {
     EntryKey(EGRESS, 257, 0, 0, 0): EntryValue(False),
 }
 REALIZED = Realized(3, 4, 5, True, False, ENTRIES, shape_of(ENTRIES))
+TIERS = {
+    EntryKey(INGRESS, 256, 6, 80, 16, ADMIN): EntryValue(True, 1, order=4),
+    EntryKey(INGRESS, 0, 0, 0, 0, BASELINE): EntryValue(True, 2),
+    EntryKey(INGRESS, 0xFF0000, 6, 0, 0, AUDIT | BY_ADDRESS): EntryValue(False, 3),
+}
 PORT = 1 << 16
 
 
@@ -42,6 +58,18 @@ def test_always_enforces_both_directions_and_keeps_the_entries() -> None:
 
 def test_never_enforces_nothing_and_looks_at_no_entry() -> None:
     assert shapes("never") == (DirectionShape(False, False, 0, 0), DirectionShape(False, False, 0, 0))
+
+
+def test_other_spaces_are_told_of_beside_the_normal_one() -> None:
+    realized = Realized(3, 4, 5, False, False, TIERS, shape_of(TIERS), (True, False))
+    spaces = 1 << ADMIN | 1 << BASELINE | 1 << (AUDIT | BY_ADDRESS)
+    expected = DirectionShape(audit_enforced=True, spaces=spaces, other_shapes=PORT | SHAPE_ANY_PROTOCOL | 1)
+    assert subject_row(realized).ingress == expected
+    assert subject_row(realized).egress == DirectionShape()
+    assert DirectionShape.unpack(expected.pack()) == expected
+    assert realized.shape.by_address and not REALIZED.shape.by_address
+    assert subject_row(realized, PolicyMode("never")).ingress == DirectionShape()
+    assert subject_row(realized, PolicyMode("always")).ingress == replace(expected, enforced=True)
 
 
 @pytest.mark.parametrize("enforcement", ["default", "always", "never"])

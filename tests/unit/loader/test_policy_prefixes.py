@@ -5,7 +5,7 @@ whatever else is said of an address.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from services.loader.ipcache.identity_labels import IdentityLabels
 from services.loader.ipcache.sync import IpcacheSync
-from services.loader.ipcache.table import Meaning
+from services.loader.ipcache.table import Changes, Meaning
 from services.loader.policy.prefix_table import Prefix, PrefixTable
 from services.loader.policy.prefixes import PolicyPrefixes
 from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable, realized_from
@@ -295,6 +295,33 @@ async def test_what_somebody_else_changed_is_found_and_put_right(loader: Loader)
     assert await loader.sync.verify_prefixes() == 2
     assert loader.kernel.blocks == {SITE: N2}
     assert loader.kernel.rows[subject.number].epoch > epoch
+
+
+async def test_what_is_left_out_of_a_prefix_is_there_as_long_as_that_is(loader: Loader) -> None:
+    orders: list[list[str]] = []
+    write_prefixes, write_ipcache = loader.kernel.write_prefixes, loader.kernel.write_ipcache
+
+    def prefixes_written(puts: Mapping[str, int], deletes: Iterable[str]) -> None:
+        deleted = list(deletes)
+        orders.append([*deleted, *puts])
+        write_prefixes(puts, deleted)
+
+    def ipcache_written(changes: Changes) -> None:
+        orders.append([*changes.deletes, *changes.puts])
+        write_ipcache(changes)
+
+    loader.kernel.write_prefixes = prefixes_written  # type: ignore[method-assign]
+    loader.kernel.write_ipcache = ipcache_written  # type: ignore[method-assign]
+    nested = [f"10.0.0.0/{length}" for length in (8, 9, 16, 20, 24)]
+    named = [
+        prefix(cidr, N1 + number, by_identity=True, by_address=True) for number, cidr in enumerate(nested)
+    ]
+    loader.service.say(prefixes(named, whole=True))
+    await loader.told(1)
+    assert orders == [nested[::-1]] * 2
+    loader.service.say(prefixes(deletes=nested))
+    await loader.told(2)
+    assert orders[2:] == [nested] * 2
 
 
 async def test_nonsense_breaks_the_stream_and_says_why(loader: Loader) -> None:

@@ -8,9 +8,19 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
+from fimbria.policy.v1 import policy_pb2 as pb
 
 from services.chassis.errors import Unavailable
-from services.loader.policy.entries import INGRESS, EntryKey
+from services.loader.policy.entries import (
+    ADMIN,
+    AUDIT,
+    BASELINE,
+    BY_ADDRESS,
+    INGRESS,
+    NORMAL,
+    EntryKey,
+    EntryValue,
+)
 from services.loader.policy.subjects import Subject, SubjectKey, SubjectTable, realized_from
 from services.loader.policy.sync import PolicySync
 from tests.unit.loader.fakes import Counting, FakeKernel
@@ -104,6 +114,67 @@ async def test_a_delta_is_in_force_when_it_is_acknowledged(setup: Setup) -> None
     assert (setup.sync.policy_revision.value, setup.sync.identity_revision.value) == (5, 9)
     assert subject.realized is not None
     assert subject.realized.revision == 5
+
+
+@pytest.mark.parametrize("transition", list(pb.Transition.values()))
+async def test_what_must_come_at_once_is_built_aside(
+    setup: Setup, transition: pb.Transition.ValueType
+) -> None:
+    setup.service.answer(300, snapshot(0, entry(256)))
+    subject = await setup.subscribed()
+    before = setup.kernel.rows[subject.number]
+    setup.service.say(delta(subject.number, [entry(257)], policy=2, transition=transition))
+    setup.service.say(progress(2))
+    await setup.service.hear("ack")
+    whole = transition in (pb.TRANSITION_UNSPECIFIED, pb.TRANSITION_SWAP)
+    assert (setup.kernel.rows[subject.number].instance != before.instance) == whole
+    assert setup.entries(subject) == {key(256), key(257)}
+
+
+async def test_what_failed_is_still_to_come_at_once_when_more_is_said(setup: Setup) -> None:
+    setup.service.answer(300, snapshot(0, entry(256)))
+    subject = await setup.subscribed()
+    before = setup.kernel.rows[subject.number]
+    setup.kernel.fail = {"put_subject"}
+    setup.service.say(delta(subject.number, [entry(257)], policy=2, transition=pb.TRANSITION_SWAP))
+    await until(lambda: bool(subject.error))
+    setup.kernel.fail = set()
+    setup.service.say(delta(subject.number, [entry(258)], policy=3))
+    setup.service.say(progress(3))
+    await until(lambda: (3, "") in setup.service.acks)
+    assert setup.kernel.rows[subject.number].instance != before.instance
+    assert setup.entries(subject) == {key(256), key(257), key(258)}
+
+
+async def test_entries_are_told_apart_by_all_that_they_are_about(setup: Setup) -> None:
+    alike = [entry(256) for _ in range(5)]
+    alike[1].tier, alike[1].order, alike[1].passes = pb.TIER_ADMIN, 5, True
+    alike[2].tier, alike[2].order = pb.TIER_BASELINE, 6
+    alike[3].by_address = True
+    alike[4].audit = True
+    setup.service.answer(300, snapshot(0, *alike))
+    subject = await setup.subscribed()
+    assert subject.realized is not None
+    spaces = {key.space: value for key, value in subject.realized.entries.items()}
+    assert spaces == {
+        NORMAL: EntryValue(False, 1),
+        ADMIN: EntryValue(False, 1, passes=True, order=5),
+        BASELINE: EntryValue(False, 1, order=6),
+        BY_ADDRESS: EntryValue(False, 1),
+        AUDIT: EntryValue(False, 1),
+    }
+    setup.service.say(delta(subject.number, deletes=alike[1:], policy=2))
+    setup.service.say(progress(2))
+    await setup.service.hear("ack")
+    assert setup.entries(subject) == {key(256)}
+
+
+async def test_a_tier_that_is_not_known_breaks_the_stream(setup: Setup) -> None:
+    strange = pb.PolicyEntry(direction=pb.DIRECTION_INGRESS, identity=256)
+    strange.tier = 9  # type: ignore[assignment]
+    setup.service.answer(300, snapshot(0, strange))
+    with pytest.raises(Unavailable, match="tier 9, expected 0 to 3"):
+        await setup.sync.subscribe(SubjectKey(300), 1, 1)
 
 
 async def test_a_failed_write_is_told_retried_and_then_acknowledged(setup: Setup) -> None:
