@@ -1,6 +1,6 @@
 """Measures every figure and writes docs/benchmarks.md: `python -m tests.bench`.
 
-Takes some five minutes on two cores and wants the machine for itself.
+Takes some six minutes on two cores and wants the machine for itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from tests.bench.cost import costs, table
 from tests.bench.figures import Figure, median, percentile
 from tests.bench.loader import loader
 from tests.bench.namespaces import namespaces
+from tests.bench.policy import policies
+from tests.bench.policy_engine import engine, growth
 from tests.bench.report import Table, render
 from tests.bench.traffic_figures import traffic
 
@@ -120,6 +122,24 @@ def cost(directory: Path) -> Table:
     return table(costs(directory))
 
 
+def policy_engine(directory: Path) -> list[Figure]:
+    """The policy engine alone."""
+    _tell("policy engine")
+    return engine(directory)
+
+
+def policy_growth(directory: Path) -> Table:
+    """The policy engine by the number of identities."""
+    _tell("policy engine, more and more identities")
+    return growth(directory)
+
+
+def many_policies(directory: Path) -> list[Figure]:
+    """The lab with many policies."""
+    _tell("a lab with many policies")
+    return policies(directory)
+
+
 def _tell(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
@@ -128,6 +148,9 @@ def main() -> int:
     """Runs the sections asked for; returns the exit code."""
     sections: dict[str, tuple[str, Callable[[Path], list[Figure] | Table]]] = {
         "control": ("Control plane", control_plane),
+        "engine": ("Policy engine", policy_engine),
+        "growth": ("Policy engine, by identities", policy_growth),
+        "policy": ("Many policies", many_policies),
         "loader": ("Loader", many_endpoints),
         "cost": ("Cost per packet", cost),
         "traffic": ("Traffic", traffic),

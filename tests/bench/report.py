@@ -60,7 +60,9 @@ def _line(cells: Sequence[str]) -> str:
 
 def _row(figure: Figure) -> tuple[str, ...]:
     peer = f"{_number(figure.peer)} {figure.unit} ({figure.peer_name})" if figure.peer is not None else "–"
-    ratio = f"{figure.ratio:.2f}" if figure.ratio is not None else "–"
+    ratio = "–"
+    if figure.ratio is not None:
+        ratio = f"{figure.ratio:.2f}" if figure.ratio >= 0.01 else f"{figure.ratio:.4f}"
     met = "–" if figure.met is None else "yes" if figure.met else "**no**"
     return figure.name, f"{_number(figure.value)} {figure.unit}", peer, ratio, figure.goal or "–", met
 
