@@ -191,6 +191,7 @@ class Distributor:
         self._subscriptions: dict[str, Subscription] = {}
         self._watchers: dict[Subject, dict[tuple[Subscription, int], None]] = {}
         self._elsewhere: Mapping[str, frozenset[Subject]] = {}
+        self._left: dict[str, frozenset[Subject]] = {}
         self._advanced = advanced
         self.ports = ports or DeclaredPorts()
         advanced(revision)
@@ -280,10 +281,14 @@ class Distributor:
     def unsubscribe(self, subscription: Subscription) -> bool:
         """Close a stream; True if it was its node's present one."""
         subscription.end()
+        watched = self.watched_by(subscription.node)
         self._drop_watches(subscription)
         if self._subscriptions.get(subscription.node) is not subscription:
             return False
         del self._subscriptions[subscription.node]
+        # Its pods are still there, and the store may not have heard of them.
+        self._left[subscription.node] = watched
+        self._elsewhere = {**self._elsewhere, subscription.node: watched}
         return True
 
     def watch(self, subscription: Subscription, watch: Watch) -> None:
@@ -320,6 +325,8 @@ class Distributor:
 
     def forget(self, node: str) -> None:
         """The node has left the cluster: the ports of its pods are no longer known."""
+        self._left.pop(node, None)
+        self._elsewhere = {name: there for name, there in self._elsewhere.items() if name != node}
         self._follow_ports(self.ports.forget_node(node))
 
     def end(self, node: str, reason: FimbriaError) -> None:
@@ -336,7 +343,8 @@ class Distributor:
 
     def watched_elsewhere(self, watched: Mapping[str, frozenset[Subject]]) -> None:
         """What nodes watch that are subscribed to another replica, or to none, as far as it is known."""
-        self._elsewhere = watched
+        left = {name: there for name, there in self._left.items() if not watched.get(name)}
+        self._elsewhere = {**watched, **left}
 
     def watched_by(self, node: str) -> frozenset[Subject]:
         """What a node watches."""

@@ -129,7 +129,7 @@ class Situation:
         if not selected:
             pods = self._pods(policy)
             if pods:
-                yield f"no node has any of the {len(pods)} identities that it selects"
+                yield f"no node has a pod that it selects, of {len(pods)} identities"
             else:
                 yield "it selects nobody: no pod and no node that is there has such labels"
         stated = self.stated(stored)

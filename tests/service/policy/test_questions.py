@@ -223,7 +223,7 @@ async def test_status_says_who_is_late_and_why(namespace: Namespace, policies: S
         await policies.ForgetNode(pb.ForgetNodeRequest(node=name))
     (status,) = (await policies.ListPolicyStatus(request)).policies
     assert status.enforced and not status.subjects
-    assert list(status.notes) == ["no node has any of the 1 identities that it selects"]
+    assert list(status.notes) == ["no node has a pod that it selects, of 1 identities"]
 
 
 async def test_status_is_paged(node: Loader, namespace: Namespace, policies: Stub) -> None:
