@@ -198,8 +198,8 @@ def growth(_directory: Path) -> Table:
     return Table(header, rows, _GROWTH + _plot(header[1:5], curves))
 
 
-_GROWTH = f"""{RULES:,} rules on one subject pick among {min(SIZES):,} identities; what changes is of no concern
-to all others. Medians over {CHANGES} changes.
+_GROWTH = f"""{RULES:,} rules on one subject pick among {min(SIZES):,} identities; what changes is of no
+concern to all others. Medians over {CHANGES} changes.
 """
 
 
