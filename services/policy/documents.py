@@ -119,7 +119,7 @@ def _object(pairs: list[tuple[str, object]]) -> dict[str, object]:
         names = [name for name, _ in pairs]
         seen: set[str] = set()
         twice = next(name for name in names if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise DocumentError("", f"the field {twice!r} stands twice in one object")
+        raise DocumentError("", f"the field {twice[:80]!r} stands twice in one object")
     return found
 
 
@@ -131,13 +131,13 @@ def _unfold(value: object, path: str, lines: _Lines) -> Iterator[Document]:
             raise DocumentError(f"{prefix}items", "expected a list with at least one policy")
         for key in value:
             if key not in ("apiVersion", "kind", "metadata", "items"):
-                raise DocumentError(f"{prefix}{key}", "no such field in a List")
+                raise DocumentError(f"{prefix}{key[:80]}", "no such field in a List")
         metadata = value.get("metadata")
         if metadata is not None and not isinstance(metadata, dict):
             raise DocumentError(f"{prefix}metadata", "expected an object")
         for key in metadata or ():
             if key not in _LIST_METADATA:
-                raise DocumentError(f"{prefix}metadata.{key}", "no such field in a List")
+                raise DocumentError(f"{prefix}metadata.{key[:80]}", "no such field in a List")
         for index, item in enumerate(items):
             yield from _unfold(item, f"{prefix}items[{index}]", lines)
     else:

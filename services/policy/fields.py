@@ -112,7 +112,7 @@ class Node:
         return found
 
     def path_of(self, key: str) -> str:
-        if not (key.isidentifier() or _PLAIN.match(key)):
+        if len(key) > _SHOWN or not (key.isidentifier() or _PLAIN.match(key)):
             return f"{self.path}[{show(key)}]"
         return f"{self.path}.{key}" if self.path else key
 

@@ -62,7 +62,8 @@ def read_yaml(text: str, lines: dict[int, list[int]], max_depth: int, max_values
 
 def _bad_tag(event: Any) -> DocumentError:
     return DocumentError(
-        place(event.start_mark), f"not valid YAML here: the tag {event.tag!r} is not accepted; leave it out"
+        place(event.start_mark),
+        f"not valid YAML here: the tag {event.tag[:80]!r} is not accepted; leave it out",
     )
 
 
@@ -99,7 +100,7 @@ class _Builder:
     def alias(self, event: Any) -> None:
         if event.anchor not in self.anchors:
             raise DocumentError(
-                place(event.start_mark), f"not valid YAML: there is no anchor {event.anchor!r}"
+                place(event.start_mark), f"not valid YAML: there is no anchor {event.anchor[:80]!r}"
             )
         self.add(self.anchors[event.anchor], event)
 
@@ -111,11 +112,11 @@ class _Builder:
         if stack and stack[-1][1] is _NO_KEY and type(stack[-1][0]) is dict:
             if not isinstance(value, str):
                 raise DocumentError(
-                    place(event.start_mark), f"the field name {event.value} is not a string; quote it"
+                    place(event.start_mark), f"the field name {event.value[:80]} is not a string; quote it"
                 )
             if value in stack[-1][0]:
                 raise DocumentError(
-                    place(event.start_mark), f"the field {value!r} stands twice in one object"
+                    place(event.start_mark), f"the field {value[:80]!r} stands twice in one object"
                 )
             stack[-1][1] = value
             return
