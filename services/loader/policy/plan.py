@@ -30,6 +30,10 @@ and after, and there are only two verdicts. Over time it turns once at most.
 Any other change, and what the service says must come as a whole, is written under a new instance, which
 nothing refers to until the row does. A packet reads the row once.
 
+Entries about a number that no packet can have, since the prefix of that number has not begun to take effect
+or has ended, change no verdict: they are written in place too. So a new prefix costs what its own entries
+cost.
+
 Entries of policies in audit mode change no verdict. They are written in place, with the row that says where
 to look for them; what is reported of a packet meanwhile may be of neither state.
 
@@ -44,7 +48,7 @@ not even by different subjects: an endpoint may change its subject.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from services.loader.policy.entries import EGRESS, INGRESS, EntryKey, EntryValue
@@ -152,11 +156,13 @@ def plan(
     touched: Collection[EntryKey] | None = None,
     whole: bool = False,
     judged_again: bool = False,
+    dormant: Callable[[int], bool] = lambda identity: False,
 ) -> Plan | None:
     """The writes that make the kernel hold ``wanted``; None when it does already.
 
     ``whole``: whatever changes verdicts comes into force at once. ``judged_again``: so are established
-    connections. ``fresh_instance`` and ``fresh_epoch`` have never been used before; the plan's target says
+    connections. ``dormant`` tells of an identity whether no packet can have it, until the plan has been
+    executed. ``fresh_instance`` and ``fresh_epoch`` have never been used before; the plan's target says
     which of them it took.
     """
     if current is None:
@@ -168,7 +174,7 @@ def plan(
     )
     looked_at = current.entries if touched is None else [key for key in touched if key in current.entries]
     removals = tuple(key for key in looked_at if key not in wanted.entries)
-    widens, narrows = _effect(current, wanted, puts, removals)
+    widens, narrows = _effect(current, wanted, puts, removals, dormant)
     audit = current.audit_enforced != wanted.audit_enforced
     if not (puts or removals or widens or narrows or audit or judged_again):
         return None
@@ -207,20 +213,21 @@ def _effect(
     wanted: SubjectState,
     puts: tuple[tuple[EntryKey, EntryValue], ...],
     removals: tuple[EntryKey, ...],
+    dormant: Callable[[int], bool],
 ) -> tuple[bool, bool]:
     """Whether the change lets more pass, and whether it lets less pass; both where that is not plain."""
     widens = narrows = False
     for key, value in puts:
         before = current.entries.get(key)
-        if key.audit or (before is not None and before.says_the_same(value)):
-            continue  # only the rule that is named changes, or what is reported
+        if key.audit or (before is not None and before.says_the_same(value)) or dormant(key.identity):
+            continue  # only the rule that is named changes, or what is reported, or nothing at all
         if value.passes or (before is not None and (before.passes or before.order != value.order)):
             return True, True
         # An entry that changes its mind in its place is one that goes and one that comes, of one effect.
         widens, narrows = widens or not value.deny, narrows or value.deny
     for key in removals:
         before = current.entries[key]
-        if key.audit:
+        if key.audit or dormant(key.identity):
             continue
         if before.passes:
             return True, True

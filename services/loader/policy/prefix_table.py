@@ -8,6 +8,7 @@ subject, which :meth:`PrefixTable.release` says; it ends at once.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -62,6 +63,12 @@ class PrefixTable:
         self._wanted: dict[str, Prefix] = {}
         self._numbers: dict[int, str] = {}
         self._waiting: set[str] = set()
+        # By number, in how many uses it is in force.
+        self._uses = Counter([*identities.values(), *addresses.values()])
+
+    def in_force(self, number: int) -> bool:
+        """Whether the prefix of a number may have begun to take effect, in either use."""
+        return number in self._uses
 
     @property
     def waiting(self) -> int:
@@ -91,9 +98,9 @@ class PrefixTable:
         for cidr in gone | named.keys():
             by_identity, by_address = self._numbers_wanted(cidr)
             # Another number replaces the one in force when it may; no number ends it.
-            if by_identity is None and self._identities.pop(cidr, None) is not None:
+            if by_identity is None and self._end(self._identities, cidr):
                 identities[cidr] = None
-            if by_address is None and self._addresses.pop(cidr, None) is not None:
+            if by_address is None and self._end(self._addresses, cidr):
                 addresses[cidr] = None
             if (self._identities.get(cidr), self._addresses.get(cidr)) == (by_identity, by_address):
                 self._waiting.discard(cidr)
@@ -107,12 +114,31 @@ class PrefixTable:
         addresses: dict[str, int | None] = {}
         for cidr in self._waiting:
             by_identity, by_address = self._numbers_wanted(cidr)
-            if by_identity is not None and self._identities.get(cidr) != by_identity:
-                self._identities[cidr] = identities[cidr] = by_identity
-            if by_address is not None and self._addresses.get(cidr) != by_address:
-                self._addresses[cidr] = addresses[cidr] = by_address
+            if by_identity is not None and self._begin(self._identities, cidr, by_identity):
+                identities[cidr] = by_identity
+            if by_address is not None and self._begin(self._addresses, cidr, by_address):
+                addresses[cidr] = by_address
         self._waiting.clear()
         return PrefixChanges(identities, addresses)
+
+    def _begin(self, force: dict[str, int], cidr: str, number: int) -> bool:
+        """Returns whether it was not in force by that number."""
+        if force.get(cidr) == number:
+            return False
+        self._end(force, cidr)
+        force[cidr] = number
+        self._uses[number] += 1
+        return True
+
+    def _end(self, force: dict[str, int], cidr: str) -> bool:
+        """Returns whether it was in force."""
+        number = force.pop(cidr, None)
+        if number is None:
+            return False
+        self._uses[number] -= 1
+        if not self._uses[number]:
+            del self._uses[number]
+        return True
 
     def _numbers_wanted(self, cidr: str) -> tuple[int | None, int | None]:
         prefix = self._wanted.get(cidr)

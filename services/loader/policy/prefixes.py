@@ -62,6 +62,10 @@ class PolicyPrefixes:
         """Why the kernel does not hold what it is to hold; empty when it does."""
         return self._error or self._identities.prefix_problem()
 
+    def dormant(self, number: int) -> bool:
+        """Whether a number is that of a prefix that has no effect: no packet is about it."""
+        return number >= FIRST_NUMBER and not self._table.in_force(number) and not self.problem
+
     def labels(self, number: int) -> tuple[str, ...]:
         """The labels of the identity of a prefix that policies refer to; empty for any other."""
         cidr = self._table.cidr(number)

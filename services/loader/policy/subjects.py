@@ -83,7 +83,9 @@ class Counter(Protocol):
 
 
 class SubjectTable:
-    """All subjects of the node. ``later(seconds, call)`` runs a call after a while."""
+    """All subjects of the node. ``later(seconds, call)`` runs a call after a while; ``dormant`` tells of an
+    identity whether no packet can have it.
+    """
 
     def __init__(
         self,
@@ -99,6 +101,7 @@ class SubjectTable:
         self._epochs = epochs
         self._numbers = numbers
         self._later = later
+        self.dormant: Callable[[int], bool] = lambda identity: False
         self._by_number: dict[int, Subject] = {}
         self._by_key: dict[SubjectKey, Subject] = {}
         self._host: Subject | None = None
@@ -279,6 +282,7 @@ class SubjectTable:
             touched=subject.touched,
             whole=subject.whole,
             judged_again=subject.judge_again,
+            dormant=self.dormant,
         )
 
     def _execute(self, subject: Subject, todo: Plan) -> None:

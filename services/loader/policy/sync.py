@@ -109,6 +109,8 @@ class PolicySync:
         self._readings = Readings(table.entries)
         self._target = target
         self._prefixes = prefixes
+        if prefixes is not None:
+            table.dormant = prefixes.dormant
         self._stream: _Stream | None = None
         self._heard: dict[int, list[asyncio.Future[None]]] = {}
         self._acknowledged = pb.Revision()

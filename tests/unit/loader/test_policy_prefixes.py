@@ -164,6 +164,47 @@ async def test_a_prefix_waits_for_a_subject_that_failed(loader: Loader) -> None:
     assert loader.numbers == {TEN: N1, SITE: N2}
 
 
+async def test_entries_about_a_prefix_are_written_in_place_while_it_is_not_in_force(
+    loader: Loader,
+) -> None:
+    loader.service.say(prefixes(whole=True))
+    subject = await loader.subscribed(300, entry(256))
+    await loader.told(1)
+    before = loader.kernel.rows[subject.number]
+    both = [entry(N1), entry(N1, 81, deny=True)]
+
+    def same_place() -> bool:
+        row = loader.kernel.rows[subject.number]
+        return (row.instance, row.epoch) == (before.instance, before.epoch)
+
+    loader.service.say(delta(subject.number, both, policy=2))
+    loader.service.say(prefixes([prefix(TEN, N1, by_identity=True)]))
+    await loader.told(2)
+    assert same_place()
+    loader.service.say(delta(subject.number, [entry(N1, deny=True), entry(N1, 81)], policy=3))
+    await loader.told(3)
+    assert not same_place(), "in force it makes a difference"
+    before = loader.kernel.rows[subject.number]
+    loader.service.say(prefixes(deletes=[TEN]))
+    loader.service.say(delta(subject.number, deletes=both, policy=4))
+    await loader.told(4)
+    assert same_place()
+
+
+async def test_a_prefix_that_could_not_be_ended_is_not_taken_for_dormant(loader: Loader) -> None:
+    loader.service.say(prefixes(BOTH, whole=True))
+    await loader.told(1)
+    assert not loader.prefixes.dormant(N1) and loader.prefixes.dormant(N2 + 1)
+    assert not loader.prefixes.dormant(300)
+    loader.kernel.fail = {"write_ipcache"}
+    loader.service.say(prefixes(deletes=[TEN]))
+    await until(lambda: bool(loader.prefixes.problem))
+    assert not loader.prefixes.dormant(N1)
+    loader.kernel.fail = set()
+    await loader.told(2)
+    assert loader.prefixes.dormant(N1)
+
+
 async def test_a_prefix_ends_before_what_is_said_next(loader: Loader) -> None:
     loader.service.say(prefixes(BOTH, whole=True))
     subject = await loader.subscribed(300, entry(N1), entry(N2))
@@ -379,3 +420,5 @@ def test_after_a_release_exactly_what_was_named_is_in_force(
         assert force[0].keys() <= identities.keys() and force[1].keys() <= addresses.keys()
         for each in wanted.values():
             assert table.cidr(each.number) == each.cidr
+        for number in range(N1, N1 + len(CIDRS)):
+            assert table.in_force(number) == (number in {*force[0].values(), *force[1].values()})
