@@ -347,5 +347,6 @@ def _peer(lab: Lab, end: End, *, by: End | None = None) -> policy_pb2.Peer:
     elif end.node:
         told = peer(["reserved:host", *lab.network.node_labels(end.node)])
     else:
-        told = peer([f"reserved:{end.reserved}"] if end.reserved else ["reserved:world"])
+        told = peer([f"reserved:{end.reserved}"] if end.reserved else [])
+    told.address = end.address
     return told
