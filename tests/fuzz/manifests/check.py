@@ -141,7 +141,10 @@ def _check_error(error: ManifestError, given: object) -> None:
 
 def _check_manifest(manifest: Manifest) -> None:
     """What is stored says the same again; and all of it can be told to people."""
-    again = load_stored_manifest(manifest.text)
+    try:
+        again = load_stored_manifest(manifest.text)
+    except ManifestError as error:
+        raise Broken(f"accepted, but not from the store: {error}\n{manifest.text!r}") from error
     _hold(replace(again, policy=manifest.policy) == manifest, "not the same from the store", manifest.text)
     _hold(again.policy == manifest.policy, "not the same policy from the store", manifest.text)
     for text in _words(manifest):

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import os
 import random
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services.policy import admin, cilium, cilium_peers, cilium_ports
 from services.policy.manifest import ManifestError
 from tests.fuzz.manifests.check import check_nothing_is_ignored, check_text
-from tests.fuzz.manifests.mutate import written
+from tests.fuzz.manifests.mutate import places, written
 from tests.fuzz.manifests.run import Totals, run
 from tests.fuzz.manifests.seeds import hand_written, seeds
 
@@ -45,3 +48,24 @@ def test_manifests_to_begin_with_are_accepted_but_for_what_is_not_supported() ->
         else:
             kinds.add(manifest["kind"])
     assert kinds == {manifest["kind"] for manifest in hand_written()}
+
+
+def test_the_docs_name_every_field() -> None:
+    """Those of the hand-written manifests, which use all of them, and those that are refused by name."""
+    text = (Path(__file__).parents[3] / "docs" / "policy-manifests.md").read_text(encoding="utf-8")
+    fields: set[str] = set()
+    for manifest in hand_written():
+        for path in places(manifest):
+            free = any(step in ("matchLabels", "labels", "annotations") for step in path[:-1])
+            fields.update({step for step in path[-1:] if isinstance(step, str)} if not free else ())
+    refused = {
+        *(key for later in cilium_peers._LATER.values() for key in later),
+        *cilium_ports._LATER_PORT_RULE,
+        *cilium._LATER_SPEC,
+        *admin._LATER_PEERS,
+        "cidrGroupSelector",
+    }
+    # Written once for several, or parts of what is shown as an example.
+    fields -= {"key", "values", "operator", "apiVersion", "kind"}
+    for field in sorted(fields | refused):
+        assert re.search(rf"\b{field}\b", text), field
