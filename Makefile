@@ -39,11 +39,14 @@ lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
 lab-down: setup ## take the lab down
 	@.venv/bin/fimbria lab down
 
-test: lint test-unit test-service test-kernel test-crash test-runtimes test-fuzz test-cluster test-acceptance ## run the whole suite
+test: lint test-unit test-model test-service test-kernel test-crash test-runtimes test-fuzz test-cluster test-acceptance ## run the whole suite
 	@echo "all suites passed"
 
 test-unit: build ## pure code, seconds
 	$(PY) -m pytest -q -n $(WORKERS) tests/unit
+
+test-model: build ## the policy engine against a model of the APIs; FIMBRIA_MODEL_EXAMPLES=N tries N random worlds
+	$(PY) -m pytest -q -n $(WORKERS) tests/policy_model
 
 test-service: build ## real servers over real sockets and SQLite files
 	$(PY) -m pytest -q -n $(WORKERS) tests/service
