@@ -8,7 +8,7 @@ CLANG ?= $(shell command -v clang-19 || command -v clang)
 # Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
 WORKERS ?= 2
 
-.PHONY: help setup protos build demo lab lab-down test test-unit test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
+.PHONY: help setup protos build demo lab lab-down test test-unit test-model test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
