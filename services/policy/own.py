@@ -84,7 +84,8 @@ def read_own_spec(spec: Node, namespace: str) -> OwnSpec | None:
             continue
         direction = _required_enum(item, "direction", "DIRECTION_", _DIRECTIONS)
         actions = {k: v for k, v in _ACTIONS.items() if k != "pass" or tier in (Tier.ADMIN, None)}
-        action = _required_enum(item, "action", "ACTION_", actions)
+        hint = "" if "pass" in actions else "; pass is for the tier admin"
+        action = _required_enum(item, "action", "ACTION_", actions, hint)
         peers = _peers(item, namespace, init)
         names = nodes is None or direction is Direction.EGRESS
         ports = _ports(item, names)
@@ -136,16 +137,18 @@ def _short(key: str, value: Any) -> Any:
     return value.removeprefix(prefix).lower()
 
 
-def _enum(node: Node, prefix: str, known: Mapping[str, Chosen]) -> Chosen | None:
+def _enum(node: Node, prefix: str, known: Mapping[str, Chosen], hint: str = "") -> Chosen | None:
     """A value by its short name or by that in the API."""
     names = [name for name in known if name != "unspecified"]
     both = {**known, **{prefix + name.upper(): value for name, value in known.items()}}
-    return node.choice(both, f"one of {', '.join(names)}")
+    return node.choice(both, f"one of {', '.join(names)}{hint}")
 
 
-def _required_enum(item: Node, key: str, prefix: str, known: Mapping[str, Chosen]) -> Chosen | None:
+def _required_enum(
+    item: Node, key: str, prefix: str, known: Mapping[str, Chosen], hint: str = ""
+) -> Chosen | None:
     node = item.required(key, f"one of {', '.join(known)}")
-    return _enum(node, prefix, known) if node is not None else None
+    return _enum(node, prefix, known, hint) if node is not None else None
 
 
 def _priority(spec: Node, tier: Tier | None) -> int | None:
