@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
 # (source, key, value)
 Label = tuple[str, str, str]
@@ -23,6 +24,16 @@ POD_NAMESPACE = "io.kubernetes.pod.namespace"
 NAMESPACE_LABEL = "io.cilium.k8s.namespace.labels."
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 CLUSTER = "io.cilium.k8s.policy.cluster"
+
+
+@cache
+def parsed_address(text: str) -> IPv4Address | IPv6Address:
+    return ip_address(text)
+
+
+@cache
+def parsed_network(text: str) -> IPv4Network | IPv6Network:
+    return ip_network(text)
 
 
 @dataclass(frozen=True, order=True)
@@ -65,7 +76,7 @@ class End:
 
     def address(self, family: int) -> str | None:
         """His address of the family 4 or 6."""
-        return next((text for text in self.addresses if ip_address(text).version == family), None)
+        return next((text for text in self.addresses if parsed_address(text).version == family), None)
 
 
 @dataclass(frozen=True)

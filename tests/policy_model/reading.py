@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
 
-from tests.policy_model.cluster import Connection, DeclaredPort, End, Pod
+from tests.policy_model.cluster import Connection, DeclaredPort, End, Pod, parsed_address, parsed_network
 
 INGRESS, EGRESS = "ingress", "egress"
 ADMIN, NORMAL, BASELINE = "admin", "normal", "baseline"
@@ -95,8 +94,10 @@ def within(address: str | None, cidr: str, excepts: Sequence[str]) -> bool:
     """Whether the address is in the prefix and in none of those left out."""
     if address is None:
         return False
-    there = ip_address(address)
-    return there in ip_network(cidr) and not any(there in ip_network(left_out) for left_out in excepts)
+    there = parsed_address(address)
+    if there not in parsed_network(cidr):
+        return False
+    return not any(there in parsed_network(left_out) for left_out in excepts)
 
 
 def of_address(cidr: str, excepts: Sequence[str] = ()) -> Peer:

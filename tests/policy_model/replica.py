@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from ipaddress import ip_address, ip_network
 
 from services.policy.engine import SubjectChange
 from services.policy.entries import EntryKey, EntryValue, SubjectPolicy, Transition
+from tests.policy_model.cluster import parsed_address, parsed_network
 
 ADMIN, NORMAL, BASELINE = 1, 0, 2
 BY_ADDRESS, AUDIT = 4, 8
@@ -161,10 +161,10 @@ class Prefixes:
         """The number of the longest of those in this use that holds the address; 0 when none does."""
         if address is None:
             return 0
-        there = ip_address(address)
+        there = parsed_address(address)
         found = [
-            (ip_network(cidr).prefixlen, number)
+            (parsed_network(cidr).prefixlen, number)
             for cidr, (number, identity, block) in self.known.items()
-            if (block if by_address else identity) and there in ip_network(cidr)
+            if (block if by_address else identity) and there in parsed_network(cidr)
         ]
         return max(found)[1] if found else 0
