@@ -14,7 +14,7 @@ from cli import errors
 # name -> (module:attribute, one line for the help)
 COMMANDS = {
     "lab": ("cli.commands.lab:lab", "A cluster of network namespaces on this machine."),
-    "policy": ("cli.commands.policy:policy", "Apply, delete, list and explain network policies."),
+    "policy": ("cli.commands.policy:policy", "Network policies: apply, explain, diff, status."),
     "status": ("cli.commands.status:status", "Every service and loader: serving? which revisions?"),
     "flows": ("cli.commands.flows:flows", "What the datapath let pass and dropped, and why."),
     "trace": ("cli.commands.trace:trace", "Traces that the lab collected, as trees."),

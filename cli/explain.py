@@ -15,9 +15,13 @@ if TYPE_CHECKING:
     from cli.lab.syntax import NamedPort
 
 
+ACTIONS = {1: "allow", 2: "deny", 3: "pass"}
+TIERS = {1: "admin", 2: "normal", 3: "baseline"}
+
+
 def protocol_number(name: str) -> types_pb2.Protocol.ValueType:
-    """The proto's value for TCP, UDP, SCTP or ICMP."""
-    return types_pb2.Protocol.Value(f"PROTOCOL_{name}")
+    """The proto's value for TCP, UDP, SCTP, ICMP or ICMPv6."""
+    return types_pb2.Protocol.Value(f"PROTOCOL_{name.upper()}")
 
 
 def peer(labels: Iterable[str], ports: Iterable[NamedPort] = (), *, identity: int = 0) -> policy_pb2.Peer:
@@ -44,6 +48,7 @@ def explain(
         "allowed": answer.allowed,
         "egress": verdict(answer.egress),
         "ingress": verdict(answer.ingress),
+        "remedies": list(answer.remedies),
         "policy_revision": answer.revision.policy,
         "identity_revision": answer.revision.identity,
     }
@@ -57,7 +62,90 @@ def verdict(message: policy_pb2.Verdict) -> dict[str, Any]:
         "rule": rule_text(message.rule) if message.HasField("rule") else "",
         "enforced_by": [key_text(key) for key in message.enforced_by],
         "reason": message.reason,
+        "entry": entry(message.entry) if message.HasField("entry") else None,
+        "contributing": [rule(item) for item in message.contributing],
+        "audited": message.audited,
+        "audit_rule": rule_text(message.audit_rule) if message.HasField("audit_rule") else "",
+        "audited_by": [key_text(key) for key in message.audited_by],
     }
+
+
+def rule(message: policy_pb2.RuleRef) -> dict[str, Any]:
+    """A rule, and where it stands."""
+    return {
+        "rule": rule_text(message),
+        "action": ACTIONS.get(message.action, "deny" if message.deny else "allow"),
+        "cookie": message.cookie,
+        "source": message.source,
+        "line": message.line,
+    }
+
+
+def entry(message: policy_pb2.PolicyEntry) -> dict[str, Any]:
+    """An entry of the policy map."""
+    return {
+        "direction": {1: "ingress", 2: "egress"}.get(message.direction, ""),
+        "identity": message.identity,
+        "by_address": message.by_address,
+        "protocol": message.protocol,
+        "port": message.port,
+        "port_prefix_length": message.port_prefix_length,
+        "tier": TIERS.get(message.tier, "normal"),
+        "order": message.order,
+        "audit": message.audit,
+        "action": "deny" if message.deny else "pass" if message.passes else "allow",
+        "rule_cookie": message.rule_cookie,
+    }
+
+
+def lines(answer: dict[str, Any]) -> list[str]:
+    """An answer for people: both verdicts, the rules behind them, and what would turn them."""
+    found = []
+    for direction in ("egress", "ingress"):
+        told = answer[direction]
+        found.append(f"  {direction:8} {told['reason']}")
+        for place, item in enumerate(told["contributing"]):
+            deciding = not place and item["rule"] == told["rule"]
+            where = f" ({place_text(item)})" if place_text(item) else ""
+            title = "rule" if deciding else "also"
+            found.append(f"  {'':8}   {title:6} {item['action']:5} {item['rule']}{where}")
+        if told["entry"] is not None:
+            found.append(f"  {'':8}   {'entry':6} {entry_text(told['entry'])}")
+        if told["audited"]:
+            found.append(f"  {'':8}   audit  it passes, and would not without audit mode")
+    if answer["remedies"]:
+        found.append("  to deny it:" if answer["allowed"] else "  to allow it:")
+        found += [f"    - {text}" for text in answer["remedies"]]
+    return found
+
+
+def place_text(item: dict[str, Any]) -> str:
+    """`web.yaml:12`, or what is known of it."""
+    line = f"line {item['line']}" if item["line"] else ""
+    if item["source"]:
+        return f"{item['source']}:{item['line']}" if line else str(item["source"])
+    return line
+
+
+def entry_text(item: dict[str, Any]) -> str:
+    """`identity 301, TCP port 80, allow`."""
+    from cli.flow import PROTOCOLS
+
+    whose = "any identity" if not item["identity"] else f"identity {item['identity']}"
+    if item["by_address"]:
+        whose = f"addresses of prefix {item['identity']}"
+    what = "any protocol"
+    if item["protocol"]:
+        what = PROTOCOLS.get(item["protocol"], f"protocol {item['protocol']}")
+        length = item["port_prefix_length"]
+        kind = "type" if what.startswith("ICMP") else "port"
+        last = item["port"] + (1 << (16 - length)) - 1
+        if length == 16:
+            what += f" {kind} {item['port']}"
+        elif length:
+            what += f" {kind}s {item['port']}-{last}"
+    tier = "" if item["tier"] == "normal" else f", tier {item['tier']} order {item['order']}"
+    return f"{whose}, {what}{tier}: {item['action']}"
 
 
 def key_text(key: policy_pb2.PolicyKey) -> str:
@@ -65,6 +153,6 @@ def key_text(key: policy_pb2.PolicyKey) -> str:
     return f"{key.kind} {key.namespace}/{key.name}" if key.namespace else f"{key.kind} {key.name}"
 
 
-def rule_text(rule: policy_pb2.RuleRef) -> str:
+def rule_text(message: policy_pb2.RuleRef) -> str:
     """`CiliumNetworkPolicy shop/web spec.ingress[0]`."""
-    return f"{key_text(rule.policy)} {rule.path}"
+    return f"{key_text(message.policy)} {message.path}"

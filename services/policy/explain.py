@@ -238,10 +238,14 @@ class _Connection:
         return [
             _deciding(bound, rule)
             for bound, rule in self._rules(policies)
-            if any(isinstance(peer, CidrPeer) and peer.by_address for peer in rule.peers)
+            if any(isinstance(peer, CidrPeer) and self._unknown(peer) for peer in rule.peers)
             and self._has_port(rule, named=False)
             and not any(self._meets(peer, rule) for peer in rule.peers)
         ]
+
+    def _unknown(self, peer: CidrPeer) -> bool:
+        """Whether only an address can tell: by identity that is so for the world alone."""
+        return peer.by_address or self.peer.identity == WORLD
 
     def _rules(self, policies: Iterable[BoundPolicy]) -> Iterable[tuple[BoundPolicy, Rule]]:
         for bound in policies:
