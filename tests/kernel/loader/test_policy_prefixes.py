@@ -11,10 +11,11 @@ from fimbria.loader.v1 import loader_pb2
 from fimbria.policy.v1 import policy_pb2 as pb
 
 from tests.kernel.echo import echo_server
+from tests.kernel.loader.outside import FAR, FAR6, NEAR, NEAR6, OTHER, Outside, somebody_outside
 from tests.kernel.loader.rig import DUAL_POOL, Pod, Rig
 from tests.kernel.loader.scripted_policy import ScriptedPolicy, entry, prefix, scripted_policy
-from tests.kernel.loader.traffic import CONNECT_SECONDS, connect, reaches, talks
-from tests.kernel.netlink.namespaces import Namespace, Namespaces
+from tests.kernel.loader.traffic import connect, reaches, talks
+from tests.kernel.netlink.namespaces import Namespaces
 
 pytestmark = pytest.mark.kernel
 
@@ -22,8 +23,6 @@ Eventually = Callable[[Callable[[], bool]], None]
 
 WIDE, NARROW, SIX, PODS = 0xFF0000, 0xFF0001, 0xFF0002, 0xFF0003
 WORLD = 2
-NEAR, FAR, OTHER = "203.0.113.7", "203.0.113.200", "198.51.100.9"
-NEAR6, FAR6 = "2001:db8:f::7", "2001:db8:f:1::7"
 ADMIN, BASELINE = pb.TIER_ADMIN, pb.TIER_BASELINE
 
 
@@ -33,38 +32,23 @@ class World:
 
     rig: Rig
     script: ScriptedPolicy
-    outside: Namespace
+    outside: Outside
     pods: dict[str, Pod]
 
     def identity(self, name: str) -> int:
         return int(self.rig.nodes[0].endpoint(name).identity)
 
-    def dial(self, source: str, pod: str = "web") -> socket.socket:
-        """A connection from one of the addresses outside to a pod. Raises OSError."""
-        target = self.pods[pod].ipv6 if ":" in source else self.pods[pod].ipv4
-        return self.outside.run(
-            lambda: socket.create_connection(
-                (target, 80), timeout=CONNECT_SECONDS, source_address=(source, 0)
-            )
-        )
+    def dial(self, source: str) -> socket.socket:
+        """A connection from one of the addresses outside to web. Raises OSError."""
+        return self.outside.dial(source, self.pods["web"])
 
-    def enters(self, source: str, pod: str = "web") -> bool:
-        """Whether the pod answers somebody outside."""
-        try:
-            with self.dial(source, pod) as connection:
-                return talks(connection)
-        except OSError:
-            return False
+    def enters(self, source: str) -> bool:
+        """Whether web answers somebody outside."""
+        return self.outside.enters(source, self.pods["web"])
 
-    def leaves(self, destination: str, pod: str = "client") -> bool:
-        """Whether a pod is answered by somebody outside."""
-        try:
-            with self.pods[pod].namespace.run(
-                lambda: socket.create_connection((destination, 80), timeout=CONNECT_SECONDS)
-            ) as connection:
-                return talks(connection)
-        except OSError:
-            return False
+    def leaves(self, destination: str) -> bool:
+        """Whether client is answered by somebody outside."""
+        return self.outside.is_reached(destination, self.pods["client"])
 
     def flows(self, verdict: int) -> list[loader_pb2.Flow]:
         return [flow for flow in self.rig.nodes[0].flows() if flow.verdict == verdict]
@@ -81,39 +65,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
                 pods = {name: rig.pod(rig.nodes[0], name, app=name) for name in ("web", "client", "other")}
                 for pod in pods.values():
                     pod.add()
-                made = World(rig, script, outside(rig), pods)
-                with echo_server(pods["web"].namespace, 80), echo_server(made.outside, 80):
+                made = World(rig, script, somebody_outside(rig), pods)
+                with echo_server(pods["web"].namespace, 80), echo_server(made.outside.namespace, 80):
                     yield made
         finally:
             rig.close()
-
-
-def outside(rig: Rig) -> Namespace:
-    """Somebody on the underlay who is no node; the node's routes lead to him and his to the pods."""
-    made = rig.namespaces.make()
-    rig._underlay.command(
-        "ip", "link", "add", "outside", "type", "veth", "peer", "name", "eth0", "netns", made.name
-    )
-    rig._underlay.command("ip", "link", "set", "outside", "master", "underlay", "up")
-    node = rig.nodes[0]
-    for command in (
-        "link set lo up",
-        "link set eth0 up",
-        "address add 172.31.9.9/16 dev eth0",
-        "address add 2001:db8::9:9/64 dev eth0 nodad",
-        *(f"address add {address}/32 dev eth0" for address in (NEAR, FAR, OTHER)),
-        *(f"address add {address}/128 dev eth0 nodad" for address in (NEAR6, FAR6)),
-        f"route add 10.244.0.0/16 via {node.ipv4}",
-        f"-6 route add fd00:10:244::/96 via {node.ipv6}",
-    ):
-        made.command("ip", *command.split())
-    for command in (
-        "route add 203.0.113.0/24 dev eth0",
-        "route add 198.51.100.0/24 dev eth0",
-        "-6 route add 2001:db8:f::/48 dev eth0",
-    ):
-        node.namespace.command("ip", *command.split())
-    return made
 
 
 @pytest.fixture(autouse=True)
