@@ -11,7 +11,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from tests.policy_model.cases import reserved_addresses
-from tests.policy_model.cluster import POD_NAMESPACE, Cluster, DeclaredPort, Pod
+from tests.policy_model.cluster import CLUSTER, POD_NAMESPACE, SERVICE_ACCOUNT, Cluster, DeclaredPort, Pod
 from tests.policy_model.reading import EGRESS, INGRESS
 
 Document = dict[str, Any]
@@ -140,8 +140,21 @@ def cilium_selectors(draw: st.DrawFn) -> Document:
         prefix = draw(st.sampled_from(("", "k8s:"))) + "io.cilium.k8s.namespace.labels."
         found = merged(found, draw(selectors(NAMESPACE_LABELS, prefix)))
     elif shape == 5:
-        account = {"io.cilium.k8s.policy.serviceaccount": "robot", "io.cilium.k8s.policy.cluster": "default"}
-        return merged(found, {"matchLabels": account})
+        return merged(found, {"matchLabels": {SERVICE_ACCOUNT: "robot", CLUSTER: "default"}})
+    return found
+
+
+@st.composite
+def clusterwide_subjects(draw: st.DrawFn) -> Document:
+    """Pods of all namespaces, by what there is to say of them."""
+    found: Document = draw(selectors(LABELS, draw(st.sampled_from(("", "k8s:")))))
+    shape = draw(st.integers(0, 4))
+    if shape == 0:
+        return merged(found, draw(selectors({POD_NAMESPACE: NAMESPACES}, "k8s:")))
+    if shape == 1:
+        return merged(found, draw(selectors(NAMESPACE_LABELS, "io.cilium.k8s.namespace.labels.")))
+    if shape == 2:
+        return merged(found, {"matchExpressions": [{"key": SERVICE_ACCOUNT, "operator": "Exists"}]})
     return found
 
 
@@ -325,7 +338,7 @@ def cilium_rules(draw: st.DrawFn, side: str, named: bool) -> Document:
     elif shape == 3:
         rule[f"{side}Entities"] = draw(st.lists(st.sampled_from(ENTITIES), max_size=2))
     elif shape == 4:
-        rule[f"{side}CIDR"] = draw(st.lists(st.sampled_from(CIDRS), max_size=2))
+        rule[f"{side}CIDR"] = draw(st.lists(st.sampled_from((*CIDRS, "192.0.2.18")), max_size=2))
     elif shape == 5:
         rule[f"{side}CIDRSet"] = draw(st.lists(cidr_sets(), max_size=2))
     ports = draw(st.integers(0, 3))
@@ -346,7 +359,8 @@ def cilium_specs(draw: st.DrawFn, namespaced: bool) -> Document:
     if nodes:
         spec["nodeSelector"] = draw(selectors(NODE_LABELS))
     else:
-        spec["endpointSelector"] = draw(selectors(LABELS, draw(st.sampled_from(("", "k8s:")))))
+        chosen_pods = selectors(LABELS, "k8s:") if namespaced else clusterwide_subjects()
+        spec["endpointSelector"] = draw(chosen_pods)
     for direction, side in ((INGRESS, "from"), (EGRESS, "to")):
         for section in (direction, f"{direction}Deny"):
             if maybe(draw):
@@ -382,17 +396,15 @@ def own_peers(draw: st.DrawFn) -> Document:
         cidr, excepts = draw(cidrs(excepts=True))
         found: Document = {"cidr": cidr, **({"except": excepts} if excepts else {})}
         return {"cidr": {**found, **({"byAddress": True} if maybe(draw) else {})}}
-    return {"pods": draw(selectors(LABELS))}
+    return {"pods": draw(cilium_selectors())}
 
 
 @st.composite
 def own_ports(draw: st.DrawFn, named: bool) -> Document:
     shape = draw(st.integers(0, 4))
     if shape == 0:
-        return {
-            "protocol": draw(st.sampled_from(("ICMP", "ICMPv6"))),
-            "port": draw(st.sampled_from(("8", "128"))),
-        }
+        types = st.sampled_from(({}, {"port": "8"}, {"port": "128"}, {"port": "0", "endPort": 12}))
+        return {"protocol": draw(st.sampled_from(("ICMP", "ICMPv6"))), **draw(types)}
     protocol = {"protocol": draw(st.sampled_from(("TCP", "UDP", "SCTP", "ANY")))}
     if shape == 1:
         return protocol
@@ -414,7 +426,7 @@ def own_policies(draw: st.DrawFn) -> Document:
     if nodes:
         spec["nodes"] = draw(selectors(NODE_LABELS))
     else:
-        spec["pods"] = draw(selectors(LABELS))
+        spec["pods"] = draw(selectors(LABELS) if namespaced else clusterwide_subjects())
     if tier == "normal":
         spec["defaultDeny"] = draw(st.sampled_from(([], ["ingress"], ["egress"], ["ingress", "egress"])))
     if maybe(draw, 4):
