@@ -191,6 +191,8 @@ class NodeRuntime:
         for state in self.watches:
             if state.error:
                 found.append(f"the watch of {state.name}: {state.error}")
+        if self.policy.prefix_problem:
+            found.append(f"prefixes of policies: {self.policy.prefix_problem}")
         degraded = [each.record.id for each in self.registry if each.status.state is State.DEGRADED]
         if degraded:
             shown = ", ".join(map(str, degraded[:10])) + (", …" if len(degraded) > 10 else "")

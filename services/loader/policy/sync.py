@@ -182,6 +182,11 @@ class PolicySync:
         """Compares a subject with the kernel itself and writes what differs. Raises as :meth:`realize`."""
         self.compare(subject, await self.read(subject))
 
+    @property
+    def prefix_problem(self) -> str:
+        """Why the kernel does not hold the prefixes that policies name; empty when it does."""
+        return self._prefixes.problem if self._prefixes is not None else ""
+
     async def verify_prefixes(self) -> int:
         """Compares the prefixes that policies name with the kernel, and writes what differs; returns how many
         did. Raises DatapathError; it is tried again later all the same.
@@ -191,7 +196,7 @@ class PolicySync:
         try:
             differing = await self._prefixes.verify()
         finally:
-            if self._prefixes.problem:
+            if self.prefix_problem:
                 self._schedule_retry()
         if differing:
             self._judge_again()
@@ -391,8 +396,8 @@ class PolicySync:
             problem = f"subject {failed[0].number}: {failed[0].error}"
             self._send(ack_message(self._acknowledged, problem, numbers))
             return
-        if self._prefixes is not None and self._prefixes.problem:
-            self._send(ack_message(self._acknowledged, f"prefixes: {self._prefixes.problem}"))
+        if self.prefix_problem:
+            self._send(ack_message(self._acknowledged, f"prefixes: {self.prefix_problem}"))
             return
         revision, stream.progress = stream.progress, None
         self._acknowledged = revision
@@ -406,7 +411,7 @@ class PolicySync:
             self._retry = asyncio.create_task(self._retry_failed())
 
     def _behind(self) -> bool:
-        return bool(self._table.failed()) or (self._prefixes is not None and bool(self._prefixes.problem))
+        return bool(self._table.failed() or self.prefix_problem)
 
     async def _retry_failed(self) -> None:
         backoff = Backoff(first=0.2, most=30.0)

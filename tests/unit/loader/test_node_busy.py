@@ -125,6 +125,14 @@ async def test_a_refresh_repairs_a_policy_for_all_who_share_it(full: NodeUnderTe
     assert (await full.refresh.once()).subjects == 0
 
 
+async def test_a_refresh_repairs_prefixes(full: NodeUnderTest) -> None:
+    full.kernel.blocks = {"192.0.2.0/24": 7}
+    found = await full.refresh.once()
+    assert (found.endpoints, found.subjects, found.addresses, found.prefixes) == (0, 0, 0, 1)
+    assert full.kernel.blocks == {}
+    assert (await full.refresh.once()).prefixes == 0
+
+
 async def test_a_refresh_lets_go_of_endpoints_whose_devices_are_gone(full: NodeUnderTest) -> None:
     gone = next(iter(full.registry)).record
     del full.links.devices[gone.spec.host_device]
