@@ -259,9 +259,11 @@ def probe(
     pair = Ends(lab, family).pair(source, target)
     (result,) = probe_many(lab, [(source, target, port, protocol)], family=family, timeout=timeout)
     notes: list[str] = []
-    flows = _flows(lab, pair, result, notes)
     explain = _explain(lab, pair, result, notes)
+    audited = explain is not None and any(explain[way]["audited"] for way in ("egress", "ingress"))
+    flows = _flows(lab, pair, result, notes, audited=audited)
     deciding = _deciding(flows, result.allowed)
+    notes += _audits(flows)
     if explain is not None and explain["allowed"] != result.allowed:
         said = "allowed" if explain["allowed"] else "denied"
         notes.append(f"the policies say {said}: something else decided, or they have just changed")
@@ -284,7 +286,19 @@ def _deciding(flows: list[dict[str, Any]], allowed: bool) -> dict[str, Any] | No
     return (with_rule or matching)[-1] if matching else None
 
 
-def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str]) -> list[dict[str, Any]]:
+def _audits(flows: list[dict[str, Any]]) -> list[str]:
+    """What audit mode has to say of what passed, once for each direction."""
+    told = {}
+    for flow in flows:
+        if flow["verdict"] == "audit":
+            way, why = flow["direction"], flow["rule"] or flow["reason"]
+            told[way] = f"audit: {why} would have denied its {way} ({flow['node']} let it pass)"
+    return [told[direction] for direction in sorted(told)]
+
+
+def _flows(
+    lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str], *, audited: bool
+) -> list[dict[str, Any]]:
     """What the loaders at both ends saw of the connection, in order of time."""
     from cli.flow import connection_flows
 
@@ -302,8 +316,10 @@ def _flows(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[str
                 )
             except CliError as error:
                 failed.append(f"the loader of {node} cannot say what it saw: {error.message}")
-        # A denied connection has been dropped by somebody; an allowed one may have met no policy.
-        if _deciding(found, result.allowed) or failed or result.allowed or time.monotonic() > deadline:
+        # A denied connection has been dropped by somebody; an allowed one may have met no policy, unless one
+        # in audit mode is known to have looked at it.
+        done = bool(_audits(found)) if audited else result.allowed or _deciding(found, result.allowed)
+        if done or failed or time.monotonic() > deadline:
             notes += failed
             return sorted(found, key=lambda flow: str(flow["time"]))
         time.sleep(0.02)
