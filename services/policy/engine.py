@@ -39,10 +39,11 @@ from services.policy.prefixes import PrefixUse, prefix_labels
 from services.policy.resolve import BoundPolicy
 from services.policy.rules import NamedPort, PolicyRef, Rule, RuleSpec
 from services.policy.selector import Labels
-from services.policy.selector_cache import Change, SelectorCache
+from services.policy.selector_cache import Change, Matched, SelectorCache
 
 __all__ = [
     "HOST",
+    "MANY",
     "Engine",
     "Event",
     "IdentityDelete",
@@ -59,10 +60,16 @@ __all__ = [
 ]
 
 
+# So many identities at once, and more, are matched by evaluating selectors anew, unless there are so many
+# times as many selectors; fewer are compared with the selectors that may match them.
+MANY = 32
+
+
 class Engine:
     """All policies, identities, prefixes and watched subjects, and what follows from them."""
 
-    def __init__(self) -> None:
+    def __init__(self, many: int = MANY) -> None:
+        self._many = many
         self._cache: SelectorCache[User] = SelectorCache()
         self._numbers: dict[Labels, int] = {}
         self._prefixes: dict[int, PrefixUse] = {}
@@ -76,32 +83,46 @@ class Engine:
         self._for_nodes: dict[Spec, None] = {}
         self._by_port_name: dict[RuleInForce, None] = {}
         self._touched: dict[SubjectState, None] = {}
-        # Numbers that nobody has until the batch is delivered.
-        self._inert: dict[int, None] = {}
+        # Numbers of prefixes with the use, by address or not, that begins or ends with the batch: nobody has
+        # them, unless identities have.
+        self._inert: set[tuple[int, bool]] = set()
+        # Numbers of identities that the batch is about.
+        self._named: set[int] = set()
 
     def apply(self, events: Iterable[Event]) -> list[SubjectChange]:
         """Take a batch over. The changes are those of subjects that were there before it and still are."""
+        # Identities one after the other are taken over together: they come by the thousand at a start.
+        relabelled: dict[int, Labels | None] = {}
         for event in events:
-            match event:
-                case PolicyPut(bound):
-                    self._put_policy(bound)
-                case PolicyDelete(ref):
-                    self._delete_policy(ref)
-                case IdentityPut(number, labels):
-                    self._set_identity(number, labels)
-                case IdentityDelete(number):
-                    self._set_identity(number, None)
-                case PrefixPut(number, cidr, by_identity, by_address):
-                    self._put_prefix(number, PrefixUse(cidr, by_identity, by_address))
-                case PrefixDelete(number):
-                    self._delete_prefix(number)
-                case PortsPut(number, ports):
-                    self._set_ports(number, ports)
-                case SubjectAdd(subject):
-                    self._add_subject(subject)
-                case SubjectRemove(subject):
-                    self._remove_subject(subject)
+            if isinstance(event, IdentityPut | IdentityDelete):
+                labels = event.labels if isinstance(event, IdentityPut) else None
+                self._named.add(event.number)
+                if not self._hides(event.number, labels):
+                    relabelled[event.number] = labels
+                continue
+            if relabelled:
+                self._relabel(relabelled)
+                relabelled = {}
+            self._take(event)
+        self._relabel(relabelled)
         return self._changes()
+
+    def _take(self, event: Event) -> None:
+        match event:
+            case PolicyPut(bound):
+                self._put_policy(bound)
+            case PolicyDelete(ref):
+                self._delete_policy(ref)
+            case PrefixPut(number, cidr, by_identity, by_address):
+                self._put_prefix(number, PrefixUse(cidr, by_identity, by_address))
+            case PrefixDelete(number):
+                self._delete_prefix(number)
+            case PortsPut(number, ports):
+                self._set_ports(number, ports)
+            case SubjectAdd(subject):
+                self._add_subject(subject)
+            case SubjectRemove(subject):
+                self._remove_subject(subject)
 
     def state(self, subject: Subject) -> SubjectPolicy | None:
         """A watched subject's whole state; None while its identity is unknown. KeyError: not watched."""
@@ -238,14 +259,64 @@ class Engine:
 
     # -- identities and prefixes
 
-    def _set_identity(self, number: int, labels: Labels | None) -> None:
+    def _hides(self, number: int, labels: Labels | None) -> bool:
+        """Whether the number is a prefix's at present; then the labels are kept for when it is not."""
         prefix = self._prefixes.get(number)
         if prefix is None or not prefix.by_identity:
-            self._set_labels(number, labels)
-        elif labels is None:
+            return False
+        if labels is None:
             self._hidden.pop(number, None)
         else:
             self._hidden[number] = labels
+        return True
+
+    def _relabel(self, identities: dict[int, Labels | None]) -> None:
+        known = self._cache.labels
+        changed = {number: labels for number, labels in identities.items() if known.get(number) != labels}
+        if len(changed) < self._many or len(changed) * MANY < len(self._cache):
+            for number, labels in changed.items():
+                self._set_labels(number, labels)
+            return
+        for number, labels in changed.items():
+            self._name(number, labels)
+        moved = self._cache.relabel(changed)
+        columns: dict[tuple[SubjectState, int], BitMap] = {}
+        for matched, numbers in moved:
+            for column in self._columns(matched):
+                columns.setdefault(column, BitMap()).update(matched.numbers ^ numbers)
+        before = [
+            (state, column, number, state.winner(column, number))
+            for (state, column), numbers in columns.items()
+            for number in numbers
+        ]
+        for matched, numbers in moved:
+            matched.numbers = numbers
+        self._note_moved(before)
+        for number in self._watched & BitMap(changed):
+            labels = changed[number]
+            selecting = dict.fromkeys(self._specs_for(labels)) if labels is not None else {}
+            for state in self._of_identity[number]:
+                for spec in [spec for spec in state.specs if spec not in selecting]:
+                    self._unselect(state, spec)
+                for spec in selecting:
+                    if spec not in state.specs:
+                        self._select(state, spec)
+                state.known = labels is not None
+                self._touched[state] = None
+
+    def _specs_for(self, labels: Labels) -> Iterator[Spec]:
+        """The specs that select pods with these labels."""
+        for matched in self._cache.matching(labels):
+            for user in matched.users:
+                if isinstance(user, Spec):
+                    yield user
+
+    def _name(self, number: int, labels: Labels | None) -> None:
+        before = self._cache.labels.get(number)
+        if before is not None and self._numbers.get(before) == number:
+            del self._numbers[before]
+        if labels is not None:
+            self._numbers[labels] = number
 
     def _put_prefix(self, number: int, use: PrefixUse) -> None:
         held = self._prefixes.get(number)
@@ -253,8 +324,6 @@ class Engine:
             self._delete_prefix(number)
             held = None
         self._prefixes[number] = use
-        if number not in self._cache.labels or (held is not None and held.by_identity):
-            self._inert[number] = None
         if use.by_identity != (held is not None and held.by_identity):
             self._use_by_identity(number, use.cidr, there=use.by_identity)
         if use.by_address != (held is not None and held.by_address):
@@ -264,8 +333,6 @@ class Engine:
         held = self._prefixes.pop(number, None)
         if held is None:
             return
-        if number not in self._hidden:
-            self._inert[number] = None
         if held.by_identity:
             self._use_by_identity(number, held.cidr, there=False)
         if held.by_address:
@@ -281,22 +348,22 @@ class Engine:
                 self._hidden[number] = before
             labels = prefix_labels(cidr)
         else:
-            labels = self._hidden.pop(number, None)
+            labels = before = self._hidden.pop(number, None)
+        if before is None:
+            self._inert.add((number, False))
         self._set_labels(number, labels, changes)
 
     def _use_by_address(self, number: int, cidr: str, *, there: bool) -> None:
         changes = self._cache.prefix_changes(number, cidr, by_address=True, there=there)
         self._cache.put_prefix(number, cidr, by_address=True, there=there)
+        self._inert.add((number, True))
         self._move(number, changes)
 
     def _set_labels(self, number: int, labels: Labels | None, more: Iterable[Change[User]] = ()) -> None:
         before = self._cache.labels.get(number)
         if before == labels and not more:
             return
-        if before is not None and self._numbers.get(before) == number:
-            del self._numbers[before]
-        if labels is not None:
-            self._numbers[labels] = number
+        self._name(number, labels)
         changes = self._cache.label_changes(number, labels)
         states = self._of_identity.get(number, {})
         self._move(number, [*changes, *more])
@@ -312,21 +379,26 @@ class Engine:
 
     def _move(self, number: int, changes: Iterable[Change[User]]) -> None:
         """A number is matched by some peers from now on, and by others no longer."""
-        columns: dict[tuple[SubjectState, int], int] = {}
-        for matched, _ in changes:
-            for part in matched.users:
-                if not isinstance(part, Part):
-                    continue
+        columns = dict.fromkeys(place for matched, _ in changes for place in self._columns(matched))
+        before = [(state, column, number, state.winner(column, number)) for state, column in columns]
+        self._cache.follow(number, changes)
+        self._note_moved(before)
+
+    @staticmethod
+    def _columns(matched: Matched[User]) -> Iterator[tuple[SubjectState, int]]:
+        """Where it is told who is matched."""
+        for part in matched.users:
+            if isinstance(part, Part):
                 for state in part.rule.spec.subjects:
                     if state.tracked:
                         for column in part.columns_of(state):
-                            if (state, column) not in columns:
-                                columns[state, column] = state.winner(column, number)
-        self._cache.follow(number, changes)
-        for (state, column), before in columns.items():
+                            yield state, column
+
+    def _note_moved(self, before: Iterable[tuple[SubjectState, int, int, int]]) -> None:
+        for state, column, number, claim in before:
             after = state.winner(column, number)
-            if after != before:
-                state.note(column, number, before, after)
+            if after != claim:
+                state.note(column, number, claim, after)
                 self._touched[state] = None
 
     # -- ports
@@ -370,10 +442,8 @@ class Engine:
             self._watched.add(number)
             labels = self._cache.labels.get(number)
             state.known = labels is not None
-            for matched in self._cache.matching(labels) if labels is not None else ():
-                for user in matched.users:
-                    if isinstance(user, Spec):
-                        self._select(state, user)
+            for spec in self._specs_for(labels) if labels is not None else ():
+                self._select(state, spec)
         self._settle(state)
 
     def _remove_subject(self, subject: Subject) -> None:
@@ -396,12 +466,14 @@ class Engine:
 
     def _changes(self) -> list[SubjectChange]:
         found = []
+        inert = {(number, use) for number, use in self._inert if use or number not in self._named}
         for state in list(self._touched):
-            change = state.change(self._inert)
+            change = state.change(inert)
             if change is not None:
                 found.append(change)
             self._settle(state)
         self._inert.clear()
+        self._named.clear()
         return found
 
     def _settle(self, state: SubjectState) -> None:

@@ -9,6 +9,7 @@ of its own: it is what the first part says whose bitmap has the identity. Keys a
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
+from collections.abc import Set
 
 from pyroaring import BitMap
 
@@ -24,6 +25,7 @@ from services.policy.engine_words import (
 )
 from services.policy.entries import (
     AUDIT,
+    BY_ADDRESS,
     TIER_MASK,
     Enforcers,
     EntryKey,
@@ -184,8 +186,10 @@ class SubjectState:
         enforced, by, audited, audited_by = self.enforcers.said()
         return SubjectPolicy(enforced, by, entries, audited, audited_by)
 
-    def change(self, inert: dict[int, None]) -> SubjectChange | None:
-        """What the batch has changed; None when nothing has. Nobody has the numbers `inert`."""
+    def change(self, inert: Set[tuple[int, bool]]) -> SubjectChange | None:
+        """What the batch has changed; None when nothing has. Nobody has the numbers `inert`, in this use: by
+        address, or by identity.
+        """
         said = self.enforcers.said() if self.respecified else self.said
         if not self.known:
             return None
@@ -207,7 +211,7 @@ class SubjectState:
                 direction, protocol, port, prefix, space = split_column(column)
                 value = value_of(after)
                 live = True
-            if live and number not in inert:
+            if live and (number, space & BY_ADDRESS > 0) not in inert:
                 moved |= self._moves(column, before, after)
                 live = False
             entry = EntryKey(direction, number, protocol, port, prefix, space)

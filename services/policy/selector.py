@@ -8,7 +8,7 @@ as in Cilium's selectors.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -46,6 +46,10 @@ class Labels:
             if name == key and source in (ANY_SOURCE, owner)
         )
 
+    def indexed(self) -> IndexedLabels:
+        """The same for many questions one after the other."""
+        return IndexedLabels(self)
+
     @property
     def is_node(self) -> bool:
         """Whether they are a node's: policies for nodes select it, and those for pods never do."""
@@ -63,6 +67,24 @@ class Labels:
 
     def __repr__(self) -> str:
         return f"Labels({list(self._sorted)})"
+
+
+class IndexedLabels:
+    """Labels by key: quicker to ask than `Labels`, and too large to be held for each identity."""
+
+    __slots__ = ("_by_key",)
+
+    def __init__(self, labels: Labels) -> None:
+        self._by_key: dict[str, list[tuple[str, str]]] = {}
+        for source, key, value in labels.parts():
+            self._by_key.setdefault(key, []).append((source, value))
+
+    def values(self, source: str, key: str) -> Sequence[str]:
+        """As `Labels.values`."""
+        found = self._by_key.get(key)
+        if found is None:
+            return ()
+        return [value for owner, value in found if source in (ANY_SOURCE, owner)]
 
 
 def parts(label: str) -> tuple[str, str, str]:
@@ -93,12 +115,12 @@ class Requirement:
     operator: Operator
     values: tuple[str, ...] = ()
 
-    def holds(self, labels: Labels) -> bool:
+    def holds(self, labels: Labels | IndexedLabels) -> bool:
         found = labels.values(self.source, self.key)
         if self.operator is Operator.IN:
-            return any(value in self.values for value in found)
+            return not _apart(found, self.values)
         if self.operator is Operator.NOT_IN:
-            return not any(value in self.values for value in found)
+            return _apart(found, self.values)
         if self.operator is Operator.EXISTS:
             return bool(found)
         return not found
@@ -113,6 +135,14 @@ class Requirement:
             return f"!{name}"
         joined = ",".join(self.values)
         return f"{name} {'in' if self.operator is Operator.IN else 'notin'} ({joined})"
+
+
+def _apart(found: Sequence[str], wanted: tuple[str, ...]) -> bool:
+    # Without a generator: nearly always there is one label at most.
+    for value in found:  # noqa: SIM110
+        if value in wanted:
+            return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +163,12 @@ class Selector:
     def matches_everything(self) -> bool:
         return not self.requirements
 
-    def matches(self, labels: Labels) -> bool:
-        return all(requirement.holds(labels) for requirement in self.requirements)
+    def matches(self, labels: Labels | IndexedLabels) -> bool:
+        # Without a generator, which would cost more than most requirements.
+        for requirement in self.requirements:  # noqa: SIM110
+            if not requirement.holds(labels):
+                return False
+        return True
 
     def and_(self, *more: Requirement) -> Selector:
         return Selector.of((*self.requirements, *more))

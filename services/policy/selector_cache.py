@@ -9,7 +9,7 @@ whoever is new is compared only with peers that can match them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
 from pyroaring import BitMap
@@ -18,7 +18,7 @@ from services.policy.bitmaps import LabelIndex, PrefixIndex
 from services.policy.entries import ANY_IDENTITY
 from services.policy.prefixes import Block, block_of, within
 from services.policy.rules import CidrPeer, NamedPort
-from services.policy.selector import NAMESPACE_KEY, Labels, Operator, Requirement, Selector
+from services.policy.selector import NAMESPACE_KEY, IndexedLabels, Labels, Operator, Requirement, Selector
 
 User = TypeVar("User")
 What = Selector | CidrPeer | NamedPort | None
@@ -40,6 +40,10 @@ class Matched(Generic[User]):
         # Insertion order, so that equal histories give equal results.
         self.users: dict[User, None] = {}
         self.declaring: dict[NamedPort, Matched[User]] | None = None
+
+    def selects(self, labels: IndexedLabels) -> bool:
+        """Whether it is a selector that matches these labels."""
+        return isinstance(self.what, Selector) and self.what.matches(labels)
 
 
 Change = tuple[Matched[User], bool]
@@ -115,11 +119,10 @@ class SelectorCache(Generic[User]):
         for known in (self.labels.get(number), labels):
             if known is not None:
                 candidates.update(dict.fromkeys(self._candidates(known)))
+        indexed = labels.indexed() if labels is not None else None
         found = []
         for matched in candidates:
-            matches = (
-                labels is not None and isinstance(matched.what, Selector) and matched.what.matches(labels)
-            )
+            matches = indexed is not None and matched.selects(indexed)
             if matches != (number in matched.numbers):
                 found.append((matched, matches))
         return self._with_ports(number, found)
@@ -166,6 +169,28 @@ class SelectorCache(Generic[User]):
 
     # -- what is
 
+    def relabel(self, identities: Mapping[int, Labels | None]) -> list[tuple[Matched[User], BitMap]]:
+        """Take the labels of many identities over. What peers have to follow: their numbers from now on.
+
+        Every selector is evaluated anew, which is worth it for more than a few identities.
+        """
+        for number, labels in identities.items():
+            self.put_labels(number, labels)
+        found = []
+        for peer, matched in self._peers.items():
+            if not isinstance(peer, Selector):
+                continue
+            numbers = self._index.matching(peer)
+            if numbers != matched.numbers:
+                found.append((matched, numbers))
+                for port, declaring in (matched.declaring or {}).items():
+                    found.append((declaring, self._owners[port] & numbers))
+        return found
+
+    def __len__(self) -> int:
+        """How many peers are in use."""
+        return len(self._peers)
+
     def put_labels(self, number: int, labels: Labels | None) -> None:
         """Take the labels over; peers have to follow."""
         before = self.labels.pop(number, None)
@@ -204,8 +229,9 @@ class SelectorCache(Generic[User]):
 
     def matching(self, labels: Labels) -> Iterator[Matched[User]]:
         """The selectors in use that match these labels."""
+        indexed = labels.indexed()
         for matched in dict.fromkeys(self._candidates(labels)):
-            if isinstance(matched.what, Selector) and matched.what.matches(labels):
+            if matched.selects(indexed):
                 yield matched
 
     # -- shelves
