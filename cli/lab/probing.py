@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import json
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -36,6 +37,7 @@ _RELATIVE = (HOST, REMOTE_NODE)
 OUTSIDE_HOST = "@outside"
 # How long the loaders may take to tell about a packet that has been seen.
 FLOW_WAIT = 0.5
+ADDRESS_WAIT = 5.0
 
 
 @dataclass(frozen=True)
@@ -191,10 +193,26 @@ def _present(lab: Lab, ends: Iterable[End]) -> Iterator[None]:
             netns.ip("addr", "add", prefix, "dev", "lo", *(["nodad"] if ":" in address else []), netns=name)
             added.append(prefix)
     try:
+        _await_local(name, {address for address in addresses if ":" in address})
         yield
     finally:
         for prefix in added:
             netns.ip("addr", "del", prefix, "dev", "lo", netns=name)
+
+
+def _await_local(name: str, addresses: set[str]) -> None:
+    """Wait until a namespace takes what is for these IPv6 addresses to be for it: the kernel comes to that a
+    moment after the address is there.
+    """
+    deadline = time.monotonic() + ADDRESS_WAIT
+    while addresses:
+        routes = json.loads(netns.ip("-6", "-j", "route", "show", "table", "local", netns=name) or "[]")
+        addresses -= {route["dst"] for route in routes if route.get("type", "local") == "local"}
+        if addresses and time.monotonic() > deadline:
+            raise CliError(
+                f"{name} does not receive for {', '.join(sorted(addresses))} within {ADDRESS_WAIT:g} s",
+                reason="NETWORK_SETUP_FAILED",
+            )
 
 
 def _attempt(source: End, target: End, port: int, protocol: str) -> Attempt:
@@ -337,7 +355,8 @@ def _explain(lab: Lab, pair: tuple[End, End], result: ProbeResult, notes: list[s
 def explain(lab: Lab, pair: tuple[End, End], protocol: str, port: int) -> dict[str, Any]:
     """What the policy service says about a connection between two ends. CliError when it cannot be asked.
 
-    A node is itself where its own policies are asked and its own pods', and a remote node to all others.
+    A node is itself where its own policies are asked and its own pods', and a remote node to all others; so
+    are to a node the pods of another that are masqueraded.
     """
     from cli.explain import explain as ask
 
@@ -356,10 +375,12 @@ def _peer(lab: Lab, end: End, *, by: End | None = None) -> policy_pb2.Peer:
     """An end as the policy service is told of it: by itself, or as it is to the other end."""
     from cli.explain import peer
 
-    if end.pod is not None:
-        told = peer(lab.runtime.label_strings(end.pod), end.pod.ports)
-    elif end.node and by is not None and by.node not in ("", end.node):
+    elsewhere = by is not None and by.node not in ("", end.node)
+    masqueraded = elsewhere and lab.network.masquerade and by is not None and by.pod is None
+    if end.node and elsewhere and (end.pod is None or masqueraded):
         told = peer(["reserved:remote-node"])
+    elif end.pod is not None:
+        told = peer(lab.runtime.label_strings(end.pod), end.pod.ports)
     elif end.node:
         told = peer(["reserved:host", *lab.network.node_labels(end.node)])
     else:
