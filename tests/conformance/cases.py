@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 FILE = Path(__file__).with_name("netpol_cases.json")
+OWN_FILE = Path(__file__).with_name("own_cases.yaml")
 HOST, REMOTE_NODE, HEALTH = "@host", "@remote-node", "@health"
 # Fields of manifests that name addresses: such policies are about those, not about all that their pods have.
-_ADDRESSES = {"ipBlock", "toCIDR", "toCIDRSet", "fromCIDR", "fromCIDRSet", "cidrGroupRef", "networks"}
+_ADDRESSES = {"ipBlock", "toCIDR", "toCIDRSet", "fromCIDR", "fromCIDRSet", "networks", "cidr"}
+# What manifests of our own cases leave out.
+_API_VERSIONS = {
+    "NetworkPolicy": "networking.k8s.io/v1",
+    "AdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1",
+    "BaselineAdminNetworkPolicy": "policy.networking.k8s.io/v1alpha1",
+    "Policy": "fimbria.io/v1",
+}
+_OWN_PROBE = re.compile(r"(.+) -> (\S+) (\d+)/(\w+) (allow|deny)")
 
 Manifest = Mapping[str, Any]
 
@@ -30,6 +42,15 @@ class Probe:
     protocol: str
     port: int
     allowed: bool
+
+    def families(self, case: Case) -> tuple[int, ...]:
+        """IP versions over which it is sent. What a policy says of pods, nodes and the world it says of all
+        their addresses, unless it names some."""
+        if self.protocol == "ICMPV6" or any(":" in end for end in self.ends):
+            return (6,)
+        if self.protocol == "ICMP" or case.names_addresses:
+            return (4,)
+        return (4, 6)
 
     @property
     def ends(self) -> tuple[str, str]:
@@ -146,18 +167,49 @@ def read_case(data: Mapping[str, Any]) -> Case:
     )
 
 
+def _own_case(data: Mapping[str, Any], file: Mapping[str, Any]) -> Case:
+    """A case of our own file, which is written more briefly."""
+    whole = {"kind": "cilium", "namespaces": file["namespaces"], "pods": file["pods"], **data}
+    stages = [whole, *whole.get("steps", [])]
+    for stage in stages:
+        stage["probes"] = [probe for text in stage["probes"] for probe in _own_probes(text)]
+        policies = [
+            *stage.get("policies", []),
+            *(a["policy"] for a in stage.get("actions", []) if "policy" in a),
+        ]
+        for policy in policies:
+            policy.setdefault("apiVersion", _API_VERSIONS.get(policy["kind"], "cilium.io/v2"))
+    return read_case(whole)
+
+
+def _own_probes(text: str) -> Iterator[dict[str, Any]]:
+    read = _OWN_PROBE.fullmatch(text)
+    assert read is not None, text
+    sources, target, port, protocol, expect = read.groups()
+    for source in sources.split(","):
+        yield {"from": source.strip(), "to": target, "port": int(port), "proto": protocol, "expect": expect}
+
+
 @cache
-def cases() -> tuple[Case, ...]:
-    """All cases, those that can share nodes and pods next to each other."""
-    found = [read_case(data) for data in json.loads(FILE.read_text(encoding="utf-8"))]
+def published() -> tuple[Case, ...]:
+    """The published cases."""
+    return tuple(read_case(data) for data in json.loads(FILE.read_text(encoding="utf-8")))
+
+
+@cache
+def own() -> tuple[Case, ...]:
+    """Our own cases."""
+    file = yaml.safe_load(OWN_FILE.read_text(encoding="utf-8"))
+    return tuple(_own_case(data, file) for data in file["cases"])
+
+
+def in_order(cases: Iterable[Case]) -> list[Case]:
+    """Cases, those that can share nodes and pods next to each other."""
+    found = list(cases)
     first: dict[str, int] = {}
     for number, case in enumerate(found):
         first.setdefault(case.population, number)
-    return tuple(
-        sorted(
-            found, key=lambda case: (lab_labels(case) != {}, str(lab_labels(case)), first[case.population])
-        )
-    )
+    return sorted(found, key=lambda case: (str(lab_labels(case)), first[case.population]))
 
 
 def lab_labels(case: Case) -> Mapping[str, str]:

@@ -60,24 +60,19 @@ def run(cluster: CaseCluster, case: Case, probes: Sequence[Probe], tally: Tally)
     sent = [probe for probe in probes if uncarried(probe) is None]
     tally.probes += len(probes)
     by_family = {
-        family: [probe for probe in sent if family == 4 or _has_ipv6(case, probe)]
+        family: [probe for probe in sent if family in probe.families(case)]
         for family in cluster.lab.network.families
     }
     with ThreadPoolExecutor() as pool:
         answers = [
             pool.submit(_send, cluster, chosen, family) for family, chosen in by_family.items() if chosen
         ]
-        explained = pool.submit(_explain, cluster, [probe for probe in probes if not probe.within_a_pod])
+        explained = pool.submit(_explain, cluster, case, probes)
         wrong = [line for answer in answers for line in answer.result()]
         count, unlike = explained.result()
     tally.packets.update({family: len(chosen) for family, chosen in by_family.items() if chosen})
     tally.explained += count
     return wrong + unlike
-
-
-def _has_ipv6(case: Case, probe: Probe) -> bool:
-    """What a policy says of pods, nodes and the world it says of all addresses, unless it names some."""
-    return probe.protocol != "ICMP" and not case.names_addresses
 
 
 def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[str]:
@@ -90,13 +85,14 @@ def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[st
     ]
 
 
-def _explain(cluster: CaseCluster, probes: Iterable[Probe]) -> tuple[int, list[str]]:
+def _explain(cluster: CaseCluster, case: Case, probes: Iterable[Probe]) -> tuple[int, list[str]]:
     """How many connections were asked about, and what was not as expected. Each is asked about once."""
-    ends = probing.Ends(cluster.lab, 4)
-    asked = list(dict.fromkeys(probes))
+    ends = {family: probing.Ends(cluster.lab, family) for family in cluster.lab.network.families}
+    asked = list(dict.fromkeys(probe for probe in probes if not probe.within_a_pod))
 
     def ask(probe: Probe) -> str:
-        pair = _pair(ends, *_ends(cluster, probe, 4))
+        family = probe.families(case)[0]
+        pair = _pair(ends[family], *_ends(cluster, probe, family))
         told = probing.explain(cluster.lab, pair, probe.protocol, probe.port)
         if told["allowed"] == probe.allowed:
             return ""
@@ -127,7 +123,7 @@ def _ends(cluster: CaseCluster, probe: Probe, family: int) -> tuple[str, str]:
 def _end(cluster: CaseCluster, text: str, other: str, family: int) -> str:
     if text not in (HOST, REMOTE_NODE):
         # The world has as many addresses of the other kind: the documentation's (RFC 3849).
-        return f"2001:db8::{text}" if family == 6 and "/" not in text else text
+        return f"2001:db8::{text}" if family == 6 and not {"/", ":"} & set(text) else text
     if "/" in other:
         return text
     # Where neither end is a pod, the node is that of the case's.
