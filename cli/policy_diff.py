@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
     from cli.client import Cluster
     from cli.recent_flows import Flows, RecentConnection
 
-ICMP = (1, 58)
 LARGEST_CALL = 10_000
+ELSE = "every other protocol"
 
 
 def ask(
@@ -145,13 +146,31 @@ def _subject_lines(items: Iterable[dict[str, Any]]) -> Iterable[str]:
     """One line for the ports that fare alike, for the same peers."""
     grouped: dict[tuple[Any, ...], list[str]] = {}
     for item in items:
-        who = tuple(labels_text([peer["name"]]) for peer in item["peers"])
+        who = tuple(peer_text(peer) for peer in item["peers"])
         if item["every_other_peer"]:
             who += ("every other peer",)
         told = item["allowed_before"], item["allowed_after"], item["audit_only"]
         grouped.setdefault((who, *told), []).append(ports_text(item))
     for (who, before, after, audit_only), ports in grouped.items():
+        if ports == [ELSE] and sum(who == others for others, *_ in grouped) == 1:
+            ports = ["everything"]
         yield f"{_words(before, after, audit_only)}  {', '.join(ports)}: {_short(who)}"
+
+
+def peer_text(peer: dict[str, Any]) -> str:
+    """A peer for people: an identity by its labels and number, or a prefix."""
+    labels, space, where = str(peer["name"]).partition(" ")
+    if ":" not in labels or _is_prefix(labels):
+        return str(peer["name"])
+    return f"{labels_text(labels.split(','))} ({peer['identity']}){space}{where}"
+
+
+def _is_prefix(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _words(before: bool, after: bool, audit_only: bool) -> str:
@@ -171,7 +190,7 @@ def ports_text(item: dict[str, Any]) -> str:
     """`TCP 80`, `UDP 53-60`, `ICMP type 8`, `every port of TCP`, `every other protocol`."""
     protocol, first, last = item["protocol"], item["first_port"], item["last_port"]
     if not protocol:
-        return "every other protocol"
+        return ELSE
     if (first, last) == (0, 65535):
         return f"every port of {protocol}" if not protocol.startswith("ICMP") else f"every {protocol}"
     word = " type" if protocol.startswith("ICMP") else ""
@@ -182,16 +201,16 @@ def _flow_lines(flows: dict[str, Any]) -> list[str]:
     found = []
     count, changes = flows["connections"], flows["changes"]
     found.append(
-        f"flows of the last {flows['since']}: {count} connection{'s' * (count != 1)} seen, "
+        f"flows of the last {flows['since']}: {count} connection{'s' * (count != 1)}, "
         f"{len(changes)} would be decided otherwise"
     )
     for item in changes:
-        word = "allowed" if item["allowed_after"] else "denied"
         # Where it would be denied, or the receiver that lets it in.
         side = "ingress" if item["egress"]["allowed"] else "egress"
+        seen = f"{item['count']} flow{'s' * (item['count'] != 1)}" if item["count"] else "open"
         found.append(
             f"  {'+' if item['allowed_after'] else '-'} {item['from']} → {item['to']} {item['what']} "
-            f"({item['count']} flow{'s' * (item['count'] != 1)}): would be {word}: {item[side]['reason']}"
+            f"({seen}): {item[side]['reason']}"
         )
     found += [f"  note: {note}" for note in flows["notes"]]
     return found

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from cli.client import Cluster
 
+_NAMESPACE = "io.kubernetes.pod.namespace"
+# Labels that say more about where a pod is than about what it is.
+_OTHERS = ("io.cilium.k8s.namespace.labels.", "io.cilium.k8s.policy.")
 TIERS = {1: "admin", 2: "normal", 3: "baseline"}
 
 
@@ -134,8 +137,16 @@ def details(item: dict[str, Any]) -> list[str]:
 
 
 def labels_text(labels: Iterable[str]) -> str:
-    """Labels for people: without the source that most have."""
-    return ",".join(label.removeprefix("k8s:") for label in labels)
+    """Labels for people: `app=web in shop`, without those of the namespace and the cluster."""
+    namespace, shown = "", []
+    for label in labels:
+        plain = label.removeprefix("k8s:")
+        key, _, value = plain.partition("=")
+        if key == _NAMESPACE:
+            namespace = f" in {value}"
+        elif not key.startswith(_OTHERS):
+            shown.append(plain)
+    return (",".join(shown) or "pods without labels") + namespace
 
 
 def seconds(count: float) -> str:

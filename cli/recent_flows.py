@@ -1,17 +1,22 @@
-"""The connections that the nodes' observers have seen lately, to ask the policy service about."""
+"""The connections that the nodes have seen lately, to ask the policy service about.
+
+Observers remember flows where a policy was asked. Those of pods that no policy selects are not among them;
+what of these is open still stands in the nodes' connection tracking.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from fimbria.loader.v1 import loader_pb2
 from fimbria.policy.v1 import policy_pb2
 
-from cli.client import pages, shown_errors
+from cli.client import call, pages, shown_errors
 from cli.errors import BadInput, CliError
 from cli.explain import protocol_number
 from cli.flow import PROTOCOLS
@@ -25,6 +30,7 @@ _WITH_PORTS = (6, 17, 132)
 _WORLD = (2, 9, 10)
 _PREFIXES = range(0xFF0000, 0x1000000)
 FLOW_SECONDS = 10.0
+MOST_TRACKED = 10_000
 
 
 @dataclass
@@ -54,36 +60,40 @@ def recent(cluster: Cluster, since: str) -> Flows:
     )
     request.since.FromNanoseconds(time.time_ns() - parse_age(since) * 1_000_000_000)
     notes: list[str] = []
-    found: dict[tuple[Any, ...], RecentConnection] = {}
-    gone = without_port = 0
+    seen = _Seen(_known_identities(cluster, notes), _owners(cluster), _node_addresses(cluster, notes))
     nodes = list(cluster.targets.loaders)
-    silent = []
-    known = _known_identities(cluster, notes)
+    silent = 0
     for node in nodes:
         lost = 0
         try:
             with shown_errors():
                 for item in cluster.observer(node).GetFlows(request, timeout=FLOW_SECONDS):
-                    if not item.HasField("flow"):
+                    if item.HasField("flow"):
+                        seen.flow(item.flow)
+                    else:
                         lost += item.lost
-                        continue
-                    if not _of_policy(item.flow):
-                        continue
-                    if item.flow.protocol not in _WITH_PORTS:
-                        without_port += 1
-                    elif not _count(found, item.flow, known):
-                        gone += 1
         except CliError as error:
-            silent.append(node)
+            silent += 1
             notes.append(f"the flows of {node} are not known: {error.message}")
+            continue
         if lost:
             notes.append(f"{lost} flows of {node} were lost")
+        try:
+            tracked = loader_pb2.ListConnectionsRequest(limit=MOST_TRACKED)
+            for connection in call(cluster.datapath(node).ListConnections, tracked).connections:
+                seen.tracked(connection)
+        except CliError as error:
+            notes.append(f"the open connections of {node} are not known: {error.message}")
+    found, gone, without_port = seen.found, seen.gone, seen.without_port
     if not nodes:
         notes.append("no loader is known whose flows could be asked for")
-    elif not found and len(silent) < len(nodes):
-        notes.append(f"no node remembers a flow of the last {since} that policies decided on")
+    elif not any(item.document["count"] for item in found.values()) and silent < len(nodes):
+        notes.append(
+            f"no node remembers a flow of the last {since}: where no policy selects a pod, none is reported, "
+            "and only what is open now is known"
+        )
     if gone:
-        notes.append(f"{gone} flows are left out: an identity of theirs is gone")
+        notes.append(f"{gone} flows are left out: their ends are not known any more")
     if without_port:
         notes.append(f"{without_port} flows without ports (ICMP and others) are left out")
     ordered = sorted(found.values(), key=lambda item: -int(item.document["count"]))
@@ -116,41 +126,107 @@ def _of_policy(flow: loader_pb2.Flow) -> bool:
     return not dropped or flow.reason.startswith("Policy denied")
 
 
-def _count(
-    found: dict[tuple[Any, ...], RecentConnection],
-    flow: loader_pb2.Flow,
-    known: Container[int] | None,
-) -> bool:
-    """False where the connection's ends are not known any more."""
-    ends = [_peer(end, known) for end in (flow.source, flow.destination)]
-    if ends[0] is None or ends[1] is None:
-        return False
-    protocol = PROTOCOLS[flow.protocol]
-    key = (
-        *(peer.SerializeToString(deterministic=True) for peer in ends if peer),
-        protocol,
-        flow.destination.port,
-    )
-    held = found.get(key)
-    if held is None:
-        message = policy_pb2.Connection(
-            to=ends[1], protocol=protocol_number(protocol), port=flow.destination.port
+def _node_addresses(cluster: Cluster, notes: list[str]) -> set[str]:
+    from fimbria.ipam.v1 import ipam_pb2
+
+    try:
+        nodes = pages(cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(), "nodes")
+    except CliError as error:
+        notes.append(f"it is not known which addresses are nodes: {error.message}")
+        return set()
+    return {
+        address
+        for node in nodes
+        for address in (node.ipv4, node.ipv6, node.router_ipv4, node.router_ipv6)
+        if address
+    }
+
+
+def _owners(cluster: Cluster) -> dict[str, loader_pb2.Endpoint]:
+    """The pods by their addresses."""
+    found = {}
+    for node in cluster.targets.loaders:
+        request = loader_pb2.ListEndpointsRequest()
+        with contextlib.suppress(CliError):
+            for endpoint in pages(cluster.endpoints(node).ListEndpoints, request, "endpoints"):
+                found.update({address: endpoint for address in (endpoint.ipv4, endpoint.ipv6) if address})
+    return found
+
+
+class _Seen:
+    """What has been seen, each connection once."""
+
+    def __init__(
+        self,
+        identities: Container[int] | None,
+        owners: Mapping[str, loader_pb2.Endpoint],
+        nodes: Container[str],
+    ) -> None:
+        self._identities = identities
+        self._nodes = nodes
+        self._owners = owners
+        self.found: dict[tuple[str, str, str, int], RecentConnection] = {}
+        # How many are left out: of ends that are not known, and of protocols without ports.
+        self.gone = self.without_port = 0
+
+    def flow(self, flow: loader_pb2.Flow) -> None:
+        if not _of_policy(flow):
+            return
+        if flow.protocol not in _WITH_PORTS:
+            self.without_port += 1
+            return
+        ends = _peer(flow.source, self._identities), _peer(flow.destination, self._identities)
+        if ends[0] is None or ends[1] is None:
+            self.gone += 1
+            return
+        names = _name(flow.source), _name(flow.destination)
+        held = self._add(ends[0], ends[1], names, flow.protocol, flow.destination.port)
+        held.document["count"] += 1
+
+    def tracked(self, connection: loader_pb2.Connection) -> None:
+        """One between pods, or of a pod and somebody outside; what nodes do themselves is left out."""
+        if connection.protocol not in _WITH_PORTS or connection.closing:
+            return
+        owners = [self._owners.get(address) for address in (connection.source, connection.destination)]
+        if (
+            owners == [None, None]
+            or connection.source in self._nodes
+            or connection.destination in self._nodes
+        ):
+            return
+        ends, names = [], []
+        for owner, address in zip(owners, (connection.source, connection.destination), strict=True):
+            if owner is not None:
+                ends.append(policy_pb2.Peer(labels=sorted(owner.labels), address=address))
+                names.append(f"{owner.pod_namespace}/{owner.pod_name}")
+            else:
+                ends.append(policy_pb2.Peer(address=address))
+                names.append(address)
+        held = self._add(
+            ends[0], ends[1], (names[0], names[1]), connection.protocol, connection.destination_port
         )
-        # `from` is a word of Python's.
-        getattr(message, "from").CopyFrom(ends[0])
-        held = found[key] = RecentConnection(
-            message,
-            {
-                "from": _name(flow.source),
-                "to": _name(flow.destination),
-                "protocol": protocol,
-                "port": flow.destination.port,
-                "what": f"{flow.destination.port}/{protocol}",
-                "count": 0,
-            },
-        )
-    held.document["count"] += 1
-    return True
+        held.document["open"] = True
+
+    def _add(
+        self,
+        source: policy_pb2.Peer,
+        target: policy_pb2.Peer,
+        names: tuple[str, str],
+        protocol: int,
+        port: int,
+    ) -> RecentConnection:
+        name = PROTOCOLS[protocol]
+        key = source.address or names[0], target.address or names[1], name, port
+        held = self.found.get(key)
+        if held is None:
+            message = policy_pb2.Connection(to=target, protocol=protocol_number(name), port=port)
+            # `from` is a word of Python's.
+            getattr(message, "from").CopyFrom(source)
+            told = {"from": names[0], "to": names[1], "protocol": name, "port": port}
+            held = self.found[key] = RecentConnection(
+                message, {**told, "what": f"{port}/{name}", "count": 0, "open": False}
+            )
+        return held
 
 
 def _peer(end: loader_pb2.FlowEnd, known: Container[int] | None) -> policy_pb2.Peer | None:

@@ -21,13 +21,15 @@ from services.policy.rules import (
     Rule,
     Tier,
 )
-from services.policy.selector import RESERVED, Labels, Selector
+from services.policy.selector import K8S, NAMESPACE_LABELS_PREFIX, RESERVED, Labels, Selector
 
 WORLD = 2
 # Reserved identities that policies select as subjects: their endpoints have a policy of their own.
 _ENDPOINTS = ("init", "health")
 # What no policy closes is a setting of each node's loader, and not known here.
 _FAILSAFE = "; the node's failsafe ports pass all the same"
+# Labels that say more about where a pod is than about what it is.
+_BESIDES = (f"{K8S}:{NAMESPACE_LABELS_PREFIX}", f"{K8S}:io.cilium.k8s.policy.")
 SIDES = {Direction.EGRESS: "sender", Direction.INGRESS: "receiver"}
 _TIERS = (Tier.ADMIN, Tier.NORMAL, Tier.BASELINE)
 NODE_TO_POD = "allowed: a node always reaches its own pods"
@@ -56,9 +58,14 @@ class End:
         )
 
     def __str__(self) -> str:
+        """For people: without the labels of the namespace and the cluster."""
         if not self.given:
             return f"{self.address} outside the cluster"
-        return ",".join(label.removeprefix("k8s:") for label in sorted(self.labels.strings))
+        return ",".join(
+            label.removeprefix(f"{K8S}:")
+            for label in sorted(self.labels.strings)
+            if not label.startswith(_BESIDES)
+        )
 
 
 def end_outside(prefixes: Mapping[int, PrefixUse], address: str) -> End:
