@@ -41,6 +41,16 @@ FROM_NEAR = (
 """
 )
 
+# Somebody outside may use one more port, by his addresses.
+FROM_OUTSIDE = (
+    HEAD.replace("NAME", "node-from-outside")
+    + """
+  ingress:
+  - fromCIDRSet: [{cidr: 172.31.7.0/24}, {cidr: "2001:db8::7:0/112"}]
+    toPorts: [{ports: [{port: "9000", protocol: TCP}]}]
+"""
+)
+
 DENY_FAR = (
     HEAD.replace("NAME", "node-deny-far")
     + """
@@ -49,5 +59,6 @@ DENY_FAR = (
 """
 )
 
+AUDITED = INGRESS.replace("name: node-ingress", "name: node-ingress, annotations: {fimbria.io/audit: 'true'}")
 BY_ZONE = INGRESS.replace("kubernetes.io/hostname: node-1", "zone: a").replace("node-ingress", "by-zone")
 OTHER_ZONE = BY_ZONE.replace("zone: a", "zone: b")

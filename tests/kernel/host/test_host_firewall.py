@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
+from fimbria.loader.v1 import loader_pb2
 
 from tests.kernel.host.conftest import CLOSED, OPEN, SSH, UDP_CLOSED, UDP_OPEN, Cluster
-from tests.kernel.host.policies import BY_ZONE, DENY_FAR, EGRESS, FROM_NEAR, INGRESS, OTHER_ZONE
+from tests.kernel.host.policies import (
+    AUDITED,
+    BY_ZONE,
+    DENY_FAR,
+    EGRESS,
+    FROM_NEAR,
+    FROM_OUTSIDE,
+    INGRESS,
+    OTHER_ZONE,
+)
 from tests.kernel.host.traffic import asks, blocked, pings, reaches
 
 pytestmark = pytest.mark.kernel
@@ -165,3 +175,31 @@ def test_a_drop_is_told_of_with_its_policy(cluster: Cluster, policy: Apply, even
         )
 
     eventually(told)
+
+
+@both
+def test_peers_may_be_addresses_outside(cluster: Cluster, policy: Apply, ipv6: bool) -> None:
+    policy(INGRESS)
+    expect(cluster, "world", "node", ONLY_OPEN, ipv6=ipv6)
+    policy(FROM_OUTSIDE)
+    # What the world may do, whoever has a narrower name in it may do too.
+    expect(cluster, "world", "node", ALL, ipv6=ipv6)
+    expect(cluster, "pod", "node", ONLY_OPEN, ipv6=ipv6)
+
+
+def test_a_policy_in_audit_mode_closes_nothing_and_tells(
+    cluster: Cluster, policy: Apply, eventually: Eventually
+) -> None:
+    policy(AUDITED)
+    expect(cluster, "world", "node", ALL)
+
+    def told() -> set[str]:
+        return {flow.rule for flow in audited(cluster) if flow.destination.port == CLOSED}
+
+    eventually(lambda: told() == {"default deny: CiliumClusterwideNetworkPolicy node-ingress"})
+    assert not any(flow.destination.port == OPEN for flow in audited(cluster))
+
+
+def audited(cluster: Cluster) -> list[loader_pb2.Flow]:
+    flows = cluster.rig.nodes[0].flows()
+    return [flow for flow in flows if flow.verdict == loader_pb2.FLOW_VERDICT_AUDIT]
