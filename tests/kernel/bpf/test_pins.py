@@ -211,7 +211,7 @@ def test_status_names_programs_maps_and_cost(node: Node) -> None:
     assert (maps["endpoint_dev"].entries, maps["endpoint_dev"].type) == (2, "hash")
     assert maps["events"].entries is None
     # What programs keep for the time of one packet is not pinned.
-    assert set(maps) - set(os.listdir(node.datapath.pins.maps)) <= {"ct_fresh"}
+    assert set(maps) - set(os.listdir(node.datapath.pins.maps)) <= {"ct_fresh", "policy_fresh"}
     assert set(os.listdir(node.datapath.pins.maps)) <= set(maps)
     assert set(os.listdir(node.datapath.pins.programs)) == set(programs)
 
