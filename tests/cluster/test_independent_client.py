@@ -63,6 +63,7 @@ def _requests(lab: Lab) -> dict[str, dict[str, Any]]:
         f"{ipam}.PoolService/ListPools": {},
         f"{ipam}.PoolService/DeletePool": {"name": "spare"},
         f"{ident}.IdentityService/Resolve": {"labels": labels},
+        f"{ident}.IdentityService/ResolvePrefixes": {"prefixes": ["203.0.113.0/24"]},
         f"{ident}.IdentityService/GetIdentity": identity,
         f"{ident}.IdentityService/ListIdentities": {"includeReserved": True},
         f"{ident}.IdentityService/WatchIdentities": {},
@@ -81,6 +82,8 @@ def _requests(lab: Lab) -> dict[str, dict[str, Any]]:
             "protocol": "PROTOCOL_TCP",
             "port": 80,
         },
+        f"{policy}.PolicyService/DiffPolicies": {"deletes": [KEY]},
+        f"{policy}.PolicyService/ListPolicyStatus": {"key": KEY},
         f"{policy}.PolicyService/Subscribe": {"hello": {"node": "stranger"}},
         f"{policy}.PolicyService/ForgetNode": {"node": "stranger"},
         f"{policy}.PolicyService/DeletePolicies": {"keys": [KEY]},
@@ -134,7 +137,10 @@ def test_every_method_answers(shop: Lab) -> None:
     assert answers["fimbria.ipam.v1.AddressService/Allocate"]["node"] == "node-9"
     assert answers["fimbria.identity.v1.IdentityService/WatchIdentities"]["events"]
     assert answers["fimbria.policy.v1.PolicyService/Explain"]["allowed"] is True
-    assert answers["fimbria.policy.v1.PolicyService/Subscribe"]["progress"] == {}
+    changes = answers["fimbria.policy.v1.PolicyService/DiffPolicies"]["changes"]
+    assert {change["direction"] for change in changes} >= {"DIRECTION_INGRESS"}
+    assert answers["fimbria.policy.v1.PolicyService/ListPolicyStatus"]["policies"][0]["enforced"] is True
+    assert answers["fimbria.policy.v1.PolicyService/Subscribe"]["prefixes"]["whole"] is True
     assert {node["node"] for node in answers["fimbria.policy.v1.PolicyService/WaitEnforced"]["nodes"]} == {
         "node-1",
         "node-2",
