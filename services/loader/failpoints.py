@@ -48,6 +48,7 @@ PLACES: Final[tuple[str, ...]] = (
     "policy.instance_written",
     "policy.in_force",
     "policy.old_deleted",
+    "prefixes.written",
     # state_file.py, endpoints/records.py
     "record.written",
     "record.renamed",

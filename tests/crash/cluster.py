@@ -50,6 +50,18 @@ spec:
     ports: [{{port: {port}, protocol: TCP}}]
 """
 
+TCP_FROM_ADDRESS = """
+apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: by-address, namespace: shop}}
+spec:
+  podSelector: {{matchLabels: {{app: web}}}}
+  policyTypes: [Ingress]
+  ingress:
+  - from: [{{ipBlock: {{cidr: {address}/32}}}}]
+    ports: [{{port: {port}, protocol: TCP}}]
+"""
+
 
 class CrashCluster:
     """The cluster of one test module.

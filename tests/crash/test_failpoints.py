@@ -13,7 +13,7 @@ import grpc
 import pytest
 
 from services.loader.failpoints import PLACES
-from tests.crash.cluster import TCP_FROM_STRANGERS, CrashCluster, gets_through
+from tests.crash.cluster import TCP_FROM_ADDRESS, TCP_FROM_STRANGERS, CrashCluster, gets_through
 
 pytestmark = pytest.mark.kernel
 
@@ -123,6 +123,22 @@ def _policy(cluster: CrashCluster, place: str) -> Afterwards:
     return look
 
 
+def _prefix(cluster: CrashCluster, place: str) -> Afterwards:
+    """A policy about an address, which comes into the kernel beside its entries."""
+    port = 8000 + next(_numbers)
+    address = cluster.outsider.ipv4
+    cluster.choose(place)
+    manifest = TCP_FROM_ADDRESS.format(address=address, port=port)
+    cluster.apply(manifest)
+
+    def look() -> None:
+        assert gets_through(cluster.outsider.namespace, cluster.web.ipv4, port)
+        assert not gets_through(cluster.outsider.namespace, cluster.web.ipv4, port + 1, seconds=0.2)
+        cluster.remove(manifest)
+
+    return look
+
+
 # Where each place is passed. A place without a scenario fails the test of the table.
 SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "load.compiled": (_start, _reload),
@@ -147,6 +163,7 @@ SCENARIOS: Final[dict[str, tuple[Scenario, ...]]] = {
     "policy.instance_written": (_policy, _labels),
     "policy.in_force": (_policy, _labels),
     "policy.old_deleted": (_policy,),
+    "prefixes.written": (_prefix,),
     "record.written": (_add, _delete, _labels),
     "record.renamed": (_add, _delete, _labels),
     "record.deleted": (_delete,),

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from services.chassis.logs import get_logger
+from services.loader import failpoints
 from services.loader.interfaces import DatapathError, PrefixKernel
 from services.loader.policy.prefix_table import FIRST_NUMBER, Prefix, PrefixChanges, PrefixTable, in_order
 
@@ -138,6 +139,8 @@ class PolicyPrefixes:
             return False
         try:
             self._kernel.write_prefixes(puts, deletes)
+            # Flows are not judged again yet; the next process cannot know, and has them judged at its start.
+            failpoints.passed("prefixes.written")
         except (DatapathError, OSError) as problem:
             self._error = str(problem)
             _log.error("prefixes.write_failed", error=str(problem), prefixes=len(puts) + len(deletes))
