@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,6 +29,7 @@ from services.policy.engine import (
     SubjectChange,
     SubjectRemove,
 )
+from services.policy.engine_rules import Part
 from services.policy.entries import (
     BY_ADDRESS,
     EntryKey,
@@ -473,8 +476,9 @@ def held(engine: Engine, subject: Subject) -> SubjectPolicy:
     return state
 
 
-def test_a_named_port_follows_who_declares_it_and_who_has_the_labels() -> None:
-    engine, subject = Engine(), Subject(300)
+@pytest.mark.parametrize("many", [1, MANY])
+def test_a_named_port_follows_who_declares_it_and_who_has_the_labels(many: int) -> None:
+    engine, subject = Engine(many), Subject(300)
     peer, name = Selector.of([equals(K8S, "app", "a")]), PortName(Protocol.TCP, "http")
     engine.apply([IdentityPut(300, Labels([])), IdentityPut(301, Labels(["k8s:app=a"])), SubjectAdd(subject)])
     engine.apply([bound(Rule(Direction.EGRESS, False, (peer,), (name,), ""))])
@@ -596,3 +600,26 @@ def test_a_delta_has_only_what_a_change_of_one_rule_changes() -> None:
     assert [key.identity for key, _ in change.upserts] == [303]
     assert [key.identity for key in change.deletes] == [301]
     assert engine.apply([bound(rules[0], other, rules[2])]) == []
+
+
+def test_nothing_is_left_of_policies_that_are_gone() -> None:
+    engine, subject = Engine(), Subject(300)
+    ports = (PortRange(Protocol.TCP, 80, 80), PortName(Protocol.ANY, "http"))
+    peers = (Selector.of([equals(K8S, "app", "a")]), CidrPeer("10.0.0.0/8", ("10.1.0.0/16",)))
+    rules = [Rule(direction, False, peers, ports, "") for direction in Direction]
+    engine.apply([IdentityPut(300, Labels(["k8s:app=a"])), PortsPut(300, frozenset((HTTP,)))])
+    engine.apply([SubjectAdd(subject), SubjectAdd(Subject(301))])
+
+    def parts() -> int:
+        gc.collect()
+        return sum(isinstance(each, Part) for each in gc.get_objects())
+
+    before = parts()
+    for first in (0, 1):
+        engine.apply([bound(*rules[first:]), bound(*rules, name="other", audit=True)])
+        assert parts() > before
+    engine.apply([PortsPut(300, frozenset()), PortsPut(300, frozenset((HTTP,)))])
+    for name in ("web", "other"):
+        engine.apply([PolicyDelete(PolicyRef("Policy", "", name))])
+    assert parts() == before
+    assert held(engine, subject) == SubjectPolicy()
