@@ -59,3 +59,25 @@ def test_an_identity_that_is_gone_takes_the_word_of_absent_nodes_with_it() -> No
     assert ports.of(300) == {HTTP}
     ports.withdraw("here", WEB)
     assert ports.of(300) == frozenset()
+
+
+def test_the_store_s_word_replaces_what_was_known_of_a_node_that_is_not_here() -> None:
+    changed: list[str] = []
+    ports = DeclaredPorts({"away": [WEB]}, changed.append)
+    assert set(ports.replace("away", [Subject(301, (SQL,))])) == {300, 301}
+    assert not ports.of(300)
+    assert ports.of(301) == {SQL}
+    assert ports.replace("away", [Subject(301, (SQL,))]) == []
+    assert ports.replace("away", []) == [301]
+    assert ports.nodes() == []
+    # What the store said need not be stored.
+    assert changed == []
+
+
+def test_a_node_that_comes_here_keeps_what_the_store_said_until_it_settles() -> None:
+    ports = DeclaredPorts()
+    ports.replace("n", [WEB])
+    assert ports.declare("n", BOTH) == [300]
+    assert ports.of(300) == {HTTP, SQL}
+    assert ports.settle("n") == [300]
+    assert ports.by_node("n") == {BOTH}
