@@ -84,6 +84,25 @@ PKTGEN_N(error_comes, 4, from_netdev, nic)
 }
 CHECK_N(error_comes, 4) { assert_passed(); }
 
+/* TCP is no exception, if the node has no such connection. */
+SETUP(error_of_no_connection)
+{
+	enforce_node(DIR_INGRESS);
+	add_rule(SUBJECT_HOST, DIR_INGRESS, RULE(ID_REMOTE_NODE));
+}
+static __always_inline void make_tcp_error(struct frame *f, const bool v6, enum host reporter,
+					   enum host about)
+{
+	put_unreachable(f, v6, reporter, NODE);
+	put_ip(f, v6, NODE, about, IPPROTO_TCP);
+	put_tcp(f, 5000, 443, TCP_SYN);
+	finish(f);
+}
+PKTGEN(error_of_no_connection, from_netdev, nic) { make_tcp_error(frame, v6, NODE_OTHER, WORLD); }
+CHECK(error_of_no_connection) { assert_passed(); }
+PKTGEN_N(error_of_no_connection, 2, from_netdev, nic) { make_tcp_error(frame, v6, WORLD, NODE_OTHER); }
+CHECK_N(error_of_no_connection, 2) { assert_node_denies(DIR_INGRESS); }
+
 /* What the node says as a router, of its pods' flows, is no traffic of its own. */
 SETUP(error_goes)
 {
