@@ -65,13 +65,15 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
         # "from" is a keyword of Python.
         ends = getattr(request, "from"), request.to
         connection = self._connection(ends, request.protocol, request.port, "", prefixes)
-        held = present(distributor.policies)
-        egress, ingress = Explainer(held.bound.values(), prefixes).explain(*connection)
+        held, revision = present(distributor.policies), distributor.revision
+        explainer = Explainer(held.bound.values(), dict(prefixes))
+        # With thousands of policies it takes a moment that streams would have to wait for.
+        egress, ingress = await asyncio.to_thread(explainer.explain, *connection)
         return pb.ExplainResponse(
             allowed=egress.allowed and ingress.allowed,
             egress=verdict_message(egress, held.sources),
             ingress=verdict_message(ingress, held.sources),
-            revision=revision_message(distributor.revision),
+            revision=revision_message(revision),
             remedies=remedies(egress, ingress, *connection),
         )
 
@@ -104,8 +106,8 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             tuple(distributor.watched_subjects()),
             {use.cidr: number for number, use in (*prefixes.items(), *engine.prefixes.items())},
         )
-        return await asyncio.to_thread(
-            self._diff,
+        answer, subjects = await asyncio.to_thread(
+            _diff,
             pb.DiffPoliciesResponse(
                 policies=map(applied_message, planned.policies), revision=revision_message(revision)
             ),
@@ -116,6 +118,9 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             asked,
             request.max_changes or MAX_CHANGES,
         )
+        for change, subject in zip(answer.changes, subjects, strict=True):
+            change.nodes = len(distributor.watchers(subject))
+        return answer
 
     async def ListPolicyStatus(
         self, request: pb.ListPolicyStatusRequest, context: Context
@@ -142,7 +147,7 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             dict(distributor.groups),
             _stated,
             self._known(),
-            {subject: distributor.watchers(subject) for subject in distributor.watched_subjects()},
+            self._watchers(),
             {node.name: node for node in self._enforcement.nodes()},
             time.time_ns(),
         )
@@ -232,45 +237,56 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             self._universe = revision, Universe(found)
         return self._universe[1]
 
-    def _diff(
-        self,
-        answer: pb.DiffPoliciesResponse,
-        before: Policies,
-        after: Policies,
-        cluster: Cluster,
-        prefixes: tuple[Mapping[int, PrefixUse], Mapping[int, PrefixUse]],
-        asked: Iterable[tuple[tuple[End, End, Protocol, int], tuple[End, End, Protocol, int]]],
-        limit: int,
-    ) -> pb.DiffPoliciesResponse:
-        changes = diff(World(before.bound), World(after.bound), cluster)
-        for change in islice(changes, limit):
-            answer.changes.append(self._change(change, cluster.universe))
-        answer.omitted = sum(1 for _ in changes)
-        old, new = Explainer(before.bound.values(), prefixes[0]), Explainer(after.bound.values(), prefixes[1])
-        touched = _Touched(before, after)
-        told: dict[object, tuple[bool, tuple[Verdict, Verdict]]] = {}
-        for index, (was, would) in enumerate(asked):
-            if not touched.concerns(was[0], would[0]) and not touched.concerns(was[1], would[1]):
-                continue
-            if would not in told:
-                told[would] = all(verdict.allowed for verdict in old.explain(*was)), new.explain(*would)
-            allowed_before, (egress, ingress) = told[would]
-            allowed_after = egress.allowed and ingress.allowed
-            if allowed_before != allowed_after:
-                answer.connections.add(
-                    index=index,
-                    allowed_before=allowed_before,
-                    allowed_after=allowed_after,
-                    egress=verdict_message(egress, after.sources),
-                    ingress=verdict_message(ingress, after.sources),
-                )
-        return answer
+    def _watchers(self) -> dict[Subject, tuple[str, ...]]:
+        """The nodes of each subject, by name."""
+        found: dict[Subject, list[str]] = {}
+        for node in self._enforcement.nodes():
+            for subject in self._distributor.watched_by(node.name):
+                found.setdefault(subject, []).append(node.name)
+        return {subject: tuple(names) for subject, names in found.items()}
 
-    def _change(self, change: Change, universe: Universe) -> pb.VerdictChange:
-        subject: Subject = change.subject
-        labels = node_labels(subject) if subject.is_node else universe.identities[subject.identity]
-        nodes = len(self._distributor.watchers(subject))
-        return change_message(change, tuple(sorted(labels.strings)), nodes)
+
+def _diff(
+    answer: pb.DiffPoliciesResponse,
+    before: Policies,
+    after: Policies,
+    cluster: Cluster,
+    prefixes: tuple[Mapping[int, PrefixUse], Mapping[int, PrefixUse]],
+    asked: Iterable[tuple[tuple[End, End, Protocol, int], tuple[End, End, Protocol, int]]],
+    limit: int,
+) -> tuple[pb.DiffPoliciesResponse, list[Subject]]:
+    """The answer with the changes filled in, and the subject of each."""
+    changes = diff(World(before.bound), World(after.bound), cluster)
+    subjects = []
+    for change in islice(changes, limit):
+        answer.changes.append(change_message(change, _labels(change, cluster.universe)))
+        subjects.append(change.subject)
+    answer.omitted = sum(1 for _ in changes)
+    old, new = Explainer(before.bound.values(), prefixes[0]), Explainer(after.bound.values(), prefixes[1])
+    touched = _Touched(before, after)
+    told: dict[object, tuple[bool, tuple[Verdict, Verdict]]] = {}
+    for index, (was, would) in enumerate(asked):
+        if not touched.concerns(was[0], would[0]) and not touched.concerns(was[1], would[1]):
+            continue
+        if would not in told:
+            told[would] = all(verdict.allowed for verdict in old.explain(*was)), new.explain(*would)
+        allowed_before, (egress, ingress) = told[would]
+        allowed_after = egress.allowed and ingress.allowed
+        if allowed_before != allowed_after:
+            answer.connections.add(
+                index=index,
+                allowed_before=allowed_before,
+                allowed_after=allowed_after,
+                egress=verdict_message(egress, after.sources),
+                ingress=verdict_message(ingress, after.sources),
+            )
+    return answer, subjects
+
+
+def _labels(change: Change, universe: Universe) -> tuple[str, ...]:
+    subject = change.subject
+    labels = node_labels(subject) if subject.is_node else universe.identities[subject.identity]
+    return tuple(sorted(labels.strings))
 
 
 class _Touched:

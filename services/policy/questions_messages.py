@@ -51,7 +51,8 @@ def verdict_message(verdict: Verdict, sources: Sources) -> pb.Verdict:
     )
 
 
-def change_message(change: Change, labels: tuple[str, ...], nodes: int) -> pb.VerdictChange:
+def change_message(change: Change, labels: tuple[str, ...]) -> pb.VerdictChange:
+    """Without the number of nodes."""
     stretch = change.stretch
     before, after = stretch.before.allowed, stretch.after.allowed
     if change.audit_only:
@@ -69,7 +70,6 @@ def change_message(change: Change, labels: tuple[str, ...], nodes: int) -> pb.Ve
         last_port=stretch.last,
         allowed_before=before,
         allowed_after=after,
-        nodes=nodes,
         audit_only=change.audit_only,
     )
 
