@@ -165,12 +165,12 @@ def test_audit_mode_and_groups_and_names() -> None:
 
 
 def test_rules_that_another_always_decides_before() -> None:
-    deny = manifest("refuse", FROM_CLIENT.replace("ingress:", "ingressDeny:"))
+    deny = manifest("veto", FROM_CLIENT.replace("ingress:", "ingressDeny:"))
     assert notes(manifest("web", FROM_CLIENT), deny) == (
-        "spec.ingress[0] has no effect: CiliumNetworkPolicy shop/refuse spec.ingressDeny[0] decides before it",
+        "spec.ingress[0] has no effect: CiliumNetworkPolicy shop/veto spec.ingressDeny[0] decides before it",
     )
-    narrower = manifest("refuse", FROM_CLIENT.replace("ingress:", "ingressDeny:"), "idle")
+    narrower = manifest("veto", FROM_CLIENT.replace("ingress:", "ingressDeny:"), "idle")
     assert notes(manifest("web", FROM_CLIENT), narrower) == ()
     audit = ", annotations: {fimbria.io/audit: 'true'}"
-    audited = manifest("refuse", FROM_CLIENT.replace("ingress:", "ingressDeny:"), more=audit)
+    audited = manifest("veto", FROM_CLIENT.replace("ingress:", "ingressDeny:"), more=audit)
     assert notes(manifest("web", FROM_CLIENT), audited) == ()
