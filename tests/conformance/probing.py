@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
@@ -21,58 +21,59 @@ class Uncarried(Enum):
     """Why a probe cannot be sent as a packet."""
 
     HEALTH = "nodes have no health endpoint"
+    IPV6 = "this kernel has no IPv6"
 
 
-def uncarried(probe: Probe) -> Uncarried | None:
-    """What keeps a probe from being sent; None for nothing."""
+def uncarried(probe: Probe, families: Sequence[int]) -> Uncarried | None:
+    """What keeps a probe from being sent, where it could be sent over `families`; None for nothing."""
     if HEALTH in probe.ends:
         return Uncarried.HEALTH
-    return None
+    return None if families else Uncarried.IPV6
 
 
 @dataclass
 class Tally:
-    """What has been tried."""
+    """What has been tried. A probe is sent, and asked about, over each IP version that it can have."""
 
     cases: int = 0
     probes: int = 0
     packets: Counter[int] = field(default_factory=Counter)
-    """Probes that were sent, by IP version."""
-    explained: int = 0
+    explained: Counter[int] = field(default_factory=Counter)
     uncarried: Counter[Uncarried] = field(default_factory=Counter)
 
     def lines(self) -> list[str]:
         """For people."""
-        sent = ", ".join(f"{self.packets[family]} over IPv{family}" for family in sorted(self.packets))
-        told = [
-            f"{self.cases} cases, {self.probes} probes: sent {sent or 'none'}; {self.explained} explained "
-            "by the policy service"
-        ]
+        sent, explained = (
+            " and ".join(f"{count[family]} over IPv{family}" for family in sorted(count))
+            for count in (self.packets, self.explained)
+        )
+        told = [f"{self.cases} cases, {self.probes} probes: {sent} sent; {explained} explained"]
         told += [f"not sent: {count} ({reason.value})" for reason, count in self.uncarried.items()]
         return told
 
 
 def run(cluster: CaseCluster, case: Case, probes: Sequence[Probe], tally: Tally) -> list[str]:
     """Send and ask about all probes; what did not come out as published, a line each."""
-    for probe in probes:
-        if (reason := uncarried(probe)) is not None:
-            tally.uncarried[reason] += 1
-    sent = [probe for probe in probes if uncarried(probe) is None]
     tally.probes += len(probes)
-    by_family = {
-        family: [probe for probe in sent if family in probe.families(case)]
-        for family in cluster.lab.network.families
-    }
+    sent: dict[int, list[Probe]] = {}
+    asked: dict[int, list[Probe]] = {}
+    for probe in probes:
+        families = [family for family in probe.families(case) if family in cluster.lab.network.families]
+        reason = uncarried(probe, families)
+        if reason is not None:
+            tally.uncarried[reason] += 1
+        for family in families:
+            if reason is None:
+                sent.setdefault(family, []).append(probe)
+            if not probe.within_a_pod:
+                asked.setdefault(family, []).append(probe)
     with ThreadPoolExecutor() as pool:
-        answers = [
-            pool.submit(_send, cluster, chosen, family) for family, chosen in by_family.items() if chosen
-        ]
-        explained = pool.submit(_explain, cluster, case, probes)
-        wrong = [line for answer in answers for line in answer.result()]
-        count, unlike = explained.result()
-    tally.packets.update({family: len(chosen) for family, chosen in by_family.items() if chosen})
-    tally.explained += count
-    return wrong + unlike
+        told = [pool.submit(_send, cluster, chosen, family) for family, chosen in sent.items()]
+        told += [pool.submit(_explain, cluster, chosen, family) for family, chosen in asked.items()]
+        wrong = [line for each in told for line in each.result()]
+    tally.packets.update({family: len(chosen) for family, chosen in sent.items()})
+    tally.explained.update({family: len(chosen) for family, chosen in asked.items()})
+    return wrong
 
 
 def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[str]:
@@ -85,22 +86,20 @@ def _send(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[st
     ]
 
 
-def _explain(cluster: CaseCluster, case: Case, probes: Iterable[Probe]) -> tuple[int, list[str]]:
-    """How many connections were asked about, and what was not as expected. Each is asked about once."""
-    ends = {family: probing.Ends(cluster.lab, family) for family in cluster.lab.network.families}
-    asked = list(dict.fromkeys(probe for probe in probes if not probe.within_a_pod))
+def _explain(cluster: CaseCluster, probes: Sequence[Probe], family: int) -> list[str]:
+    ends = probing.Ends(cluster.lab, family)
 
     def ask(probe: Probe) -> str:
-        family = probe.families(case)[0]
-        pair = _pair(ends[family], *_ends(cluster, probe, family))
+        pair = _pair(ends, *_ends(cluster, probe, family))
         told = probing.explain(cluster.lab, pair, probe.protocol, probe.port)
         if told["allowed"] == probe.allowed:
             return ""
         why = "; ".join(f"{way}: {told[way]['reason']}" for way in ("egress", "ingress"))
-        return f"{probe}: expected {_word(probe.allowed)}, Explain says {_word(told['allowed'])} ({why})"
+        expected, said = _word(probe.allowed), _word(told["allowed"])
+        return f"{probe} over IPv{family}: expected {expected}, Explain says {said} ({why})"
 
     with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-        return len(asked), [line for line in pool.map(ask, asked) if line]
+        return [line for line in pool.map(ask, probes) if line]
 
 
 def _pair(ends: probing.Ends, source: str, target: str) -> tuple[probing.End, probing.End]:
@@ -123,7 +122,7 @@ def _ends(cluster: CaseCluster, probe: Probe, family: int) -> tuple[str, str]:
 def _end(cluster: CaseCluster, text: str, other: str, family: int) -> str:
     if text not in (HOST, REMOTE_NODE):
         # The world has as many addresses of the other kind: the documentation's (RFC 3849).
-        return f"2001:db8::{text}" if family == 6 and not {"/", ":"} & set(text) else text
+        return f"2001:db8::{text}" if family == 6 and not {"/", ":", "@"} & set(text) else text
     if "/" in other:
         return text
     # Where neither end is a pod, the node is that of the case's.
