@@ -156,10 +156,7 @@ class Regions:
 
     def sensitive(self, selector: Selector) -> bool:
         """Whether a selector tells the identities apart that parts have under the two sets."""
-        return any(
-            selector.matches(self.labels(index, 0)) != selector.matches(self.labels(index, 1))
-            for index in self.moved
-        )
+        return self.matching(selector, 0) != self.matching(selector, 1)
 
     def labels(self, index: int, which: int) -> Labels:
         """The labels of whoever is outside the cluster and has such an address."""
