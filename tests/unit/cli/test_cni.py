@@ -24,6 +24,7 @@ def attachment(tmp_path: Path) -> Attachment:
         labels={"tier": "front", "app": "web"},
         namespace_labels={"kubernetes.io/metadata.name": "shop"},
         ports=(NamedPort("http", 80, "TCP"),),
+        service_account="front",
     )
 
 
@@ -49,6 +50,7 @@ def test_the_plugin_gets_what_a_runtime_would_give(
         {"key": "tier", "value": "front"},
     ]
     assert config["args"]["cni"]["ports"] == [{"name": "http", "port": 80, "protocol": "TCP"}]
+    assert config["args"]["cni"]["serviceAccount"] == "front"
     environ = Path(f"{told}.env").read_text().splitlines()
     assert {"CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/x"} <= set(
         environ

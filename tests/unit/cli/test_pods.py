@@ -37,7 +37,12 @@ def dead() -> ProcessId:
 
 def test_a_record_is_read_as_it_was_written(store: PodStore) -> None:
     pod = dataclasses.replace(
-        claim(store), state="ready", ips=("10.244.1.7",), endpoint_id=4, result={"a": 1}
+        claim(store),
+        state="ready",
+        ips=("10.244.1.7",),
+        endpoint_id=4,
+        service_account="front",
+        result={"a": 1},
     )
     store.put(pod)
     assert store.find(WEB) == pod
