@@ -105,6 +105,7 @@ def diff(
     Exit code 0, whether anything would change or not; with --exit-code 5 if it would.
     """
     from cli.explain import key_text
+    from cli.policy_apply import check_files
     from cli.policy_diff import ask, differs, lines
     from cli.recent_flows import parse_age, recent
 
@@ -112,11 +113,15 @@ def diff(
         raise BadInput("nothing was given to compare with", hint="give -f FILE, or --delete [KIND/]NS/NAME")
     if age is not None:
         parse_age(age)
-    manifests = "\n---\n".join(file.text for file in read_files(files))
+    manifests = read_files(files)
     with options.cluster() as cluster:
+        if len(manifests) > 1:
+            # What is wrong is said by file.
+            check_files(cluster, manifests, done="nothing was compared")
         keys = [key for ref in deletes for key in _existing(cluster, ref)]
         flows = recent(cluster, age) if age is not None else None
-        told = ask(cluster, manifests, keys, flows=flows, limit=limit)
+        text = "\n---\n".join(file.text for file in manifests)
+        told = ask(cluster, text, keys, flows=flows, limit=limit)
     if output == "json":
         print_json(told)
     else:

@@ -36,7 +36,6 @@ from services.policy.entries import (
     SubjectPolicy,
     Transition,
 )
-from services.policy.explain import Verdict
 from services.policy.manifest import KINDS, Scope
 from services.policy.names import namespace_problem, object_name_problem
 from services.policy.rules import Direction, NamedPort, PolicyRef, Protocol, Rule, Tier
@@ -194,19 +193,6 @@ def node_message(node: NodeState) -> pb.NodeEnforcement:
         error=told.error,
         update_time=timestamp(told.updated_ns),
         subjects=node.subjects,
-    )
-
-
-def verdict_message(verdict: Verdict) -> pb.Verdict:
-    deciding = verdict.rule
-    return pb.Verdict(
-        allowed=verdict.allowed,
-        enforced=verdict.enforced,
-        rule=rule_message(deciding.cookie, RuleName(deciding.ref, deciding.rule.path, deciding.rule.deny))
-        if deciding is not None
-        else None,
-        enforced_by=[key_message(ref) for ref in verdict.enforced_by],
-        reason=verdict.reason,
     )
 
 
