@@ -6,9 +6,9 @@ the live set of identities into entries per subject (`engine`), and the entries 
 snapshot followed by deltas (`distribution`, `api`). A *subject* is a pair of (identity, declared named
 ports): all pods of a node that agree in both share one set of entries.
 
-Policies are bound to the CIDR groups that they name, and each prefix that they name has a number, the same in
-the whole cluster (`in_force`, `prefix_numbers`): it is a peer like any identity. Where a prefix comes or goes,
-entries for it are there before it takes effect and until it has ceased to.
+Policies are bound to the CIDR groups that they name, and each prefix that they name has a number, the same
+in the whole cluster (`in_force`, `prefix_numbers`): it is a peer like any identity. Where a prefix comes or
+goes, entries for it are there before it takes effect and until it has ceased to.
 
 Several processes may share one store (`replicas`). All of them see every policy by the feed and every
 identity; what nodes say to one of them, the others read from the store.
