@@ -17,7 +17,17 @@ from hypothesis import strategies as st
 from services.policy.engine import MANY, Engine
 from services.policy.rules import PolicyRef
 from tests.policy_model.cluster import RESERVED_ENDS, Cluster, Connection
-from tests.policy_model.generators import KINDS, OUTSIDE, Step, bundles, clusters, key_of, steps
+from tests.policy_model.generators import (
+    KINDS,
+    OUTSIDE,
+    Step,
+    bundles,
+    clusters,
+    has_order,
+    key_of,
+    reordered,
+    steps,
+)
 from tests.policy_model.harness import Deployment
 from tests.policy_model.model import Model, Verdict
 from tests.policy_model.replica import Packet
@@ -54,6 +64,11 @@ class World:
             case "apply":
                 self.documents.update({key_of(document): document for document in step.value})
                 self.deployment.apply(step.value)
+            case "reorder":
+                place, priority = step.value
+                found = [document for document in self.documents.values() if has_order(document)]
+                if found:
+                    self.do(Step("apply", value=[reordered(found[place % len(found)], priority)]))
             case "delete":
                 if not self.documents:
                     return
