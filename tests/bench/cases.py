@@ -11,11 +11,14 @@ from itertools import cycle, islice
 from services.loader.bpf.testrun import TC_ACT_OK, TC_ACT_REDIRECT, TC_ACT_SHOT
 from tests.bench.costnode import (
     ADDRESSES,
+    ADDRESSES_TOO,
+    AUDIT_TOO,
     CLOSED_BY_WEB_PORT,
     CLOSED_PORT,
     OPEN_PORTS,
     OTHER_NODE,
     REMOTE_ID,
+    TIERS,
     WORLD_PORT,
     CostNode,
 )
@@ -92,7 +95,8 @@ class Case:
     """What is measured: packets of ``leg`` with ``flags``, after those of ``opening``. ``goal``: nanoseconds,
     or None.
 
-    ``fresh``: each is the first of its flow. ``read``: somebody reads events meanwhile.
+    ``fresh``: each is the first of its flow. ``read``: somebody reads events meanwhile. ``spaces``: what the
+    policies have entries in besides the normal tier for identities.
     """
 
     name: str
@@ -106,6 +110,7 @@ class Case:
     many: int = MANY_FLOWS
     fresh: bool = False
     read: bool = False
+    spaces: tuple[int, ...] = ()
 
     def flows(self, count: int) -> list[Flow]:
         """So many flows."""
@@ -147,13 +152,17 @@ def cases(node: CostNode, version: int, ipcache_entries: int) -> list[Case]:
 
     denied = Leg("from_container", node.client, a.client, a.web, TC_ACT_SHOT)
     by_sender = Case("", denied, flags=SYN, ports=(CLOSED_PORT,), many=MANY_ON_ONE_PORT)
+    first = Case("first packet of a flow, pod to pod on the node", to_web, (), 1000, SYN, fresh=True)
     by_receiver = replace(by_sender, ports=(CLOSED_BY_WEB_PORT,))
     return [
         Case("established, pod to pod on the node", to_web, local, 180),
         Case("established, its answers", to_client, local, 180),
         Case("established, to the tunnel", to_remote, outgoing, 150, peers=remotes),
         Case("established, from the tunnel", from_remote, incoming, 180, peers=remotes),
-        Case("first packet of a flow, pod to pod on the node", to_web, (), 1000, SYN, fresh=True),
+        first,
+        replace(first, name="the same, under policies of three tiers", goal=None, spaces=TIERS),
+        replace(first, name="the same, and by address", goal=None, spaces=ADDRESSES_TOO),
+        replace(first, name="the same, and some in audit mode", goal=None, spaces=AUDIT_TOO),
         Case("first packet of a flow, to the tunnel", to_remote, (), None, SYN, peers=remotes, fresh=True),
         replace(by_sender, name="denied by the sender's policy", goal=125),
         replace(by_receiver, name="denied by the receiver's policy after the sender's", goal=125),

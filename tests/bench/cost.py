@@ -71,6 +71,7 @@ def costs(directory: Path, sizes: Sequence[int] = IPCACHE_SIZES, only: str = "")
 
 def _measure(node: CostNode, feed: Replay, case: Case) -> tuple[float, float]:
     """Nanoseconds with one flow, and with many; where each packet is a flow's first, these are the same."""
+    node.judge_by(case.spaces)
     if case.fresh:
         stimulus = case.leg.stimulus(case.flows(_NEW_FLOWS), case.flags)
         value = _run(node, feed, case, stimulus, _NEW_FLOWS, _FEW_ROUNDS, node.forget_flows)

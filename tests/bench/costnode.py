@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
 from services.loader.bpf.datapath import KernelDatapath, NodeConfig, remove_pins
-from services.loader.bpf.layout import Direction, EndpointRow, IpcacheValue, SubjectRow, direction_shape
+from services.loader.bpf.layout import (
+    SPACE_AUDIT,
+    SPACE_BY_ADDRESS,
+    Direction,
+    EndpointRow,
+    IpcacheValue,
+    PolicyKey,
+    PolicyValue,
+    SubjectRow,
+    direction_shape,
+)
 from tests.kernel.bpf.conftest import add_node_devices
 from tests.kernel.bpf.namespaces import Namespaces, run
 from tests.kernel.bpf.node import Rule
@@ -26,6 +36,11 @@ CLOSED_PORT, CLOSED_BY_WEB_PORT = 7, 9
 _CLIENT_SUBJECT, _WEB_SUBJECT = 1, 2
 _GATEWAY = {4: "172.31.0.254", 6: "fd00:172:31::fe"}
 _GATEWAY_MAC = "02:00:00:00:ee:01"
+# Spaces of entries that a policy may have besides the normal tier's for identities.
+TIERS = (1, 2)
+ADDRESSES_TOO = (*TIERS, SPACE_BY_ADDRESS)
+AUDIT_TOO = (*ADDRESSES_TOO, SPACE_AUDIT, SPACE_AUDIT | SPACE_BY_ADDRESS)
+_NUMBER, _STRANGER_ID, _STRANGE_PORT = 0xFF0001, 4242, 8443
 
 
 @dataclass(frozen=True)
@@ -76,6 +91,11 @@ class CostNode:
         for addresses in ADDRESSES.values():
             value = IpcacheValue(REMOTE_ID, OTHER_NODE)
             self.datapath.ipcache_put([(address, value) for address in addresses.remotes(entries)])
+
+    def judge_by(self, spaces: Sequence[int]) -> None:
+        """Gives both policies entries in these spaces, too, which change no verdict."""
+        _policy(self.datapath, _CLIENT_SUBJECT, Direction.EGRESS, _EGRESS, spaces)
+        _policy(self.datapath, _WEB_SUBJECT, Direction.INGRESS, _INGRESS, spaces)
 
     def forget_flows(self) -> None:
         """Empties the tables of flows and of translations."""
@@ -158,22 +178,40 @@ def _populate(node: CostNode) -> None:
             "02:00:00:00:02:01", "02:00:00:00:02:02", ipv6=ADDRESSES[6].web,
         ),
     )  # fmt: skip
-    peers = (WEB_ID, REMOTE_ID)
-    egress = [Rule(peer, TCP, port) for peer in peers for port in (*OPEN_PORTS, CLOSED_BY_WEB_PORT)]
-    egress.append(Rule(ID_WORLD, TCP, WORLD_PORT))
-    ingress = [Rule(peer, TCP, port) for peer in (CLIENT_ID, REMOTE_ID) for port in OPEN_PORTS]
-    _policy(node.datapath, _CLIENT_SUBJECT, Direction.EGRESS, egress)
-    _policy(node.datapath, _WEB_SUBJECT, Direction.INGRESS, ingress)
+    node.datapath.blocks_put([("10.0.0.0/8", _NUMBER), ("fd00::/8", _NUMBER)])
+    node.judge_by(())
     for row in rows:
         node.datapath.attach_endpoint(row)
 
 
-def _policy(datapath: KernelDatapath, subject: int, direction: Direction, rules: Iterable[Rule]) -> None:
+_EGRESS = (
+    *(Rule(peer, TCP, port) for peer in (WEB_ID, REMOTE_ID) for port in (*OPEN_PORTS, CLOSED_BY_WEB_PORT)),
+    Rule(ID_WORLD, TCP, WORLD_PORT),
+)
+_INGRESS = tuple(Rule(peer, TCP, port) for peer in (CLIENT_ID, REMOTE_ID) for port in OPEN_PORTS)
+
+
+def _policy(
+    datapath: KernelDatapath,
+    subject: int,
+    direction: Direction,
+    rules: Sequence[Rule],
+    spaces: Sequence[int] = (),
+) -> None:
     """Enforces the rules in one direction and nothing in the other."""
     entries = [rule.entry(subject, direction) for rule in rules]
+    for space in spaces:
+        whose = _NUMBER if space & SPACE_BY_ADDRESS else _STRANGER_ID
+        strange = PolicyKey(subject, whose, direction, TCP, _STRANGE_PORT, 16, space)
+        entries.append((strange, PolicyValue(deny=True)))
+        if space in TIERS:
+            entries.append((PolicyKey(subject, 0, direction, 0, space=space), PolicyValue(passes=True)))
     datapath.policy_put(entries)
+    audited = any(space & SPACE_AUDIT for space in spaces)
     shapes = {
-        each: direction_shape(entries, each, enforced=each is direction)
+        each: direction_shape(
+            entries, each, enforced=each is direction, audit_enforced=audited and each is direction
+        )
         for each in (Direction.INGRESS, Direction.EGRESS)
     }
     row = SubjectRow(subject, 1, 1, shapes[Direction.INGRESS], shapes[Direction.EGRESS])
