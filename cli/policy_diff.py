@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from cli.recent_flows import Flows, RecentConnection
 
 LARGEST_CALL = 10_000
-ELSE = "every other protocol"
 
 
 def ask(
@@ -144,17 +143,38 @@ def lines(told: dict[str, Any], deleted: Iterable[str] = ()) -> list[str]:
 
 def _subject_lines(items: Iterable[dict[str, Any]]) -> Iterable[str]:
     """One line for the ports that fare alike, for the same peers."""
-    grouped: dict[tuple[Any, ...], list[str]] = {}
+    by_peers: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     for item in items:
         who = tuple(peer_text(peer) for peer in item["peers"])
         if item["every_other_peer"]:
             who += ("every other peer",)
-        told = item["allowed_before"], item["allowed_after"], item["audit_only"]
-        grouped.setdefault((who, *told), []).append(ports_text(item))
-    for (who, before, after, audit_only), ports in grouped.items():
-        if ports == [ELSE] and sum(who == others for others, *_ in grouped) == 1:
-            ports = ["everything"]
-        yield f"{_words(before, after, audit_only)}  {', '.join(ports)}: {_short(who)}"
+        by_peers.setdefault(who, []).append(item)
+    for who, theirs in by_peers.items():
+        grouped: dict[tuple[bool, bool, bool], list[dict[str, Any]]] = {}
+        for item in theirs:
+            told = item["allowed_before"], item["allowed_after"], item["audit_only"]
+            grouped.setdefault(told, []).append(item)
+        for told, alike in grouped.items():
+            yield f"{_words(*told)}  {_ports(alike, theirs)}: {_short(who)}"
+
+
+def _ports(alike: list[dict[str, Any]], all_of_them: list[dict[str, Any]]) -> str:
+    """The ports of some lines about a peer, of all lines about it."""
+    if all(item["protocol"] for item in alike):
+        return ", ".join(map(ports_text, alike))
+    left_out = []
+    for protocol in dict.fromkeys(item["protocol"] for item in all_of_them if item["protocol"]):
+        held = sorted(
+            (item["first_port"], item["last_port"]) for item in alike if item["protocol"] == protocol
+        )
+        following, top = 0, 255 if protocol.startswith("ICMP") else 65535
+        for first, last in [*held, (top + 1, top + 1)]:
+            if following < first:
+                whole = (following, first) == (0, top + 1)
+                gap = {"protocol": protocol, "first_port": following, "last_port": first - 1}
+                left_out.append(protocol if whole else ports_text(gap))
+            following = last + 1
+    return f"everything but {', '.join(left_out)}" if left_out else "everything"
 
 
 def peer_text(peer: dict[str, Any]) -> str:
@@ -187,13 +207,13 @@ def _short(who: Sequence[str], most: int = 6) -> str:
 
 
 def ports_text(item: dict[str, Any]) -> str:
-    """`TCP 80`, `UDP 53-60`, `ICMP type 8`, `every port of TCP`, `every other protocol`."""
+    """`TCP 80`, `UDP 53-60`, `ICMP type 8`, `every port of TCP`."""
     protocol, first, last = item["protocol"], item["first_port"], item["last_port"]
-    if not protocol:
-        return ELSE
     if (first, last) == (0, 65535):
         return f"every port of {protocol}" if not protocol.startswith("ICMP") else f"every {protocol}"
     word = " type" if protocol.startswith("ICMP") else ""
+    if word:
+        last = min(last, 255)
     return f"{protocol}{word} {first}" if first == last else f"{protocol}{word} {first}-{last}"
 
 

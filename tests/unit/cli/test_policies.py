@@ -75,6 +75,7 @@ def test_a_diff_in_lines() -> None:
     answer = policy_pb2.DiffPoliciesResponse(
         changes=[
             change(every_other_peer=True),
+            change(**client),
             change(**client, protocol=6, first_port=81),
             change(**client, protocol=6, last_port=79),
             change(**client, protocol=1, first_port=8, last_port=8, allowed_before=False, allowed_after=True),
@@ -96,7 +97,7 @@ def test_a_diff_in_lines() -> None:
         "NetworkPolicy shop/web would be created",
         "ingress of app=web in shop (identity 300, on 1 node):",
         "  - denied  everything: every other peer",
-        "  - denied  TCP 81-65535, TCP 0-79: app=client in shop (301)",
+        "  - denied  everything but TCP 80, ICMP, UDP: app=client in shop (301)",
         "  + allowed  ICMP type 8: app=client in shop (301)",
         "  stays allowed  everything: 10.0.0.0/8 except 10.1.0.0/16 outside the cluster",
         "  audited  UDP 53: app=client in shop (301)",
