@@ -272,6 +272,7 @@ class Distributor:
         if older is not None:
             older.end(problems.subscription_replaced(node))
             self._drop_watches(older)
+        self._left.pop(node, None)
         subscription = self._subscriptions[node] = Subscription(node)
         if self.identities_known:
             self._greet(subscription)
@@ -286,7 +287,7 @@ class Distributor:
         if self._subscriptions.get(subscription.node) is not subscription:
             return False
         del self._subscriptions[subscription.node]
-        # Its pods are still there, and the store may not have heard of them.
+        # Its pods are still there, and the store has not heard of them yet.
         self._left[subscription.node] = watched
         self._elsewhere = {**self._elsewhere, subscription.node: watched}
         return True
@@ -343,8 +344,11 @@ class Distributor:
 
     def watched_elsewhere(self, watched: Mapping[str, frozenset[Subject]]) -> None:
         """What nodes watch that are subscribed to another replica, or to none, as far as it is known."""
-        left = {name: there for name, there in self._left.items() if not watched.get(name)}
-        self._elsewhere = {**watched, **left}
+        self._elsewhere = {**watched, **self._left}
+
+    def watched_is_stored(self, node: str) -> None:
+        """What a node watched when it left is known by way of the store from now on."""
+        self._left.pop(node, None)
 
     def watched_by(self, node: str) -> frozenset[Subject]:
         """What a node watches."""

@@ -104,6 +104,7 @@ class Enforcement:
         if state is not None:
             self._nodes[name] = replace(state, subscribed=False)
             self._mark(name)
+            self._keep_later(name)
 
     def watches(self, name: str, subjects: int) -> None:
         """How many subjects a node watches now."""

@@ -51,7 +51,7 @@ _PUT = (
 )
 _PUT_WATCHED = (
     update(nodes)
-    .where(nodes.c.name == bindparam("of_name"), nodes.c.replica == bindparam("of_replica"))
+    .where(nodes.c.name == bindparam("of_name"), nodes.c.replica.in_(("", bindparam("of_replica"))))
     .values(watched=bindparam("to_watched"))
 )
 _DROP = delete(nodes).where(nodes.c.name == bindparam("of_name"))
@@ -142,7 +142,7 @@ class NodeStore:
         return await self._database.write(operation) if saves else set()
 
     async def save_watched(self, watched: Mapping[str, Iterable[Subject]]) -> None:
-        """Store which subjects nodes of this replica watch."""
+        """Store which subjects nodes watch that are on this replica, or have left it for none other."""
         rows = [
             {"of_name": name, "of_replica": self.replica, "to_watched": _encoded(subjects)}
             for name, subjects in watched.items()

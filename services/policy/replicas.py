@@ -133,8 +133,10 @@ class Replica:
     async def _save_watched(self, names: list[str]) -> None:
         # Also how far the identities have come there, which alone is not worth a write.
         await self._store.save(self.enforcement.to_save(names))
-        here = [name for name in names if self.enforcement.is_here(name)]
-        await self._store.save_watched({name: self.distributor.watched_by(name) for name in here})
+        left = [name for name in names if not self.enforcement.is_here(name)]
+        await self._store.save_watched({name: self.distributor.watched_by(name) for name in names})
+        for name in left:
+            self.distributor.watched_is_stored(name)
 
     async def _save_ports(self, names: list[str]) -> None:
         # The store takes a node's ports from the replica that it knows the node to be on.
@@ -147,7 +149,8 @@ class Replica:
 
     async def _reread_ports(self, name: str) -> None:
         """A node has left: what it declared last may have been said to another replica, while it was here."""
-        await self._ports.flush()
+        if not await self._ports.flush():
+            return
         declared = await self._store.load_ports_of(name)
         if not self.enforcement.is_here(name):
             self.distributor.take_ports(name, declared)

@@ -29,6 +29,7 @@ class Saver:
         self._pause = pause
         self._marked: dict[str, None] = {}
         self._wanted = asyncio.Event()
+        self._saving = asyncio.Lock()
 
     def mark(self, name: str) -> None:
         self._marked[name] = None
@@ -41,7 +42,11 @@ class Saver:
             await asyncio.sleep(self._pause if await self.flush() else RETRY_SECONDS)
 
     async def flush(self) -> bool:
-        """Save now; False when it failed, and nothing is forgotten then."""
+        """Save now, after what is being saved; False when it failed, and nothing is forgotten then."""
+        async with self._saving:
+            return await self._flush()
+
+    async def _flush(self) -> bool:
         self._wanted.clear()
         names, self._marked = list(self._marked), {}
         saved = False

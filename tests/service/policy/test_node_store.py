@@ -76,6 +76,9 @@ async def test_what_nodes_watch_is_read_by_the_other_replica(stores: list[NodeSt
     await b.save_watched({"n": []})
     assert await b.load_watched() == {"n": frozenset((WEB, NODE))}
     assert await a.load_watched() == {}
+    await a.save([save(1, subscribed=False)])
+    await a.save_watched({"n": [NODE]})
+    assert await a.load_watched() == await b.load_watched() == {"n": frozenset((NODE,))}
 
 
 async def test_a_replica_that_was_not_heard_of_for_long_has_no_nodes(

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from services.chassis.errors import Aborted
@@ -21,9 +23,10 @@ from services.policy.distribution import (
 from services.policy.engine import HOST, Subject, SubjectChange
 from services.policy.entries import SubjectPolicy
 from services.policy.manifest import parse_manifests
+from services.policy.prefixes import PrefixUse
 from services.policy.resolve import BoundPolicy
 from services.policy.selector import Labels
-from services.policy.store import StoredPolicy
+from services.policy.stored import Gone, StoredPolicy
 
 QUIET = TraceContext()
 WRITER = TraceContext("00-" + "1" * 32 + "-" + "2" * 16 + "-01")
@@ -195,3 +198,81 @@ async def test_progress_without_anything_between_is_told_once() -> None:
         distributor.take_identities([(300 + revision, pod("x"))], revision, WRITER)
     messages = await told(subscription)
     assert [message.revision for message in messages[1:]] == [Revision(0, 4)]
+
+
+def watched(distributor: Distributor) -> dict[int, tuple[str, ...]]:
+    return {subject.identity: distributor.watchers(subject) for subject in distributor.watched_subjects()}
+
+
+def test_who_watches_what_here_and_elsewhere() -> None:
+    distributor = Distributor()
+    distributor.take_all_identities({300: pod("web"), 301: pod("db")}, 1)
+    streams = {name: distributor.subscribe(name) for name in ("node-2", "node-1")}
+    for stream in streams.values():
+        distributor.watch(stream, Watch(1, Subject(300)))
+    distributor.watched_elsewhere(
+        {"away": frozenset((Subject(300), Subject(302))), "node-1": frozenset((Subject(303),))}
+    )
+    # What is known of a node by way of the store is of no use while it is here.
+    assert watched(distributor) == {300: ("away", "node-1", "node-2"), 302: ("away",)}
+    assert distributor.watched_by("away") == {Subject(300), Subject(302)}
+    assert distributor.watched_by("node-1") == {Subject(300)}
+    # A node that leaves still has its pods, and the store has not heard of all of them.
+    distributor.unsubscribe(streams["node-1"])
+    distributor.watched_elsewhere({"node-1": frozenset()})
+    assert watched(distributor) == {300: ("node-1", "node-2")}
+    distributor.watched_is_stored("node-1")
+    distributor.watched_elsewhere({"node-1": frozenset((Subject(303),))})
+    assert watched(distributor) == {300: ("node-2",), 303: ("node-1",)}
+
+
+async def test_lines_that_move_are_told_with_the_next_entries_and_change_nothing_else() -> None:
+    distributor = Distributor()
+    distributor.take_all_identities({300: pod("web")}, 1)
+    subscription = distributor.subscribe("node-1")
+    distributor.watch(subscription, Watch(1, Subject(300)))
+    first = policy("web")
+    distributor.take_policies([first], 2, QUIET)
+    lines = {"spec.ingress[0]": 7}
+    moved = replace(
+        first, bound=replace(first.bound, policy=replace(first.bound.policy, lines=lines)), source="b.yaml"
+    )
+    distributor.take_policies([moved], 3, QUIET)
+    distributor.watch(subscription, Watch(1, Subject(300)))
+    messages = await told(subscription)
+    assert kinds(messages) == ["prefixes", "progress", "snapshot", "delta", "progress", "snapshot"]
+    last = messages[-1]
+    assert isinstance(last, Update)
+    assert (last.shared.rules[1].source, last.shared.rules[1].line) == ("b.yaml", 7)
+
+
+async def test_rules_that_go_are_named_as_long_as_deltas_refer_to_them() -> None:
+    def egress(number: int, cidr: str) -> StoredPolicy:
+        (manifest,) = parse_manifests(
+            f"""
+apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: p{number}, namespace: shop}}
+spec: {{endpointSelector: {{}}, egress: [{{toCIDR: [{cidr}]}}]}}
+"""
+        )
+        bound = BoundPolicy(manifest.policy, {"spec.egress[0]": number})
+        numbers = {"10.0.0.0/8": 0xFF0000, "10.1.0.0/16": 0xFF0001}
+        return StoredPolicy(bound, manifest.text, number, 0, {cidr: numbers[cidr]})
+
+    distributor = Distributor([egress(1, "10.0.0.0/8")], 1)
+    distributor.take_all_identities({300: pod("web")}, 1)
+    subscription = distributor.subscribe("node-1")
+    distributor.watch(subscription, Watch(1, Subject(300)))
+    # The new prefix lies in the one that the policy that goes is about: there are entries of it in between.
+    distributor.take_policies([Gone(egress(1, "10.0.0.0/8").ref, 2), egress(2, "10.1.0.0/16")], 3, QUIET)
+    messages = await told(subscription)
+    assert kinds(messages)[3:] == ["delta", "prefixes", "delta", "prefixes", "progress"]
+    named = [sorted(message.shared.rules) for message in messages if isinstance(message, Update)]
+    assert named == [[1], [1], [2]]
+    begun, ceased = messages[4], messages[6]
+    assert isinstance(begun, PrefixUpdate)
+    assert isinstance(ceased, PrefixUpdate)
+    assert begun.shared.prefixes == ((0xFF0001, PrefixUse("10.1.0.0/16", by_identity=True)),)
+    assert ceased.shared.prefixes == ((0xFF0000, PrefixUse("10.0.0.0/8")),)
+    assert distributor.policies.keys() == {egress(2, "10.1.0.0/16").ref}

@@ -91,6 +91,28 @@ async def test_what_could_not_be_saved_is_saved_later(monkeypatch: pytest.Monkey
     assert saved == [["a", "b"], ["a", "b"]]
 
 
+async def test_flushing_waits_for_what_is_being_saved() -> None:
+    saved: list[list[str]] = []
+    started, go = asyncio.Event(), asyncio.Event()
+
+    async def save(names: list[str]) -> None:
+        started.set()
+        await go.wait()
+        saved.append(names)
+
+    saver = Saver("nodes", save)
+    running = asyncio.create_task(saver.run())
+    saver.mark("a")
+    await started.wait()
+    flushing = asyncio.create_task(saver.flush())
+    await asyncio.sleep(0)
+    assert not flushing.done()
+    go.set()
+    assert await flushing
+    assert saved == [["a"]]
+    running.cancel()
+
+
 async def test_what_was_being_saved_when_it_was_cancelled_is_saved_the_last_time() -> None:
     saved: list[list[str]] = []
     started, never = asyncio.Event(), asyncio.Event()
