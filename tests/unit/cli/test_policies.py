@@ -99,8 +99,8 @@ def test_a_diff_in_lines() -> None:
         "  - denied  everything: every other peer",
         "  - denied  everything but TCP 80, ICMP, UDP: app=client in shop (301)",
         "  + allowed  ICMP type 8: app=client in shop (301)",
-        "  stays allowed  everything: 10.0.0.0/8 except 10.1.0.0/16 outside the cluster",
         "  audited  UDP 53: app=client in shop (301)",
+        "  stays allowed  everything: 10.0.0.0/8 except 10.1.0.0/16 outside the cluster",
         "and 2 more changes; --max shows more",
     ]
     nothing = policy_diff.document(policy_pb2.DiffPoliciesResponse())
