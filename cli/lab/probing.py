@@ -376,7 +376,7 @@ def _peer(lab: Lab, end: End, *, by: End | None = None) -> policy_pb2.Peer:
     from cli.explain import peer
 
     elsewhere = by is not None and by.node not in ("", end.node)
-    # What is sent to a node is not tunnelled, and without the pod's own route there it needs a node's address.
+    # What is sent to a node is not tunnelled; where pods' addresses are not routed it has the node's.
     masquerades = lab.network.masquerade and lab.network.routing == "tunnel"
     masqueraded = masquerades and by is not None and by.pod is None
     if end.node and elsewhere and (end.pod is None or masqueraded):
