@@ -25,7 +25,12 @@ from services.loader.bpf.layout import (
 )
 
 u32 = some.integers(0, 2**32 - 1)
-shapes = some.builds(DirectionShape, some.booleans(), some.booleans(), u32, u32)
+shapes = some.builds(
+    DirectionShape,
+    *(some.booleans(), some.booleans(), u32, u32, some.booleans(), some.booleans()),
+    some.integers(0, 2**16 - 1),
+    u32,
+)
 
 
 @given(some.builds(SubjectRow, u32, u32, some.integers(0, 2**64 - 1), shapes, shapes))
@@ -34,13 +39,14 @@ def test_a_subject_row_survives(row: SubjectRow) -> None:
 
 
 @given(
-    u32, u32, some.sampled_from([0, 1]), some.integers(1, 255), some.integers(0, 65535), some.integers(0, 16)
+    *(u32, u32, some.sampled_from([0, 1]), some.integers(1, 255), some.integers(0, 65535)),
+    *(some.integers(0, 16), some.sampled_from([0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 13, 14])),
 )
 def test_a_policy_key_survives(
-    instance: int, identity: int, way: int, protocol: int, port: int, length: int
+    instance: int, identity: int, way: int, protocol: int, port: int, length: int, space: int
 ) -> None:
     masked = port & ~(0xFFFF >> length) & 0xFFFF
-    key = PolicyKey(instance, identity, way, protocol, masked, length)
+    key = PolicyKey(instance, identity, way, protocol, masked, length, space)
     assert PolicyKey.unpack(key.pack()) == key
 
 
@@ -51,8 +57,8 @@ def test_rows_and_values_survive() -> None:
         assert EndpointRow.unpack(each.pack()) == each
     for value in (IpcacheValue(2), IpcacheValue(300, "172.31.0.2", 4)):
         assert IpcacheValue.unpack(value.pack()) == value
-    entry = PolicyValue(True, 9, 8080, 3, 4)
-    assert PolicyValue.unpack(entry.pack()) == entry
+    for entry in (PolicyValue(True, 9, 8080, 3, 4), PolicyValue(passes=True, order=1000 << 16 | 7)):
+        assert PolicyValue.unpack(entry.pack()) == entry
 
 
 @pytest.mark.parametrize(
@@ -62,6 +68,8 @@ def test_rows_and_values_survive() -> None:
         ((1, 1, 0, 6, 80, 8), "port 80 has bits beyond its prefix of 8"),
         ((1, 1, 0, 0, 80, 16), "a port needs a protocol"),
         ((1, 1, 2, 6, 80, 16), "direction is 2"),
+        ((1, 1, 0, 6, 80, 16, 3), "space is 3"),
+        ((1, 1, 0, 6, 80, 16, 16), "space is 16"),
     ],
 )
 def test_an_impossible_policy_key_is_refused(fields: tuple[int, ...], message: str) -> None:
@@ -130,3 +138,17 @@ def test_a_shape_names_what_there_is() -> None:
     egress = direction_shape(entries, Direction.EGRESS, enforced=False)
     assert egress == DirectionShape(False, False, SHAPE_ANY_PROTOCOL, 0)
     assert direction_shape([], Direction.EGRESS, enforced=True) == DirectionShape(enforced=True)
+
+
+def test_a_shape_tells_entries_of_other_spaces_apart() -> None:
+    entries = [
+        (PolicyKey(1, 300, Direction.INGRESS, 6, 80, 16), PolicyValue()),
+        (PolicyKey(1, 0, Direction.INGRESS, 0, space=1), PolicyValue(deny=True)),
+        (PolicyKey(1, 0xFF0001, Direction.INGRESS, 6, 1024, 6, space=14), PolicyValue(passes=True)),
+        (PolicyKey(1, 300, Direction.EGRESS, 17, space=2), PolicyValue()),
+    ]
+    ingress = direction_shape(entries, Direction.INGRESS, enforced=False, audit_enforced=True)
+    others = {"spaces": 1 << 1 | 1 << 14, "other_shapes": SHAPE_ANY_PROTOCOL | 1 << 6}
+    assert ingress == DirectionShape(False, False, 1 << 16, 0, audit_enforced=True, **others)
+    egress = direction_shape(entries, Direction.EGRESS, enforced=False)
+    assert egress == DirectionShape(spaces=1 << 2, other_shapes=1)
