@@ -17,8 +17,6 @@ from services.policy.engine import (
     Event,
     IdentityDelete,
     IdentityPut,
-    PolicyDelete,
-    PolicyPut,
     PortsPut,
     PrefixDelete,
     PrefixPut,
@@ -27,12 +25,14 @@ from services.policy.engine import (
     SubjectRemove,
 )
 from services.policy.entries import SubjectPolicy, judge
-from services.policy.groups import bind
+from services.policy.groups import literal_prefixes
+from services.policy.in_force import InForce, Steps
 from services.policy.manifest import parse_manifests
 from services.policy.prefixes import PrefixUse
 from services.policy.resolve import BoundPolicy, resolve
-from services.policy.rules import CidrPeer, Direction, NamedPort, Policy, PolicyRef, Protocol
+from services.policy.rules import Direction, NamedPort, Policy, PolicyRef, Protocol
 from services.policy.selector import Labels
+from services.policy.stored import Gone, StoredPolicy
 from tests.policy_model.cluster import Cluster, Connection, End, Pod
 from tests.policy_model.model import Verdict
 from tests.policy_model.replica import Packet, PolicyMap, Prefixes, check_transition
@@ -77,16 +77,12 @@ class Deployment:
     engine: Engine = field(default_factory=Engine)
     maps: dict[Subject, PolicyMap] = field(default_factory=dict)
     prefixes: Prefixes = field(default_factory=Prefixes)
-    policies: dict[PolicyRef, Policy] = field(default_factory=dict)
-    groups: dict[str, Policy] = field(default_factory=dict)
-    _members: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    _cookies: dict[PolicyRef, dict[str, int]] = field(default_factory=dict)
-    _bound: dict[PolicyRef, BoundPolicy] = field(default_factory=dict)
+    documents: InForce = field(default_factory=InForce)
+    _texts: dict[PolicyRef, str] = field(default_factory=dict)
     _identities: dict[Labels, int] = field(default_factory=dict)
     _pods: dict[str, Pod] = field(default_factory=dict)
     _subjects: dict[str, Subject] = field(default_factory=dict)
     _ports: dict[int, frozenset[NamedPort]] = field(default_factory=dict)
-    _uses: dict[str, PrefixUse] = field(default_factory=dict)
     _numbers: dict[str, int] = field(default_factory=lambda: dict(WELL_KNOWN_PREFIXES))
     _checked: dict[str, SubjectPolicy] = field(default_factory=dict)
     _last_cookie: int = 0
@@ -106,26 +102,22 @@ class Deployment:
         text = "\n---\n".join(json.dumps(document) for document in documents)
         self.apply_text(text, deletes)
 
-    def apply_text(self, text: str, deletes: Iterable[PolicyRef] = ()) -> tuple[PolicyRef, ...]:
-        """The same with manifests as text. Returns what they name."""
-        manifests = parse_manifests(text) if text.strip() else []
-        policies, members, groups = dict(self.policies), dict(self._members), dict(self.groups)
-        for ref in deletes:
-            policies.pop(ref, None)
-            if groups.pop(ref.name if ref.kind == "CiliumCIDRGroup" else "", None) is not None:
-                del members[ref.name]
-        for manifest in manifests:
-            ref = manifest.policy.ref
-            if manifest.group is not None:
-                groups[ref.name] = manifest.policy
-                members[ref.name] = manifest.group
+    def apply_text(self, text: str, deletes: Iterable[PolicyRef] = ()) -> None:
+        """The same with manifests as text."""
+        changes: list[StoredPolicy | Gone] = [Gone(ref, 0) for ref in deletes]
+        for manifest in parse_manifests(text) if text.strip() else ():
+            policy, ref = manifest.policy, manifest.policy.ref
+            if self._texts.get(ref) == manifest.text:
                 continue
-            if policies.get(ref) != manifest.policy:
-                self._cookies[ref] = self._new_cookies(manifest.policy)
-            policies[ref] = manifest.policy
-        self.policies, self._members, self.groups = policies, members, groups
-        self._rebind()
-        return tuple(manifest.policy.ref for manifest in manifests)
+            self._texts[ref] = manifest.text
+            named = literal_prefixes(policy, manifest.group)
+            bound = BoundPolicy(policy, self._new_cookies(policy))
+            numbers = {cidr: self._number(cidr) for cidr in named}
+            changes.append(StoredPolicy(bound, manifest.text, 0, 0, numbers, group=manifest.group))
+        for change in changes:
+            if isinstance(change, Gone):
+                self._texts.pop(change.ref, None)
+        self._follow(self.documents.take(changes))
 
     def _new_cookies(self, policy: Policy) -> dict[str, int]:
         cookies = {}
@@ -134,66 +126,45 @@ class Deployment:
             cookies[rule.path] = self._last_cookie
         return cookies
 
-    def _rebind(self) -> None:
-        """Bring what the engine has in line: prefixes that are new, then policies, then prefixes that go."""
-        bound = {
-            ref: BoundPolicy(bind(policy, self._members), self._cookies[ref])
-            for ref, policy in self.policies.items()
-        }
-        wanted = _uses(bound.values())
-        both = {
-            cidr: PrefixUse(
-                cidr,
-                any(uses[cidr].by_identity for uses in (self._uses, wanted) if cidr in uses),
-                any(uses[cidr].by_address for uses in (self._uses, wanted) if cidr in uses),
-            )
-            for cidr in {*self._uses, *wanted}
-        }
-        self._put_prefixes(both)
-        events: list[Event] = [PolicyDelete(ref) for ref in self._bound if ref not in bound]
-        events += [PolicyPut(item) for ref, item in bound.items() if self._bound.get(ref) != item]
-        self._bound = bound
-        self._apply(events)
-        self._drop_prefixes(wanted)
+    def _number(self, cidr: str) -> int:
+        """That of a prefix which stands in documents, or a new one as of the identity service."""
+        known = self.documents.number_of(cidr) or self._numbers.get(cidr)
+        if known is None:
+            self._last_prefix += 1
+            known = self._last_prefix
+        self._numbers[cidr] = known
+        return known
 
-    def _put_prefixes(self, wanted: dict[str, PrefixUse]) -> None:
-        """Number prefixes and have entries made for them; only then they mean anything to nodes."""
-        events: list[Event] = []
-        for cidr, use in wanted.items():
-            if self._uses.get(cidr) == use:
-                continue
-            if cidr not in self._numbers:
-                self._last_prefix += 1
-                self._numbers[cidr] = self._last_prefix
-            events.append(PrefixPut(self._numbers[cidr], cidr, use.by_identity, use.by_address))
+    def _follow(self, steps: Steps) -> None:
+        """Give the engine and nodes what a change of documents means, in its order."""
         before = self._all_verdicts()
-        self._apply(events)
-        self._uses = wanted
+        self._apply(steps.known)
         assert self._all_verdicts() == before, "a prefix changed verdicts before it took effect"
-        self._publish(wanted)
+        self._tell(steps.begin)
         assert self._all_verdicts() == before, "a prefix changed verdicts although no policy names it yet"
-
-    def _drop_prefixes(self, wanted: dict[str, PrefixUse]) -> None:
+        self._apply(steps.policies)
         before = self._all_verdicts()
-        self._publish(wanted)
+        self._tell(steps.cease)
         assert self._all_verdicts() == before, "verdicts changed with a prefix that no policy names any more"
-        events: list[Event] = []
-        for cidr, use in self._uses.items():
-            if cidr not in wanted:
-                events.append(PrefixDelete(self._numbers[cidr]))
-                if cidr not in WELL_KNOWN_PREFIXES:
-                    del self._numbers[cidr]
-            elif wanted[cidr] != use:
-                now = wanted[cidr]
-                events.append(PrefixPut(self._numbers[cidr], cidr, now.by_identity, now.by_address))
-        self._apply(events)
-        self._uses = wanted
+        self._apply(steps.forgotten)
         assert self._all_verdicts() == before, "verdicts changed with entries for a prefix that is gone"
-
-    def _publish(self, wanted: Mapping[str, PrefixUse]) -> None:
-        self.prefixes.known = {
-            cidr: (self._numbers[cidr], use.by_identity, use.by_address) for cidr, use in wanted.items()
+        self._numbers = {
+            cidr: number
+            for cidr, number in self._numbers.items()
+            if cidr in WELL_KNOWN_PREFIXES or self.documents.number_of(cidr) is not None
         }
+
+    def _tell(self, prefixes: Iterable[tuple[int, PrefixUse]]) -> None:
+        """Tell nodes how prefixes are in use from now on, by their text."""
+        for number, use in prefixes:
+            if use.by_identity or use.by_address:
+                self.prefixes.known[use.cidr] = number, use.by_identity, use.by_address
+            else:
+                del self.prefixes.known[use.cidr]
+
+    @property
+    def policies(self) -> Iterable[PolicyRef]:
+        return self.documents.policies
 
     # -- pods and identities
 
@@ -375,8 +346,10 @@ class Deployment:
         for reserved, number in RESERVED.items():
             identities[number] = Labels([f"reserved:{reserved[1:]}"])
         identities[WORLD] = Labels(["reserved:world"])
-        numbered = {self._numbers[cidr]: use for cidr, use in self._uses.items()}
-        return resolve(self._bound.values(), identities, labels, subject.ports, self._ports, numbered)
+        policies = [stored.bound for stored in self.documents.policies.values()]
+        numbered = self.documents.prefixes()
+        assert dict(self.engine.prefixes) == numbered
+        return resolve(policies, identities, labels, subject.ports, self._ports, numbered)
 
     def packet(self, connection: Connection, direction: str) -> Packet:
         other = connection.source if direction == "ingress" else connection.destination
@@ -414,24 +387,6 @@ def _labels(cluster: Cluster, pod: Pod) -> Labels:
 
 def _ports(pod: Pod) -> tuple[NamedPort, ...]:
     return tuple(sorted(NamedPort(port.name, PROTOCOLS[port.protocol], port.number) for port in pod.ports))
-
-
-def _uses(policies: Iterable[BoundPolicy]) -> dict[str, PrefixUse]:
-    """Every prefix that bound policies name, and how."""
-    found: dict[str, PrefixUse] = {}
-    for bound in policies:
-        for rule in bound.policy.rules():
-            for peer in rule.peers:
-                if not isinstance(peer, CidrPeer):
-                    continue
-                for cidr in (peer.cidr, *peer.excepts):
-                    old = found.get(cidr, PrefixUse(cidr))
-                    found[cidr] = PrefixUse(
-                        cidr,
-                        by_identity=old.by_identity or not peer.by_address,
-                        by_address=old.by_address or peer.by_address,
-                    )
-    return found
 
 
 def _difference(state: SubjectPolicy, held: PolicyMap) -> str:
