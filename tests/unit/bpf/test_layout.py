@@ -148,7 +148,11 @@ def test_a_shape_tells_entries_of_other_spaces_apart() -> None:
         (PolicyKey(1, 300, Direction.EGRESS, 17, space=2), PolicyValue()),
     ]
     ingress = direction_shape(entries, Direction.INGRESS, enforced=False, audit_enforced=True)
-    others = {"spaces": 1 << 1 | 1 << 14, "other_shapes": SHAPE_ANY_PROTOCOL | 1 << 6}
-    assert ingress == DirectionShape(False, False, 1 << 16, 0, audit_enforced=True, **others)
+    assert ingress == DirectionShape(
+        identity_shapes=1 << 16,
+        audit_enforced=True,
+        spaces=1 << 1 | 1 << 14,
+        other_shapes=SHAPE_ANY_PROTOCOL | 1 << 6,
+    )
     egress = direction_shape(entries, Direction.EGRESS, enforced=False)
     assert egress == DirectionShape(spaces=1 << 2, other_shapes=1)
