@@ -204,6 +204,32 @@ async def test_a_replica_that_is_killed_leaves_its_nodes_to_the_other(pair: Pair
     assert not (await listed(second))["node-a"].subscribed
 
 
+async def test_a_replica_that_is_killed_amid_changes_loses_nothing(pair: Pair) -> None:
+    first, second = pair.stubs
+    promises = Promises(target=30)
+    async with Loader(second, "node-b") as other:
+        watched = await watch_everything(other, pair.identities, "amid")
+        async with Loader(first, "node-a") as loader:
+            await watch_everything(loader, pair.identities, "amid")
+            one_by_one = [churn(worker, 5, "amid", first, pair.identities, promises) for worker in (0, 2, 4)]
+            dying = [asyncio.create_task(work) for work in one_by_one]
+            lasting = [asyncio.create_task(churn(1, 5, "amid", second, pair.identities, promises, rounds=25))]
+            await asyncio.wait_for(promises.enough.wait(), WATCH_SECONDS)
+            pair.processes[0].kill()
+            await asyncio.gather(*dying, *lasting)
+        await promises.check(second)
+        await agrees(other, watched, second, pair.identities)
+        async with Loader(second, "node-a") as again:
+            watched = await watch_everything(again, pair.identities, "amid")
+            await agrees(again, watched, second, pair.identities)
+            assert again.prefixes == other.prefixes
+            entries = [
+                {number: state.entries for number, state in loader.subjects.items()}
+                for loader in (again, other)
+            ]
+            assert entries[0] == entries[1]
+
+
 async def test_nodes_of_a_replica_that_is_gone_are_not_subscribed(pair: Pair) -> None:
     first, second = pair.stubs
     async with Loader(first, "node-a"):
