@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
@@ -47,6 +48,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Numbers for label sets that no identity stands for; beyond what identities can have.
 _SENDER, _RECEIVER = 1 << 24, (1 << 24) + 1
 MAX_CHANGES = 1000
+# What a manifest has that names a CIDR group; few do, and the others need not be read again.
+_NAMES_GROUP = re.compile("cidr_?group", re.IGNORECASE)
 MAX_ICMP_TYPE = 255
 
 
@@ -88,6 +91,7 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
         if not distributor.identities_known:
             raise problems.identities_unknown()
         planned = await self._store.apply(manifests, dry_run=True)
+        universe = await self._known()
         before = present(distributor.policies)
         after = changed(
             distributor.policies,
@@ -99,7 +103,6 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
         prefixes = number_prefixes(after.bound.values(), distributor.number_of_prefix)
         asked = self._connections(request, prefixes)
         engine, revision = distributor.engine, distributor.revision
-        universe = self._known()
         cluster = Cluster(
             universe,
             {number: engine.ports_of(number) for number in universe.identities if engine.ports_of(number)},
@@ -142,11 +145,12 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             page_token=request.page_token,
             scope=scope,
         )
+        universe = await self._known()
         situation = Situation(
             dict(distributor.policies),
             dict(distributor.groups),
             _stated,
-            self._known(),
+            universe,
             self._watchers(),
             {node.name: node for node in self._enforcement.nodes()},
             time.time_ns(),
@@ -228,13 +232,13 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
 
     # -- what there is
 
-    def _known(self) -> Universe:
+    async def _known(self) -> Universe:
         """The identities there are, indexed once for each of their revisions."""
         engine, revision = self._distributor.engine, self._distributor.revision
         if self._universe is None or self._universe[0].identity != revision.identity:
             labels = {number: engine.labels(number) for number in engine.identities()}
             found = {number: held for number, held in labels.items() if held is not None}
-            self._universe = revision, Universe(found)
+            self._universe = revision, await asyncio.to_thread(Universe, found)
         return self._universe[1]
 
     def _watchers(self) -> dict[Subject, tuple[str, ...]]:
@@ -328,7 +332,7 @@ def _address(text: str, field: str) -> str:
 
 def _stated(stored: StoredPolicy) -> Policy:
     """A policy as its manifest has it, with the groups that it names."""
-    if "group" not in stored.manifest.lower():
+    if not _NAMES_GROUP.search(stored.manifest):
         return stored.bound.policy
     return load_stored(stored.manifest)
 
