@@ -42,7 +42,9 @@ async def build(context: ServiceContext[PolicySettings]) -> AsyncIterator[None]:
     channel = await context.stack.enter_async_context(open_channel(settings.identity_target, retry=False))
     identities = identity_pb2_grpc.IdentityServiceStub(channel)
     follower = IdentityFollower(identities, distributor, settings.identity_target)
-    prefixes = PrefixNumbers(identities, distributor.number_of_prefix, settings.identity_target)
+    prefixes = PrefixNumbers(
+        identities, distributor.number_of_prefix, distributor.prefix_of_number, settings.identity_target
+    )
     context.server.add(
         policy_pb2_grpc.add_PolicyServiceServicer_to_server,
         PolicyApi(store, nodes, prefixes, distributor, replica.enforcement),

@@ -219,6 +219,10 @@ class Distributor:
         """The number of a prefix that stands in some policy or group."""
         return self._in_force.number_of(cidr)
 
+    def prefix_of_number(self, number: int) -> str | None:
+        """The prefix that has this number in some policy or group."""
+        return self._in_force.prefix_of(number)
+
     # -- what happens to policies and identities
 
     def take_policies(

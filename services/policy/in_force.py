@@ -51,6 +51,7 @@ class InForce:
         # How many documents give a prefix its number, and how many policies use it (by identity, by address).
         self._numbers: dict[str, tuple[int, int]] = {}
         self._uses: dict[str, list[int]] = {}
+        self._cidrs: dict[int, str] = {}
 
     @property
     def members(self) -> Mapping[str, tuple[str, ...]]:
@@ -61,6 +62,10 @@ class InForce:
         """The number of a prefix that stands in some document."""
         held = self._numbers.get(cidr)
         return held[0] if held is not None else None
+
+    def prefix_of(self, number: int) -> str | None:
+        """The prefix that has a number in some document."""
+        return self._cidrs.get(number)
 
     def prefixes(self) -> dict[int, PrefixUse]:
         """Every prefix in use, by number."""
@@ -166,6 +171,7 @@ class InForce:
             self._note(cidr, touched)
             held = self._numbers.get(cidr, (number, 0))
             self._numbers[cidr] = held[0], held[1] + 1
+            self._cidrs[held[0]] = cidr
 
     def _release(self, stored: StoredPolicy, touched: _Touched) -> None:
         for cidr in stored.prefixes:
@@ -175,6 +181,7 @@ class InForce:
                 self._numbers[cidr] = number, holders - 1
             else:
                 del self._numbers[cidr]
+                self._cidrs.pop(number, None)
 
     def _count(self, bound: BoundPolicy, step: int, touched: _Touched) -> None:
         for cidr, by_address in prefix_uses(bound.policy):

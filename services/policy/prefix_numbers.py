@@ -30,13 +30,20 @@ def is_prefix_number(number: int) -> bool:
 
 
 class PrefixNumbers:
-    """Numbers for prefixes in canonical text. `known` has those that stand in policies already."""
+    """Numbers for prefixes in canonical text. `known` has those that stand in policies already, and `owner`
+    says which prefix a number is of there.
+    """
 
     def __init__(
-        self, stub: IdentityServiceAsyncStub, known: Callable[[str], int | None], target: str
+        self,
+        stub: IdentityServiceAsyncStub,
+        known: Callable[[str], int | None],
+        owner: Callable[[int], str | None],
+        target: str,
     ) -> None:
         self._stub = stub
         self._known = known
+        self._owner = owner
         self._target = target
 
     async def of(self, prefixes: Iterable[str]) -> dict[str, int]:
@@ -62,7 +69,11 @@ class PrefixNumbers:
                 if isinstance(failure, Unavailable | DeadlineExceeded):
                     raise problems.prefixes_unresolved(new, str(failure)) from None
                 raise failure from None
-            found.update(
-                (prefix, identity.id) for prefix, identity in zip(chunk, answer.identities, strict=True)
-            )
+            for prefix, identity in zip(chunk, answer.identities, strict=True):
+                owner = self._owner(identity.id)
+                if owner not in (None, prefix):
+                    # Only a service that has lost its store gives a number away twice.
+                    why = f"it gives {identity.id} to {prefix}, which policies have for {owner}"
+                    raise problems.prefixes_unresolved(new, f"{why}; restore its store")
+                found[prefix] = identity.id
         return found

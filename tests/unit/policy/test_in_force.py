@@ -90,6 +90,7 @@ def test_a_prefix_is_known_before_it_begins_and_ceases_before_it_is_forgotten() 
         policies=(PolicyPut(policy.bound),),
     )
     assert documents.prefixes() == {NUMBERS[TEN]: use}
+    assert documents.prefix_of(NUMBERS[TEN]) == TEN
     assert documents.take([Gone(policy.ref, 2)]) == Steps(
         policies=(PolicyDelete(policy.ref),),
         cease=((NUMBERS[TEN], PrefixUse(TEN)),),
@@ -97,6 +98,7 @@ def test_a_prefix_is_known_before_it_begins_and_ceases_before_it_is_forgotten() 
     )
     assert documents.prefixes() == {}
     assert documents.number_of(TEN) is None
+    assert documents.prefix_of(NUMBERS[TEN]) is None
 
 
 def test_a_use_that_replaces_another_overlaps_with_it() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import grpc
@@ -39,8 +40,9 @@ class Identities:
         )
 
 
-def numbers(stub: Any, **known: int) -> PrefixNumbers:
-    return PrefixNumbers(stub, {"10.0.0.0/8": 0xFF0007, **known}.get, "unix:/nowhere")
+def numbers(stub: Any, taken: Mapping[int, str] | None = None) -> PrefixNumbers:
+    known = {"10.0.0.0/8": 0xFF0007}
+    return PrefixNumbers(stub, known.get, dict(taken or {}).get, "unix:/nowhere")
 
 
 async def test_only_new_prefixes_are_asked_for_and_each_once() -> None:
@@ -75,6 +77,14 @@ async def test_an_identity_service_that_is_away_is_told_as_such() -> None:
         await numbers(stub).of(["192.0.2.0/24"])
     assert caught.value.reason == "PREFIXES_UNRESOLVED"
     assert caught.value.metadata == {"prefixes": "192.0.2.0/24"}
+
+
+async def test_a_number_that_policies_have_for_another_prefix_is_not_taken() -> None:
+    with pytest.raises(Unavailable, match=r"which policies have for 198\.18\.0\.0/15; restore its store"):
+        await numbers(Identities(), {0xFF0000: "198.18.0.0/15"}).of(["192.0.2.0/24"])
+    assert await numbers(Identities(), {0xFF0000: "192.0.2.0/24"}).of(["192.0.2.0/24"]) == {
+        "192.0.2.0/24": 0xFF0000
+    }
 
 
 async def test_a_refusal_is_passed_on() -> None:
