@@ -17,20 +17,11 @@ from hypothesis import strategies as st
 from services.policy.engine import MANY, Engine
 from services.policy.rules import PolicyRef
 from tests.policy_model.cluster import RESERVED_ENDS, Cluster, Connection
-from tests.policy_model.generators import (
-    KINDS,
-    OUTSIDE,
-    Step,
-    bundles,
-    clusters,
-    has_order,
-    key_of,
-    reordered,
-    steps,
-)
+from tests.policy_model.generators import KINDS, Step, bundles, clusters, has_order, key_of, reordered, steps
 from tests.policy_model.harness import Deployment
 from tests.policy_model.model import Model, Verdict
 from tests.policy_model.replica import Packet
+from tests.policy_model.vocabulary import OUTSIDE
 
 EXAMPLES = int(os.environ.get("FIMBRIA_MODEL_EXAMPLES", "20"))
 # Every border of the generators' ranges, from both sides, and every declared port.
