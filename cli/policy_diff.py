@@ -133,7 +133,7 @@ def lines(told: dict[str, Any], deleted: Iterable[str] = ()) -> list[str]:
         found.append(f"{direction} of {labels_text(labels)} (identity {number}, {where}):")
         found += [f"  {line}" for line in _subject_lines(items)]
     if told["omitted"]:
-        found.append(f"and {told['omitted']} more changes; --max shows more")
+        found.append(f"and {told['omitted']} more changes; --max, or less at once, shows more")
     if not subjects and not told["omitted"]:
         found.append("no verdict changes")
     if "flows" in told:

@@ -8,7 +8,6 @@ import re
 import time
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
-from itertools import islice
 from typing import Any, TypeAlias
 
 import grpc
@@ -48,6 +47,8 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 # Numbers for label sets that no identity stands for; beyond what identities can have.
 _SENDER, _RECEIVER = 1 << 24, (1 << 24) + 1
 MAX_CHANGES = 1000
+# As many peers as an answer names at most, more or less: clients take messages of 4 MiB.
+MAX_NAMED = 20_000
 # What a manifest has that names a CIDR group; few do, and the others need not be read again.
 _NAMES_GROUP = re.compile("cidr_?group", re.IGNORECASE)
 MAX_ICMP_TYPE = 255
@@ -261,11 +262,15 @@ def _diff(
 ) -> tuple[pb.DiffPoliciesResponse, list[Subject]]:
     """The answer with the changes filled in, and the subject of each."""
     changes = diff(World(before.bound), World(after.bound), cluster)
-    subjects = []
-    for change in islice(changes, limit):
+    subjects: list[Subject] = []
+    named = 0
+    for change in changes:
+        named += len(change.peers)
+        if len(subjects) == limit or (subjects and named > MAX_NAMED):
+            answer.omitted = 1 + sum(1 for _ in changes)
+            break
         answer.changes.append(change_message(change, _labels(change, cluster.universe)))
         subjects.append(change.subject)
-    answer.omitted = sum(1 for _ in changes)
     old, new = Explainer(before.bound.values(), prefixes[0]), Explainer(after.bound.values(), prefixes[1])
     touched = _Touched(before, after)
     told: dict[object, tuple[bool, tuple[Verdict, Verdict]]] = {}

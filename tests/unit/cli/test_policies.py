@@ -101,7 +101,7 @@ def test_a_diff_in_lines() -> None:
         "  + allowed  ICMP type 8: app=client in shop (301)",
         "  audited  UDP 53: app=client in shop (301)",
         "  stays allowed  everything: 10.0.0.0/8 except 10.1.0.0/16 outside the cluster",
-        "and 2 more changes; --max shows more",
+        "and 2 more changes; --max, or less at once, shows more",
     ]
     nothing = policy_diff.document(policy_pb2.DiffPoliciesResponse())
     assert not policy_diff.differs(nothing) and policy_diff.lines(nothing) == ["no verdict changes"]
