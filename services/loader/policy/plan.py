@@ -156,14 +156,14 @@ def plan(
     touched: Collection[EntryKey] | None = None,
     whole: bool = False,
     judged_again: bool = False,
-    dormant: Callable[[int], bool] = lambda identity: False,
+    dormant: Callable[[int, bool], bool] = lambda identity, by_address: False,
 ) -> Plan | None:
     """The writes that make the kernel hold ``wanted``; None when it does already.
 
     ``whole``: whatever changes verdicts comes into force at once. ``judged_again``: so are established
-    connections. ``dormant`` tells of an identity whether no packet can have it, until the plan has been
-    executed. ``fresh_instance`` and ``fresh_epoch`` have never been used before; the plan's target says
-    which of them it took.
+    connections. ``dormant`` tells of an identity, or of a number by address, whether no packet can have it
+    until the plan has been executed. ``fresh_instance`` and ``fresh_epoch`` have never been used before; the
+    plan's target says which of them it took.
     """
     if current is None:
         target = _target(wanted, fresh_instance, fresh_epoch, shape_of(wanted.entries))
@@ -213,21 +213,23 @@ def _effect(
     wanted: SubjectState,
     puts: tuple[tuple[EntryKey, EntryValue], ...],
     removals: tuple[EntryKey, ...],
-    dormant: Callable[[int], bool],
+    dormant: Callable[[int, bool], bool],
 ) -> tuple[bool, bool]:
     """Whether the change lets more pass, and whether it lets less pass; both where that is not plain."""
     widens = narrows = False
     for key, value in puts:
         before = current.entries.get(key)
-        if key.audit or (before is not None and before.says_the_same(value)) or dormant(key.identity):
-            continue  # only the rule that is named changes, or what is reported, or nothing at all
+        if key.audit or dormant(key.identity, key.by_address):
+            continue  # only what is reported changes, or nothing at all
+        if before is not None and before.says_the_same(value):
+            continue  # only the rule that is named changes
         if value.passes or (before is not None and (before.passes or before.order != value.order)):
             return True, True
         # An entry that changes its mind in its place is one that goes and one that comes, of one effect.
         widens, narrows = widens or not value.deny, narrows or value.deny
     for key in removals:
         before = current.entries[key]
-        if key.audit or dormant(key.identity):
+        if key.audit or dormant(key.identity, key.by_address):
             continue
         if before.passes:
             return True, True

@@ -63,12 +63,12 @@ class PrefixTable:
         self._wanted: dict[str, Prefix] = {}
         self._numbers: dict[int, str] = {}
         self._waiting: set[str] = set()
-        # By number, in how many uses it is in force.
-        self._uses = Counter([*identities.values(), *addresses.values()])
+        self._in_force = Counter((number, False) for number in identities.values())
+        self._in_force.update((number, True) for number in addresses.values())
 
-    def in_force(self, number: int) -> bool:
-        """Whether the prefix of a number may have begun to take effect, in either use."""
-        return number in self._uses
+    def in_force(self, number: int, *, by_address: bool) -> bool:
+        """Whether the prefix of a number may have begun to take effect, in that use."""
+        return (number, by_address) in self._in_force
 
     @property
     def waiting(self) -> int:
@@ -98,9 +98,9 @@ class PrefixTable:
         for cidr in gone | named.keys():
             by_identity, by_address = self._numbers_wanted(cidr)
             # Another number replaces the one in force when it may; no number ends it.
-            if by_identity is None and self._end(self._identities, cidr):
+            if by_identity is None and self._end(cidr, by_address=False):
                 identities[cidr] = None
-            if by_address is None and self._end(self._addresses, cidr):
+            if by_address is None and self._end(cidr, by_address=True):
                 addresses[cidr] = None
             if (self._identities.get(cidr), self._addresses.get(cidr)) == (by_identity, by_address):
                 self._waiting.discard(cidr)
@@ -114,30 +114,31 @@ class PrefixTable:
         addresses: dict[str, int | None] = {}
         for cidr in self._waiting:
             by_identity, by_address = self._numbers_wanted(cidr)
-            if by_identity is not None and self._begin(self._identities, cidr, by_identity):
+            if by_identity is not None and self._begin(cidr, by_identity, by_address=False):
                 identities[cidr] = by_identity
-            if by_address is not None and self._begin(self._addresses, cidr, by_address):
+            if by_address is not None and self._begin(cidr, by_address, by_address=True):
                 addresses[cidr] = by_address
         self._waiting.clear()
         return PrefixChanges(identities, addresses)
 
-    def _begin(self, force: dict[str, int], cidr: str, number: int) -> bool:
+    def _begin(self, cidr: str, number: int, *, by_address: bool) -> bool:
         """Returns whether it was not in force by that number."""
+        force = self._addresses if by_address else self._identities
         if force.get(cidr) == number:
             return False
-        self._end(force, cidr)
+        self._end(cidr, by_address=by_address)
         force[cidr] = number
-        self._uses[number] += 1
+        self._in_force[number, by_address] += 1
         return True
 
-    def _end(self, force: dict[str, int], cidr: str) -> bool:
+    def _end(self, cidr: str, *, by_address: bool) -> bool:
         """Returns whether it was in force."""
-        number = force.pop(cidr, None)
+        number = (self._addresses if by_address else self._identities).pop(cidr, None)
         if number is None:
             return False
-        self._uses[number] -= 1
-        if not self._uses[number]:
-            del self._uses[number]
+        self._in_force[number, by_address] -= 1
+        if not self._in_force[number, by_address]:
+            del self._in_force[number, by_address]
         return True
 
     def _numbers_wanted(self, cidr: str) -> tuple[int | None, int | None]:

@@ -63,9 +63,11 @@ class PolicyPrefixes:
         """Why the kernel does not hold what it is to hold; empty when it does."""
         return self._error or self._identities.prefix_problem()
 
-    def dormant(self, number: int) -> bool:
-        """Whether a number is that of a prefix that has no effect: no packet is about it."""
-        return number >= FIRST_NUMBER and not self._table.in_force(number) and not self.problem
+    def dormant(self, number: int, by_address: bool) -> bool:
+        """Whether a number is that of a prefix that has no effect in that use: no packet is about it."""
+        if number < FIRST_NUMBER or self._table.in_force(number, by_address=by_address):
+            return False
+        return not self.problem
 
     def labels(self, number: int) -> tuple[str, ...]:
         """The labels of the identity of a prefix that policies refer to; empty for any other."""

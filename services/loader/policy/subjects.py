@@ -84,7 +84,7 @@ class Counter(Protocol):
 
 class SubjectTable:
     """All subjects of the node. ``later(seconds, call)`` runs a call after a while; ``dormant`` tells of an
-    identity whether no packet can have it.
+    identity, or of a number by address, whether no packet can have it.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class SubjectTable:
         self._epochs = epochs
         self._numbers = numbers
         self._later = later
-        self.dormant: Callable[[int], bool] = lambda identity: False
+        self.dormant: Callable[[int, bool], bool] = lambda identity, by_address: False
         self._by_number: dict[int, Subject] = {}
         self._by_key: dict[SubjectKey, Subject] = {}
         self._host: Subject | None = None

@@ -194,15 +194,16 @@ async def test_entries_about_a_prefix_are_written_in_place_while_it_is_not_in_fo
 async def test_a_prefix_that_could_not_be_ended_is_not_taken_for_dormant(loader: Loader) -> None:
     loader.service.say(prefixes(BOTH, whole=True))
     await loader.told(1)
-    assert not loader.prefixes.dormant(N1) and loader.prefixes.dormant(N2 + 1)
-    assert not loader.prefixes.dormant(300)
+    dormant = loader.prefixes.dormant
+    assert not dormant(N1, False) and dormant(N1, True) and dormant(N2 + 1, False)
+    assert not dormant(300, False)
     loader.kernel.fail = {"write_ipcache"}
     loader.service.say(prefixes(deletes=[TEN]))
     await until(lambda: bool(loader.prefixes.problem))
-    assert not loader.prefixes.dormant(N1)
+    assert not dormant(N1, False)
     loader.kernel.fail = set()
     await loader.told(2)
-    assert loader.prefixes.dormant(N1)
+    assert dormant(N1, False)
 
 
 async def test_a_prefix_ends_before_what_is_said_next(loader: Loader) -> None:
@@ -421,4 +422,6 @@ def test_after_a_release_exactly_what_was_named_is_in_force(
         for each in wanted.values():
             assert table.cidr(each.number) == each.cidr
         for number in range(N1, N1 + len(CIDRS)):
-            assert table.in_force(number) == (number in {*force[0].values(), *force[1].values()})
+            for by_address in (False, True):
+                there = number in force[by_address].values()
+                assert table.in_force(number, by_address=by_address) == there
