@@ -9,7 +9,7 @@ import pytest
 
 from services.chassis.errors import Aborted
 from services.chassis.telemetry import TraceContext
-from services.policy import distribution
+from services.policy import stream as stream_module
 from services.policy.distribution import (
     Distributor,
     Message,
@@ -179,7 +179,7 @@ async def test_ending_a_stream_answers_what_waits_and_a_later_one_starts_afresh(
 
 
 async def test_a_node_that_does_not_read_is_sent_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distribution, "MAX_WAITING", 4)
+    monkeypatch.setattr(stream_module, "MAX_WAITING", 4)
     distributor = Distributor()
     distributor.take_all_identities({300: pod("web")}, 1)
     subscription = distributor.subscribe("node-1")
