@@ -6,8 +6,10 @@ from __future__ import annotations
 import asyncio
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
+from itertools import accumulate
 from typing import Any, TypeAlias
 
 import grpc
@@ -15,7 +17,7 @@ from fimbria.policy.v1 import policy_pb2 as pb
 from fimbria.policy.v1 import policy_pb2_grpc
 from fimbria.types.v1 import types_pb2
 
-from services.chassis.paging import page
+from services.chassis.paging import Page, page
 from services.policy import problems
 from services.policy.convert import (
     applied_message,
@@ -49,6 +51,8 @@ _SENDER, _RECEIVER = 1 << 24, (1 << 24) + 1
 MAX_CHANGES = 1000
 # As many peers as an answer names at most, more or less: clients take messages of 4 MiB.
 MAX_NAMED = 20_000
+# And as many subjects on nodes, of more policies than one.
+MAX_TOLD = 10_000
 # What a manifest has that names a CIDR group; few do, and the others need not be read again.
 _NAMES_GROUP = re.compile("cidr_?group", re.IGNORECASE)
 MAX_ICMP_TYPE = 255
@@ -139,13 +143,18 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
             scope += f"\0{ref}"
             if not documents:
                 raise problems.policy_not_found(ref)
-        found = page(
-            by_name(documents),
-            key=lambda stored: (stored.ref.kind, stored.ref.namespace, stored.ref.name),
-            page_size=request.page_size,
-            page_token=request.page_token,
-            scope=scope,
-        )
+        listed = by_name(documents)
+
+        def paged(size: int) -> Page[StoredPolicy]:
+            return page(
+                listed,
+                key=lambda stored: (stored.ref.kind, stored.ref.namespace, stored.ref.name),
+                page_size=size,
+                page_token=request.page_token,
+                scope=scope,
+            )
+
+        found = paged(request.page_size)
         universe = await self._known()
         situation = Situation(
             dict(distributor.policies),
@@ -158,8 +167,12 @@ class QuestionsApi(policy_pb2_grpc.PolicyServiceServicer):
         )
         revision = distributor.revision
         statuses = await asyncio.to_thread(lambda: [situation.status(stored) for stored in found.items])
+        told = list(accumulate(sum(len(subject.nodes) for subject in each.subjects) for each in statuses))
+        fitting = max(bisect_right(told, MAX_TOLD), 1)
+        if fitting < len(statuses):
+            found = paged(fitting)
         return pb.ListPolicyStatusResponse(
-            policies=map(status_message, statuses),
+            policies=map(status_message, statuses[:fitting]),
             next_page_token=found.next_page_token,
             revision=revision_message(revision),
         )
