@@ -15,6 +15,7 @@ from tests.policy_model.manifests import (
     admin_policies,
     cidr_groups,
     cilium_policies,
+    contests,
     network_policies,
     own_policies,
 )
@@ -47,6 +48,7 @@ KINDS: dict[str, st.SearchStrategy[Document]] = {
     "kubernetes": st.one_of(network_policies(), network_policies(), admin_policies()),
     "cilium": st.one_of(cilium_policies(), cilium_policies(), cidr_groups()),
     "administrators": st.one_of(admin_policies(), own_policies()),
+    "contests": contests(),
     "all": st.one_of(network_policies(), admin_policies(), cilium_policies(), own_policies(), cidr_groups()),
 }
 
@@ -128,7 +130,8 @@ def steps(documents: st.SearchStrategy[Document]) -> st.SearchStrategy[Step]:
         st.builds(Step, st.just("apply"), value=bundle),
         # A policy that there is, by its place among those with an order, with its rules in another one: its
         # priority, or None to turn them round.
-        st.builds(Step, st.just("reorder"), value=st.tuples(st.integers(0, 3), priorities | st.none())),
+        st.builds(Step, st.just("reorder"), value=st.tuples(st.integers(0, 3), priorities)),
+        st.builds(Step, st.just("reorder"), value=st.tuples(st.integers(0, 3), st.none())),
         # A policy that there is, by its place in the list, to be deleted.
         st.builds(Step, st.just("delete"), value=st.integers(0, 9)),
         # A pod as it comes, or as it is from now on.

@@ -283,6 +283,28 @@ def own_policies(draw: st.DrawFn) -> Document:
 
 
 @st.composite
+def contests(draw: st.DrawFn) -> Document:
+    """Policies of administrators that are about the same: their rules' order is what they differ in."""
+    tier = draw(st.sampled_from(("admin", "admin", "baseline")))
+    actions = ("allow", "deny", "pass") if tier == "admin" else ("allow", "deny")
+    peers: tuple[Document, ...] = ({}, {"peers": [{"entity": "cluster"}]}, {"peers": [{"pods": {}}]})
+    ports: tuple[Document, ...] = (
+        {},
+        {"ports": [{"protocol": "TCP"}]},
+        {"ports": [{"protocol": "TCP", "port": "80"}]},
+    )
+    rule = st.builds(
+        lambda action, who, where: {"direction": INGRESS, "action": action, **who, **where},
+        st.sampled_from(actions),
+        st.sampled_from(peers),
+        st.sampled_from(ports),
+    )
+    spec = {"tier": tier, "priority": draw(priorities), "pods": {}}
+    spec["rules"] = draw(st.lists(rule, min_size=1, max_size=3))
+    return document_of(draw, "fimbria.io/v1", "Policy", spec)
+
+
+@st.composite
 def cidr_groups(draw: st.DrawFn) -> Document:
     members = st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True)
     return {
