@@ -220,6 +220,7 @@ class _Diff:
         )
         if wide:
             peers = {OTHERS, *range(-len(self._regions), 0)}.union(*(reach.peers for reach in reaches))
+            peers |= self._declaring(rules, direction)
         else:
             peers = set().union(
                 *(reach.peers for held in rules for key, reach in held.items() if key in changed)
@@ -233,6 +234,16 @@ class _Diff:
         )
         groups = named_groups(grid, self._universe.name, self._regions, self._number)
         return _told(groups)
+
+    def _declaring(self, rules: tuple[dict[_RuleKey, _Reach], ...], direction: Direction) -> set[int]:
+        """Whoever is like everybody else but for the ports that it declares, where rules name ports."""
+        if direction is Direction.INGRESS or not any(
+            reach.everybody and any(isinstance(port, PortName) for port in key.ports)
+            for side in rules
+            for key, reach in side.items()
+        ):
+            return set()
+        return {number for number in self._cluster.ports_of if number in self._universe.identities}
 
     def _trimmed(
         self,

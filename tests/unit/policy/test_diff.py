@@ -149,6 +149,14 @@ def test_who_is_selected_by_address_whoever_it_is() -> None:
     ]
 
 
+def test_a_port_by_name_is_another_for_each_peer() -> None:
+    named = rule(EVERYTHING, ports=(PortName(Protocol.TCP, "http"),), direction=Direction.EGRESS, deny=True)
+    assert told(world(), world(policy("db", app("db"), named))) == [
+        "303 egress 6/8080-8080 k8s:app=web,k8s:tier=front: allow->deny",
+        "303 egress 6/81-81 k8s:app=db: allow->deny",
+    ]
+
+
 def test_audit_mode_changes_no_verdict() -> None:
     new = policy("web", app("web"), rule(app("client")), deny=(True, False), audit=True)
     rows = list(diff(world(), world(new), cluster()))
