@@ -100,9 +100,9 @@ def named_groups(
     for profile, parts in by_profile.items():
         if not alike or rest is None or profile != rest[0]:
             tell(profile, names.prefixes(parts, outside=True))
-    for profile, (peers, others) in found.items():
-        if peers or any(others):
-            yield tuple(sorted(set(peers), key=_order)), any(others), profile
+    for profile, (peers, meant) in found.items():
+        if peers or any(meant):
+            yield tuple(sorted(set(peers), key=_order)), any(meant), profile
 
 
 def _order(named: Named) -> tuple[int, str]:
