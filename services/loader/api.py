@@ -38,6 +38,7 @@ from services.loader.messages import (
     watch_message,
 )
 from services.loader.node import NodeRuntime
+from services.loader.policy.entries import EGRESS, INGRESS
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -178,6 +179,8 @@ class DatapathApi(loader_pb2_grpc.DatapathServiceServicer):
             instance=head.instance,
             epoch=head.epoch,
             revision=head.revision,
+            ingress_audit_enforced=head.audit_enforced[INGRESS],
+            egress_audit_enforced=head.audit_enforced[EGRESS],
         )
 
     async def ListIpCache(self, request: pb.ListIpCacheRequest, context: Context) -> pb.ListIpCacheResponse:

@@ -28,6 +28,7 @@ from services.loader.interfaces import (
     TrackedConnection,
     TrafficCount,
 )
+from services.loader.policy.entries import TIER_NAMES
 from services.loader.policy.messages import ports_message
 from services.loader.streams.watch import WatchState
 
@@ -145,6 +146,11 @@ def entry_message(entry: EntryCount, rule: str) -> pb.KernelPolicyEntry:
         rule_cookie=entry.value.cookie,
         packets=entry.packets,
         bytes=entry.bytes,
+        tier=TIER_NAMES[entry.key.tier],
+        by_address=entry.key.by_address,
+        audit=entry.key.audit,
+        passes=entry.value.passes,
+        order=entry.value.order,
     )
 
 

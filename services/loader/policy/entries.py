@@ -15,6 +15,7 @@ BASELINE: Final = 2
 
 # A space is a tier with these bits: each is searched by itself.
 TIER_MASK: Final = 3
+TIER_NAMES: Final = {ADMIN: "admin", NORMAL: "normal", BASELINE: "baseline"}
 # The identity is the number of the longest prefix in use by address that holds the peer's address.
 BY_ADDRESS: Final = 4
 # Of policies in audit mode.

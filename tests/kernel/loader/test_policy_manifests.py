@@ -113,6 +113,10 @@ class World:
     def enters(self, source: str) -> bool:
         return self.outside.enters(source, self.pods["web"])
 
+    def entries(self, pod: str) -> loader_pb2.ListPolicyEntriesResponse:
+        node = self.rig.nodes[0]
+        return node.policy(node.endpoint(pod).id)
+
     def reached_by(self, *pods: str) -> list[bool]:
         return [reaches(self.pods[pod], self.pods["web"], 80) for pod in pods]
 
@@ -176,6 +180,9 @@ def test_administrators_come_first(world: World, action: str, expected: list[boo
     with world.applied(ONLY_CLIENT, ADMIN.replace("ACTION", action)):
         assert world.reached_by("client", "other") == expected
         assert not world.enters(NEAR)
+        admin = [entry for entry in world.entries("web").entries if entry.tier == "admin"]
+        told = {(entry.order & 0xFFFF, entry.deny, entry.passes) for entry in admin}
+        assert told == {(0, action == "Deny", action == "Pass"), (1, False, False)}
 
 
 def test_the_baseline_comes_last(world: World) -> None:
@@ -191,6 +198,10 @@ def test_audit_mode_reports_and_denies_nothing(world: World, eventually: Eventua
     )
     with world.applied(audited):
         assert world.reached_by("client", "other") == [True, True]
+        found = world.entries("web")
+        assert found.ingress_audit_enforced
+        assert not found.ingress_enforced
+        assert {(entry.audit, entry.tier) for entry in found.entries} == {(True, "normal")}
 
         def told() -> set[str]:
             return {
