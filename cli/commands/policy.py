@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -15,8 +16,7 @@ from cli.policy_apply import apply_files, apply_manifests, document, wait_enforc
 from cli.policy_files import read_files
 from cli.policy_names import find_keys, list_all, title
 
-if TYPE_CHECKING:
-    pass
+GROUP = "CiliumCIDRGroup"
 
 __all__ = ["apply_manifests", "policy", "wait_enforced"]
 
@@ -179,6 +179,10 @@ def get(ref: str, output: str) -> None:
         print_json(found)
         return
     click.echo(f"{title(found)}, revision {found['revision']}")
+    if found["kind"] == GROUP:
+        held = json.loads(found["manifest"]).get("spec", {}).get("externalCIDRs") or ["nothing"]
+        click.echo(f"holds {', '.join(held)}")
+        return
     click.echo(f"selects {found['subject']}")
     source = f", applied from {found['source']}" if found["source"] else ""
     click.echo(f"tier {_tier(found)}{', in audit mode' if found['audit'] else ''}{source}")

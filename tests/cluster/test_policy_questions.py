@@ -41,6 +41,14 @@ spec:
 """
 
 
+OFFICE = """\
+apiVersion: cilium.io/v2
+kind: CiliumCIDRGroup
+metadata: {name: office}
+spec: {externalCIDRs: [192.0.2.0/24]}
+"""
+
+
 @pytest.fixture
 def fimbria(shop: Lab, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Cli]:
     cli = Cli(shop, capsys, tmp_path)
@@ -166,6 +174,9 @@ def test_kinds_without_a_namespace(fimbria: Cli) -> None:
     assert fimbria.json("policy", "get", "anp/no-strangers")["rules"][0]["verdict"] == "deny"
     told = fimbria.json("policy", "explain", STRANGER, WEB, "80/TCP", code=4)
     assert told["ingress"]["entry"]["tier"] == "admin"
+    fimbria.apply(OFFICE)
+    assert "holds 192.0.2.0/24" in fimbria("policy", "get", "cidrgroup/office")
+    assert "no policy names it" in fimbria("policy", "status", "office")
     assert "AdminNetworkPolicy no-strangers deleted" in fimbria("policy", "delete", "anp/no-strangers")
 
 
