@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from tests.policy_model.cases import reserved_addresses
 from tests.policy_model.cluster import Cluster, DeclaredPort, Pod
 from tests.policy_model.manifests import (
+    address_books,
     admin_policies,
     cidr_groups,
     cilium_policies,
@@ -49,6 +50,7 @@ KINDS: dict[str, st.SearchStrategy[Document]] = {
     "cilium": st.one_of(cilium_policies(), cilium_policies(), cidr_groups()),
     "administrators": st.one_of(admin_policies(), own_policies()),
     "contests": contests(),
+    "addresses": address_books(),
     "all": st.one_of(network_policies(), admin_policies(), cilium_policies(), own_policies(), cidr_groups()),
 }
 
@@ -82,7 +84,7 @@ def unlike(bundle: Sequence[Document]) -> list[Document]:
 
 
 def bundles(documents: st.SearchStrategy[Document]) -> st.SearchStrategy[list[Document]]:
-    return st.lists(documents, min_size=1, max_size=3).map(unlike)
+    return st.lists(documents, min_size=1, max_size=4).map(unlike)
 
 
 # -- clusters and changes

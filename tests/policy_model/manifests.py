@@ -305,6 +305,26 @@ def contests(draw: st.DrawFn) -> Document:
 
 
 @st.composite
+def address_books(draw: st.DrawFn) -> Document:
+    """Policies about addresses and nothing else: their prefixes lie within each other."""
+    shape = draw(st.integers(0, 2))
+    direction, side = draw(st.sampled_from(((INGRESS, "from"), (EGRESS, "to"))))
+    if shape == 0:
+        blocks = [
+            {"ipBlock": {"cidr": cidr, "except": excepts} if excepts else {"cidr": cidr}}
+            for cidr, excepts in draw(st.lists(cidrs(excepts=True), min_size=1, max_size=2))
+        ]
+        spec = {"podSelector": {}, "policyTypes": [direction.capitalize()], direction: [{side: blocks}]}
+        return document_of(draw, "networking.k8s.io/v1", "NetworkPolicy", spec, namespaced=True)
+    if shape == 1:
+        section = direction + draw(st.sampled_from(("", "", "Deny")))
+        sets = draw(st.lists(cidr_sets(), min_size=1, max_size=2))
+        spec = {"endpointSelector": {}, section: [{f"{side}CIDRSet": sets}]}
+        return document_of(draw, "cilium.io/v2", "CiliumClusterwideNetworkPolicy", spec)
+    return draw(cidr_groups())
+
+
+@st.composite
 def cidr_groups(draw: st.DrawFn) -> Document:
     members = st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True)
     return {

@@ -33,6 +33,7 @@ SLOTS = {
 }
 # Prefixes that lie within each other, about pods, nodes and others.
 CIDRS = (
+    "192.0.2.0/24",
     "0.0.0.0/0",
     "10.0.0.0/8",
     "10.0.0.0/24",
@@ -161,7 +162,8 @@ def cidrs(draw: st.DrawFn, *, excepts: bool) -> tuple[str, list[str]]:
     ]
     if not inside:
         return cidr, []
-    return cidr, draw(st.lists(st.sampled_from(inside), max_size=2, unique=True))
+    least = draw(st.sampled_from((1, 1, 0)))
+    return cidr, draw(st.lists(st.sampled_from(inside), min_size=least, max_size=2, unique=True))
 
 
 priorities = st.sampled_from((0, 1, 1, 7, 1000))
