@@ -68,13 +68,15 @@ class Deployment:
     """A cluster with the engine's view of it.
 
     `outside` are addresses of others. `traffic` are the (protocol, port) with which changes are checked
-    while they are made; nothing: they are not.
+    while they are made; nothing: they are not. `late`: nodes ask for the policy of pods that are new before
+    the engine hears of their identities.
     """
 
     cluster: Cluster
     outside: tuple[str, ...] = ()
     traffic: Sequence[tuple[str, int]] = ()
     engine: Engine = field(default_factory=Engine)
+    late: bool = False
     maps: dict[Subject, PolicyMap] = field(default_factory=dict)
     prefixes: Prefixes = field(default_factory=Prefixes)
     documents: InForce = field(default_factory=InForce)
@@ -177,13 +179,18 @@ class Deployment:
                 self._last_identity += 1
                 self._identities[found] = self._last_identity
                 events.append(IdentityPut(self._last_identity, found))
-        before = self._all_verdicts()
-        self._apply(events)
-        assert self._all_verdicts() == before, "an identity that nobody has yet changed verdicts"
         subjects = {
             name: Subject(self._identities[labels[name]], _ports(pod))
             for name, pod in self.cluster.pods.items()
         }
+        before = self._all_verdicts()
+        if self.late:
+            self._declare({*subjects.values(), *self._subjects.values()})
+            for subject in subjects.values():
+                self._watch(subject)
+        self._apply(events)
+        now = self._all_verdicts()
+        assert {key: now[key] for key in before} == before, "an identity that nobody has changed verdicts"
         self._declare({*subjects.values(), *self._subjects.values()})
         for subject in subjects.values():
             self._watch(subject)
@@ -212,10 +219,10 @@ class Deployment:
         if subject in self.maps:
             return
         assert self.engine.apply([SubjectAdd(subject)]) == []
-        state = self.engine.state(subject)
-        assert state is not None, f"{subject}: its identity is known"
         self.maps[subject] = PolicyMap()
-        self.maps[subject].reset(state)
+        # What is not known yet comes as a change that says `reset`.
+        if (state := self.engine.state(subject)) is not None:
+            self.maps[subject].reset(state)
 
     def _watch_node(self) -> None:
         labels = tuple(sorted(f"k8s:{key}={value}" for key, value in self.cluster.node_labels.items()))

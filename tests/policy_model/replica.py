@@ -101,19 +101,17 @@ def _first(values: list[EntryValue]) -> EntryValue | None:
     return min(values, key=lambda value: (value.order, 0 if value.deny else 1 if value.passes else 2))
 
 
-def intermediate(before: PolicyMap, change: SubjectChange) -> Iterator[tuple[PolicyMap, EntryKey | None]]:
-    """The states on the way when the writes of a delta are made one by one, as a loader makes them: what
-    comes, what goes, the defaults. With each state the key that has just been written; None: the defaults.
-    """
-    now = before.copy()
-    for key, value in change.upserts:
-        now.entries[key] = value
-        yield now, key
-    for key in change.deletes:
-        now.entries.pop(key, None)
-        yield now, key
-    now.enforced, now.audit_enforced = change.enforced, change.audit_enforced
-    yield now, None
+# A write of one entry; None as its value: it goes.
+Write = tuple[EntryKey, EntryValue | None]
+
+
+def _writes(change: SubjectChange) -> Iterator[list[Write]]:
+    """The writes of a delta in orders in which a loader may make them: what comes first, and what goes."""
+    comes: list[Write] = list(change.upserts)
+    goes: list[Write] = [(key, None) for key in change.deletes]
+    yield [*comes, *goes]
+    if comes and goes:
+        yield [*reversed(goes), *reversed(comes)]
 
 
 def check_transition(before: PolicyMap, change: SubjectChange, packets: list[Packet]) -> None:
@@ -134,21 +132,32 @@ def check_transition(before: PolicyMap, change: SubjectChange, packets: list[Pac
             Transition.NARROWS: moved != (False, True),
         }[change.transition]
         assert legal, f"{change.subject}: {change.transition.name}, but {packet} goes {moved}"
-    now = dict(first)
-    for state, key in intermediate(before, change):
-        for packet in packets:
-            if key is not None and not covers(key, packet):
-                continue
-            passes = state.verdict(packet)[0]
-            assert passes in (first[packet], last[packet]), (
-                f"{change.subject}: {change.transition.name}: after {key} {packet} passes: {passes}, "
-                f"before: {first[packet]}, after: {last[packet]}"
-            )
-            # Once it has turned it does not turn back.
-            assert passes == now[packet] or passes == last[packet], (
-                f"{change.subject}: {change.transition.name}: {packet} turns back at {key}"
-            )
-            now[packet] = passes
+    for writes in _writes(change):
+        _check_way(before, change, writes, first, last)
+
+
+def _check_way(
+    before: PolicyMap,
+    change: SubjectChange,
+    writes: list[Write],
+    first: dict[Packet, bool],
+    last: dict[Packet, bool],
+) -> None:
+    """Write by write; the defaults, which come at the end, lead to what is afterwards."""
+    state, now = before.copy(), dict(first)
+    for key, value in writes:
+        if value is None:
+            state.entries.pop(key, None)
+        else:
+            state.entries[key] = value
+        for packet in first:
+            # A packet that has got the verdict of afterwards keeps it.
+            if covers(key, packet) and (passes := state.verdict(packet)[0]) != now[packet]:
+                assert passes == last[packet], (
+                    f"{change.subject}: {change.transition.name}: with {key} {packet} passes: {passes}, "
+                    f"before: {first[packet]}, after: {last[packet]}"
+                )
+                now[packet] = passes
 
 
 @dataclass

@@ -44,11 +44,11 @@ FEW = (("TCP", 80), ("TCP", 81), ("TCP", 444), ("UDP", 53), ("ICMP", 8), ("ICMPv
 class World:
     """A cluster, the documents about it, and both opinions on them."""
 
-    def __init__(self, cluster: Cluster, engine: Engine) -> None:
+    def __init__(self, cluster: Cluster, engine: Engine, late: bool = False) -> None:
         self.cluster = cluster
         self.documents: dict[tuple[str, str, str], dict[str, Any]] = {}
         self.model = Model(cluster)
-        self.deployment = Deployment(cluster, OUTSIDE, FEW, engine)
+        self.deployment = Deployment(cluster, OUTSIDE, FEW, engine, late)
 
     def do(self, step: Step) -> None:
         match step.what:
@@ -146,7 +146,8 @@ def test_engine_deltas_and_model_agree(kinds: str, data: st.DataObject) -> None:
     documents = KINDS[kinds]
     # With 1 every identity is taken over as thousands would be.
     many = data.draw(st.sampled_from((1, MANY)), label="many")
-    world = World(data.draw(clusters(), label="cluster"), Engine(many))
+    late = data.draw(st.booleans(), label="late")
+    world = World(data.draw(clusters(), label="cluster"), Engine(many), late)
     first = Step("apply", value=data.draw(bundles(documents), label="first"))
     for step in (first, *data.draw(st.lists(steps(documents), min_size=1, max_size=6), label="changes")):
         world.do(step)
