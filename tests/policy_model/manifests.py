@@ -325,6 +325,24 @@ def address_books(draw: st.DrawFn) -> Document:
 
 
 @st.composite
+def port_books(draw: st.DrawFn) -> Document:
+    """Policies about ports by their names: what pods declare decides, at either end."""
+    direction, side = draw(st.sampled_from(((INGRESS, "from"), (EGRESS, "to"), (EGRESS, "to"))))
+    name = draw(st.sampled_from(PORT_NAMES))
+    if maybe(draw):
+        peers = [{"namespaceSelector": {}, "podSelector": draw(selectors(LABELS))}]
+        rule: Document = {side: peers, "ports": [{"port": name}, {"protocol": "UDP", "port": "dns"}]}
+        spec: Document = {"podSelector": {}, "policyTypes": [direction.capitalize()], direction: [rule]}
+        return document_of(draw, "networking.k8s.io/v1", "NetworkPolicy", spec, namespaced=True)
+    section = direction + draw(st.sampled_from(("", "", "Deny")))
+    rule = {"toPorts": [{"ports": [{"port": name}]}]}
+    if maybe(draw):
+        rule[f"{side}Endpoints"] = [draw(selectors(LABELS))]
+    spec = {"endpointSelector": {}, section: [rule]}
+    return document_of(draw, "cilium.io/v2", "CiliumClusterwideNetworkPolicy", spec)
+
+
+@st.composite
 def cidr_groups(draw: st.DrawFn) -> Document:
     members = st.lists(st.sampled_from(CIDRS), min_size=1, max_size=3, unique=True)
     return {

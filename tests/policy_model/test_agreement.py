@@ -17,13 +17,23 @@ from hypothesis import strategies as st
 from services.policy.engine import MANY, Engine
 from services.policy.rules import PolicyRef
 from tests.policy_model.cluster import RESERVED_ENDS, Cluster, Connection
-from tests.policy_model.generators import KINDS, Step, bundles, clusters, has_order, key_of, reordered, steps
+from tests.policy_model.generators import (
+    KINDS,
+    OFTEN,
+    Step,
+    bundles,
+    clusters,
+    has_order,
+    key_of,
+    reordered,
+    steps,
+)
 from tests.policy_model.harness import Deployment
 from tests.policy_model.model import Model, Verdict
 from tests.policy_model.replica import Packet
 from tests.policy_model.vocabulary import OUTSIDE
 
-EXAMPLES = int(os.environ.get("FIMBRIA_MODEL_EXAMPLES", "20"))
+EXAMPLES = int(os.environ.get("FIMBRIA_MODEL_EXAMPLES", "15"))
 # Every border of the generators' ranges, from both sides, and every declared port.
 TCP = (52, 53, 54, 59, 79, 80, 81, 82, 84, 86, 89, 442, 443, 444, 449, 65535)
 UDP = (53, 80, 81, 82, 443, 50000)
@@ -149,6 +159,7 @@ def test_engine_deltas_and_model_agree(kinds: str, data: st.DataObject) -> None:
     late = data.draw(st.booleans(), label="late")
     world = World(data.draw(clusters(), label="cluster"), Engine(many), late)
     first = Step("apply", value=data.draw(bundles(documents), label="first"))
-    for step in (first, *data.draw(st.lists(steps(documents), min_size=1, max_size=6), label="changes")):
+    changes = st.lists(steps(documents, OFTEN.get(kinds, "apply")), min_size=2, max_size=7)
+    for step in (first, *data.draw(changes, label="changes")):
         world.do(step)
         world.check()
