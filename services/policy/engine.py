@@ -31,7 +31,7 @@ from services.policy.engine_events import (
     SubjectChange,
     SubjectRemove,
 )
-from services.policy.engine_rules import Part, RuleInForce, Spec, User
+from services.policy.engine_rules import Part, RuleInForce, Spec, User, by_column
 from services.policy.engine_state import SubjectState
 from services.policy.engine_words import claim_of
 from services.policy.entries import SubjectPolicy
@@ -237,9 +237,8 @@ class Engine:
         state.specs[spec] = None
         spec.subjects[state] = None
         for rule in spec.rules:
-            for part in rule.parts:
-                for column in part.columns_of(state):
-                    state.add(column, part)
+            for column, parts in by_column(rule.parts, state):
+                state.add(column, parts)
         if spec.enforces:
             state.enforcers.add(spec)
             state.respecified = True
@@ -249,9 +248,8 @@ class Engine:
         del state.specs[spec]
         del spec.subjects[state]
         for rule in spec.rules:
-            for part in rule.parts:
-                for column in part.columns_of(state):
-                    state.remove(column, part)
+            for column, parts in by_column(rule.parts, state):
+                state.remove(column, parts)
         if spec.enforces:
             state.enforcers.remove(spec)
             state.respecified = True
@@ -417,12 +415,11 @@ class Engine:
                 self._each(SubjectState.add, rule, rule.add_port(port, self._cache))
 
     def _each(
-        self, change: Callable[[SubjectState, int, Part], None], rule: RuleInForce, parts: list[Part]
+        self, change: Callable[[SubjectState, int, list[Part]], None], rule: RuleInForce, parts: list[Part]
     ) -> None:
         for state in rule.spec.subjects if parts else ():
-            for part in parts:
-                for column in part.columns_of(state):
-                    change(state, column, part)
+            for column, together in by_column(parts, state):
+                change(state, column, together)
             self._touched[state] = None
 
     # -- subjects

@@ -138,6 +138,15 @@ class RuleInForce:
                 cache.release(part.matched, part)
 
 
+def by_column(parts: Iterable[Part], state: SubjectState) -> Iterable[tuple[int, list[Part]]]:
+    """The columns at a subject with those of the parts that are in them."""
+    found: dict[int, list[Part]] = {}
+    for part in parts:
+        for column in part.columns_of(state):
+            found.setdefault(column, []).append(part)
+    return found.items()
+
+
 User = Spec | Part
 
 

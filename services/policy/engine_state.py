@@ -9,7 +9,7 @@ of its own: it is what the first part says whose bitmap has the identity. Keys a
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right, insort
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 from pyroaring import BitMap
 
@@ -92,37 +92,38 @@ class SubjectState:
             return held.claim if number in held.matched.numbers else NOBODY
         return next((part.claim for part in held if number in part.matched.numbers), NOBODY)
 
-    def add(self, column: int, part: Part) -> None:
+    def add(self, column: int, parts: list[Part]) -> None:
+        """The parts, all of one rule, speak for a key from now on."""
+        claim = parts[0].claim
         held = self.columns.get(column)
-        if held is None:
-            self.columns[column] = part
-            self._count_baseline(column, 1)
-            if self.tracked:
-                self._note(column, part.matched.numbers, NOBODY, part.claim)
-            return
+        others = _listed(held)
         if self.tracked:
-            self._note_against(column, part, held if isinstance(held, list) else [held], added=True)
-        if isinstance(held, list):
-            insort(held, part, key=_by_claim)
+            self._note(column, claim, parts, others, added=True)
+        if held is None:
+            self._count_baseline(column, 1)
+        if held is None and len(parts) == 1:
+            self.columns[column] = parts[0]
+        elif isinstance(held, list):
+            place = bisect_right(held, claim, key=_by_claim)
+            held[place:place] = parts
         else:
-            self.columns[column] = [held, part] if held.claim <= part.claim else [part, held]
+            self.columns[column] = sorted([*others, *parts], key=_by_claim)
 
-    def remove(self, column: int, part: Part) -> None:
+    def remove(self, column: int, parts: list[Part]) -> None:
+        """The parts, all of one rule, no longer speak for a key."""
         held = self.columns[column]
         if isinstance(held, Part):
+            left = []
+        else:
+            gone = set(parts)
+            left = [part for part in held if part not in gone]
+        if left:
+            self.columns[column] = left if len(left) > 1 else left[0]
+        else:
             del self.columns[column]
             self._count_baseline(column, -1)
-            if self.tracked:
-                self._note(column, part.matched.numbers, part.claim, NOBODY)
-            return
-        place = bisect_left(held, part.claim, key=_by_claim)
-        while held[place] is not part:
-            place += 1
-        del held[place]
         if self.tracked:
-            self._note_against(column, part, held, added=False)
-        if len(held) == 1:
-            self.columns[column] = held[0]
+            self._note(column, parts[0].claim, parts, left, added=False)
 
     def _count_baseline(self, column: int, step: int) -> None:
         direction, _, _, _, space = split_column(column)
@@ -138,7 +139,28 @@ class SubjectState:
         self.was.setdefault(key, before)
         self.now[key] = after
 
-    def _note(self, column: int, numbers: BitMap, before: int, after: int) -> None:
+    def _note(
+        self, column: int, claim: int, parts: list[Part], others: Sequence[Part], *, added: bool
+    ) -> None:
+        """Note what parts with this claim change that come to, or have gone from, these others."""
+        # All of a rule's at once: it may have thousands of CIDRs.
+        mine = BitMap.union(*(part.matched.numbers for part in parts))
+        # Nothing where a claim comes before, or says the same.
+        after = bisect_right(others, claim, key=_by_claim)
+        for other in others[:after]:
+            if not mine:
+                return
+            mine -= other.matched.numbers
+        for other in others[after:]:
+            if not mine:
+                return
+            shared = mine & other.matched.numbers
+            if shared:
+                self._note_all(column, shared, *((other.claim, claim) if added else (claim, other.claim)))
+                mine -= shared
+        self._note_all(column, mine, *((NOBODY, claim) if added else (claim, NOBODY)))
+
+    def _note_all(self, column: int, numbers: BitMap, before: int, after: int) -> None:
         base = column << IDENTITY_BITS
         was, now = self.was, self.now
         for number in numbers:
@@ -146,26 +168,6 @@ class SubjectState:
             if key not in was:
                 was[key] = before
             now[key] = after
-
-    def _note_against(self, column: int, part: Part, others: list[Part], *, added: bool) -> None:
-        """Note what a part changes that comes to, or has gone from, these others."""
-        # Nothing where a claim comes before, or says the same.
-        mine = part.matched.numbers.copy()
-        after = bisect_right(others, part.claim, key=_by_claim)
-        for other in others[:after]:
-            mine -= other.matched.numbers
-            if not mine:
-                return
-        for other in others[after:]:
-            shared = mine & other.matched.numbers
-            if shared:
-                self._note(
-                    column, shared, *((other.claim, part.claim) if added else (part.claim, other.claim))
-                )
-                mine -= shared
-                if not mine:
-                    return
-        self._note(column, mine, *((NOBODY, part.claim) if added else (part.claim, NOBODY)))
 
     # -- output
 
@@ -299,6 +301,12 @@ class _Enforcers:
             (bool(audit_ingress), bool(audit_egress)),
             (audit_ingress, audit_egress),
         )
+
+
+def _listed(held: Column | None) -> Sequence[Part]:
+    if held is None:
+        return ()
+    return held if isinstance(held, list) else (held,)
 
 
 def _by_claim(part: Part) -> int:

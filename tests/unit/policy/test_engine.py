@@ -623,3 +623,32 @@ def test_nothing_is_left_of_policies_that_are_gone() -> None:
         engine.apply([PolicyDelete(PolicyRef("Policy", "", name))])
     assert parts() == before
     assert held(engine, subject) == SubjectPolicy()
+
+
+def test_a_rule_of_thousands_of_cidrs_changes_by_those_that_differ() -> None:
+    engine = Engine()
+    cidrs = [f"10.{index >> 8}.{index & 255}.0/24" for index in range(3001)]
+    web = Subject(300)
+    engine.apply([IdentityPut(300, Labels(["k8s:app=web"])), SubjectAdd(web)])
+    engine.apply([PrefixPut(0xFF0000 + index, cidr, True, False) for index, cidr in enumerate(cidrs)])
+
+    def put(peers: Iterable[str]) -> SubjectChange:
+        rule = Rule(
+            Direction.INGRESS,
+            deny=False,
+            peers=tuple(map(CidrPeer, peers)),
+            ports=(PortRange(Protocol.TCP, 80, 80),),
+            path="spec.ingress[0]",
+        )
+        spec = RuleSpec(Selector(), (rule,), (True, False), "spec")
+        policy = Policy(PolicyRef("CiliumNetworkPolicy", "shop", "cidrs"), (spec,))
+        (change,) = engine.apply([PolicyPut(BoundPolicy(policy, {rule.path: 1}))])
+        return change
+
+    assert len(put(cidrs[:3000]).upserts) == 3000
+    change = put(cidrs[1:])
+    assert [key.identity for key, _ in change.upserts] == [0xFF0000 + 3000]
+    assert [key.identity for key in change.deletes] == [0xFF0000]
+    state = engine.state(web)
+    assert state is not None
+    assert len(state.entries) == 3000
