@@ -8,7 +8,7 @@ CLANG ?= $(shell command -v clang-19 || command -v clang)
 # Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
 WORKERS ?= 2
 
-.PHONY: help setup protos build demo lab lab-down test test-unit test-model test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz test-kernels lint format lock bench complexity settings clean distclean
+.PHONY: help setup protos build demo lab lab-down test test-unit test-model test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz fuzz-manifests test-kernels lint format lock bench complexity settings clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -91,6 +91,9 @@ bench: build ## measure, beside peers, and write docs/benchmarks.md
 
 fuzz: build ## the same without end, until programs and model differ; FUZZ="--seed N" repeats
 	$(PY) -m tests.fuzz --endless $(FUZZ)
+
+fuzz-manifests: build ## mutated manifests through the parsers for ten minutes; FUZZ="--seed N" repeats
+	$(PY) -m tests.fuzz.manifests --seconds 600 $(FUZZ)
 
 test-kernels: build ## the kernel and lab tests under Debian's 6.1 and 6.12, in virtual machines (docs/kernels.md)
 	@scripts/setup --kernels

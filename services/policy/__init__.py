@@ -13,7 +13,8 @@ goes, entries for it are there before it takes effect and until it has ceased to
 Several processes may share one store (`replicas`). All of them see every policy by the feed and every
 identity; what nodes say to one of them, the others read from the store.
 
-Everything up to the entries is pure: events in, deltas out, no clock, no I/O. What was traded away:
-resolution keeps every entry of every watched subject in memory, because a delta that is computed from kept
-state costs what changed and not what exists.
+Everything up to the entries is pure: events in, deltas out, no clock, no I/O. What was traded away: the
+engine keeps for every watched subject which rules speak for which keys, and for every selector whom it
+matches, because a delta that is computed from kept state costs what changed and not what exists. Whom a rule
+is about is a bitmap that all subjects share, so that an entry itself takes no room.
 """
