@@ -46,7 +46,7 @@ test-unit: build ## pure code, seconds
 	$(PY) -m pytest -q -n $(WORKERS) tests/unit
 
 test-model: build ## the policy engine against a model of the APIs; FIMBRIA_MODEL_EXAMPLES=N tries N random worlds
-	$(PY) -m pytest -q -n $(WORKERS) tests/policy_model
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests/policy_model
 
 test-service: build ## real servers over real sockets and SQLite files
 	$(PY) -m pytest -q -n $(WORKERS) tests/service
