@@ -231,7 +231,10 @@ class InForce:
             tuple(_put(number, use) for number, use in begin.items()),
             tuple(begin.items()),
             tuple(policies),
-            tuple(cease.items()),
+            # Nodes know prefixes by their text: one that goes on under another number has not ceased.
+            tuple(
+                (number, use) for number, use in cease.items() if _used(use) or self._use(use.cidr) is None
+            ),
             tuple(_put(number, use) if _used(use) else PrefixDelete(number) for number, use in cease.items()),
         )
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given, settings
@@ -119,6 +120,17 @@ def test_what_another_policy_still_uses_stays() -> None:
     steps = documents.take([Gone(second.ref, 3)])
     assert [number for number, _ in steps.cease] == [NUMBERS[ONE]]
     assert documents.number_of(TEN) == NUMBERS[TEN]
+
+
+def test_a_prefix_that_gets_another_number_stays_in_effect() -> None:
+    documents = InForce()
+    former = cilium("one", 1, "10.0.0.0/8")
+    documents.take([former])
+    steps = documents.take([replace(former, prefixes={"10.0.0.0/8": 0xFF0777}, revision=2)])
+    assert steps.begin == ((0xFF0777, PrefixUse("10.0.0.0/8", by_identity=True)),)
+    # Nodes would take it for the end of the prefix, whatever its number.
+    assert steps.cease == ()
+    assert steps.forgotten == (PrefixDelete(NUMBERS["10.0.0.0/8"]),)
 
 
 def test_the_same_again_changes_nothing() -> None:
