@@ -435,17 +435,25 @@ def _policy(bound: BoundPolicy | None) -> object:
 
 
 def _told(groups: Iterable[tuple[tuple[Named, ...], bool, Profile]]) -> list[_Row]:
-    """A row for each stretch that changes. Where everybody else is told about, those of whom nothing changes
-    are told too.
+    """A row for each stretch that changes, and those of whom nothing changes as far as a row that does would
+    otherwise be taken to mean them: all of them where everybody else is told about, and else whoever has an
+    address by which rules select, which goes before identities.
     """
-    held = list(groups)
-    everybody = any(others and any(stretch.changed for stretch in found) for _, others, found in held)
+    held = [(peers, others, found, any(s.changed for s in found)) for peers, others, found in groups]
+    everybody = any(
+        changes_here and (others or any(peer.identity == OTHERS for peer in peers))
+        for peers, others, _, changes_here in held
+    )
+    anybody = any(changes_here for *_, changes_here in held)
     rows: list[_Row] = []
-    for peers, others, found in held:
-        told = changes(found)
-        if not told and everybody:
-            told = list(found)
-        rows += [(peers, others, stretch) for stretch in told]
+    for peers, others, found, changes_here in held:
+        if changes_here:
+            rows += [(peers, others, stretch) for stretch in changes(found)]
+        elif everybody:
+            rows += [(peers, others, stretch) for stretch in found]
+        elif anybody:
+            whoever = tuple(peer for peer in peers if peer.identity is None and not peer.outside)
+            rows += [(whoever, False, stretch) for stretch in found if whoever]
     # What would be denied first, and what is told only so that the rest can be told shortly last.
     return sorted(
         rows, key=lambda row: (not row[2].changed, row[2].after.allowed, row[1], row[0], row[2][:3])

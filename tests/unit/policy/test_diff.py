@@ -149,6 +149,25 @@ def test_who_is_selected_by_address_whoever_it_is() -> None:
     ]
 
 
+def test_who_has_an_address_is_taken_out_of_who_has_an_identity() -> None:
+    """Where an identity fares otherwise with some addresses, it is said of both."""
+    by_address = rule(CidrPeer("10.0.0.0/8", by_address=True), deny=True)
+    of_db = rule(app("db"), deny=True)
+    old, new = policy("web", app("web"), by_address), policy("web", app("web"), of_db)
+    assert told(world(old), world(new)) == [
+        "300 ingress 0/0-65535 k8s:app=db with an address that no rule selects: allow->deny",
+        "300 ingress 0/0-65535 everybody else with an address in 10.0.0.0/8 | "
+        "10.0.0.0/8 outside the cluster: deny->allow",
+        "300 ingress 0/0-65535 k8s:app=db with an address in 10.0.0.0/8: deny->deny",
+        "300 ingress 0/0-65535 0.0.0.0/0 except 10.0.0.0/8 outside the cluster | ::/0 outside the cluster | *: "
+        "allow->allow",
+    ]
+    always = policy("always", app("web"), by_address)
+    assert told(world(always), world(always, new)) == [
+        "300 ingress 0/0-65535 k8s:app=db with an address that no rule selects: allow->deny",
+    ]
+
+
 def test_a_port_by_name_is_another_for_each_peer() -> None:
     named = rule(EVERYTHING, ports=(PortName(Protocol.TCP, "http"),), direction=Direction.EGRESS, deny=True)
     assert told(world(), world(policy("db", app("db"), named))) == [
