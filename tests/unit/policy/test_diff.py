@@ -159,8 +159,8 @@ def test_who_has_an_address_is_taken_out_of_who_has_an_identity() -> None:
         "300 ingress 0/0-65535 everybody else with an address in 10.0.0.0/8 | "
         "10.0.0.0/8 outside the cluster: deny->allow",
         "300 ingress 0/0-65535 k8s:app=db with an address in 10.0.0.0/8: deny->deny",
-        "300 ingress 0/0-65535 0.0.0.0/0 except 10.0.0.0/8 outside the cluster | ::/0 outside the cluster | *: "
-        "allow->allow",
+        "300 ingress 0/0-65535 0.0.0.0/0 except 10.0.0.0/8 outside the cluster | "
+        "::/0 outside the cluster | *: allow->allow",
     ]
     always = policy("always", app("web"), by_address)
     assert told(world(always), world(always, new)) == [
