@@ -183,14 +183,14 @@ class Deployment:
             name: Subject(self._identities[labels[name]], _ports(pod))
             for name, pod in self.cluster.pods.items()
         }
-        before = self._all_verdicts()
+        known = set(self.maps)
         if self.late:
             self._declare({*subjects.values(), *self._subjects.values()})
             for subject in subjects.values():
                 self._watch(subject)
+        before = self._all_verdicts(known)
         self._apply(events)
-        now = self._all_verdicts()
-        assert {key: now[key] for key in before} == before, "an identity that nobody has changed verdicts"
+        assert self._all_verdicts(known) == before, "an identity that nobody has yet changed verdicts"
         self._declare({*subjects.values(), *self._subjects.values()})
         for subject in subjects.values():
             self._watch(subject)
@@ -286,10 +286,15 @@ class Deployment:
         """Everybody there is."""
         return [*self._pods, *RESERVED, *self.outside]
 
-    def _all_verdicts(self) -> dict[tuple[Subject, str, int, int, str, int], bool]:
-        """All verdicts by name, with the prefixes that are in force; nothing without `traffic`."""
+    def _all_verdicts(
+        self, subjects: Iterable[Subject] | None = None
+    ) -> dict[tuple[Subject, str, int, int, str, int], bool]:
+        """All verdicts of these subjects by name, with the prefixes that are in force; nothing without
+        `traffic`.
+        """
         found = {}
-        for subject, held in self.maps.items():
+        for subject in self.maps if subjects is None else subjects:
+            held = self.maps[subject]
             judged: dict[Packet, bool] = {}
             for name in self.ends() if self.traffic else ():
                 for family in (4, 6):
