@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Policies in audit mode: they change no verdict, and tell what they would have changed. */
+#include "tests/lib/connects.h"
 #include "tests/lib/host_firewall.h"
-
-#define PORT 8080
 
 #define REAL(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__))
 #define TRIED(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__, .space = SPACE_AUDIT))
@@ -13,20 +12,7 @@
 #define ENFORCE enforce(SUBJECT_B, DIR_INGRESS)
 #define TRY_TO_ENFORCE try_to_enforce(SUBJECT_B, DIR_INGRESS)
 
-#define CONNECTS(name, outcome, rules)                                                  \
-	SETUP(name)                                                                     \
-	{                                                                               \
-		add_cluster();                                                          \
-		rules;                                                                  \
-	}                                                                               \
-	PKTGEN(name, from_container, lxc_a)                                             \
-	{                                                                               \
-		make_tcp(frame, v6, POD_A, POD_B, 1000, PORT, TCP_SYN);                 \
-	}                                                                               \
-	CHECK(name)                                                                     \
-	{                                                                               \
-		outcome;                                                                \
-	}
+#define CONNECTS(name, outcome, rules) CONNECTS_AFTER(name, add_cluster(), outcome, rules)
 
 #define SAYS(verdict_, reason_, cookie_)                                                \
 	do {                                                                            \

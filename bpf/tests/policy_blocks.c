@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Entries by address: of which end of a flow, whoever has the address, and by the longest prefix. */
 #include "lib/nat_map.h"
+#include "tests/lib/connects.h"
 #include "tests/lib/host_firewall.h"
 
-#define PORT 8080
 /* Numbers of prefixes. */
 #define WIDE 0xff0001
 #define NARROW 0xff0002
@@ -25,21 +25,7 @@ static __always_inline void guard_a(void)
 
 /* ---- whose address ---- */
 
-#define A_CONNECTS(name, outcome, rules)                                                \
-	SETUP(name)                                                                     \
-	{                                                                               \
-		guard_b();                                                              \
-		rules;                                                                  \
-	}                                                                               \
-	PKTGEN(name, from_container, lxc_a)                                             \
-	{                                                                               \
-		make_tcp(frame, v6, POD_A, POD_B, 1000, PORT, TCP_SYN);                 \
-	}                                                                               \
-	CHECK(name) { outcome; }
-
-#define PASSES assert_to_pod(lxc_b)
-#define DENIED assert_dropped(DROP_POLICY)
-#define DENIED_BY_RULE assert_dropped(DROP_POLICY_DENY)
+#define A_CONNECTS(name, outcome, rules) CONNECTS_AFTER(name, guard_b(), outcome, rules)
 
 A_CONNECTS(a_pod, PASSES, add_block(POD_A, 32, 128, WIDE); B_TAKES(WIDE))
 A_CONNECTS(a_pods_network, PASSES, add_block(POD_A, 8, 16, WIDE); B_TAKES(WIDE))

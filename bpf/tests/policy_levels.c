@@ -1,32 +1,18 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Which entry decides: the six levels, denies among them, and prefixes of ports. */
-#include "tests/lib/scenario.h"
-
-#define PORT 8080 /* 0x1f90 */
+#include "tests/lib/connects.h"
 
 #define ALLOW(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__))
 #define DENY(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__, .deny = true))
 
-#define PASSES assert_to_pod(lxc_b)
-#define DENIED assert_dropped(DROP_POLICY)
-#define DENIED_BY_RULE assert_dropped(DROP_POLICY_DENY)
+static __always_inline void enforce_b(void)
+{
+	add_cluster();
+	enforce(SUBJECT_B, DIR_INGRESS);
+}
 
 /* A connects to B, whose ingress is enforced under these rules. */
-#define CONNECTS(name, outcome, rules)                                                  \
-	SETUP(name)                                                                     \
-	{                                                                               \
-		add_cluster();                                                          \
-		enforce(SUBJECT_B, DIR_INGRESS);                                        \
-		rules;                                                                  \
-	}                                                                               \
-	PKTGEN(name, from_container, lxc_a)                                             \
-	{                                                                               \
-		make_tcp(frame, v6, POD_A, POD_B, 1000, PORT, TCP_SYN);                 \
-	}                                                                               \
-	CHECK(name)                                                                     \
-	{                                                                               \
-		outcome;                                                                \
-	}
+#define CONNECTS(name, outcome, rules) CONNECTS_AFTER(name, enforce_b(), outcome, rules)
 
 CONNECTS(no_rule, DENIED, )
 

@@ -1,33 +1,14 @@
 /* SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause) */
 /* Tiers: who is asked first, which entry of a tier decides, and what is left to the next. */
-#include "tests/lib/scenario.h"
-
-#define PORT 8080 /* 0x1f90 */
+#include "tests/lib/connects.h"
 
 #define ALLOW(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__))
 #define ADMIN(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__, .space = TIER_ADMIN))
 #define BASELINE(...) add_rule(SUBJECT_B, DIR_INGRESS, RULE(__VA_ARGS__, .space = TIER_BASELINE))
 #define ENFORCE enforce(SUBJECT_B, DIR_INGRESS)
 
-#define PASSES assert_to_pod(lxc_b)
-#define DENIED assert_dropped(DROP_POLICY)
-#define DENIED_BY_RULE assert_dropped(DROP_POLICY_DENY)
-
 /* A connects to B, whose ingress is under these rules. */
-#define CONNECTS(name, outcome, rules)                                                  \
-	SETUP(name)                                                                     \
-	{                                                                               \
-		add_cluster();                                                          \
-		rules;                                                                  \
-	}                                                                               \
-	PKTGEN(name, from_container, lxc_a)                                             \
-	{                                                                               \
-		make_tcp(frame, v6, POD_A, POD_B, 1000, PORT, TCP_SYN);                 \
-	}                                                                               \
-	CHECK(name)                                                                     \
-	{                                                                               \
-		outcome;                                                                \
-	}
+#define CONNECTS(name, outcome, rules) CONNECTS_AFTER(name, add_cluster(), outcome, rules)
 
 /* ---- between tiers ---- */
 
