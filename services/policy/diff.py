@@ -445,6 +445,7 @@ def _told(groups: Iterable[tuple[tuple[Named, ...], bool, Profile]]) -> list[_Ro
         for peers, others, _, changes_here in held
     )
     anybody = any(changes_here for *_, changes_here in held)
+    elsewhere = {p.identity for peers, _, _, here in held if here for p in peers if p.unselected}
     rows: list[_Row] = []
     for peers, others, found, changes_here in held:
         if changes_here:
@@ -452,8 +453,12 @@ def _told(groups: Iterable[tuple[tuple[Named, ...], bool, Profile]]) -> list[_Ro
         elif everybody:
             rows += [(peers, others, stretch) for stretch in found]
         elif anybody:
-            whoever = tuple(peer for peer in peers if peer.identity is None and not peer.outside)
-            rows += [(whoever, False, stretch) for stretch in found if whoever]
+            taken_out = tuple(
+                peer
+                for peer in peers
+                if (peer.identity is None and not peer.outside) or (peer.where and peer.identity in elsewhere)
+            )
+            rows += [(taken_out, False, stretch) for stretch in found if taken_out]
     # What would be denied first, and what is told only so that the rest can be told shortly last.
     return sorted(
         rows, key=lambda row: (not row[2].changed, row[2].after.allowed, row[1], row[0], row[2][:3])

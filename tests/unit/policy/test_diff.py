@@ -165,6 +165,7 @@ def test_who_has_an_address_is_taken_out_of_who_has_an_identity() -> None:
     always = policy("always", app("web"), by_address)
     assert told(world(always), world(always, new)) == [
         "300 ingress 0/0-65535 k8s:app=db with an address that no rule selects: allow->deny",
+        "300 ingress 0/0-65535 k8s:app=db with an address in 10.0.0.0/8: deny->deny",
     ]
 
 
