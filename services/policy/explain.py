@@ -28,6 +28,9 @@ WORLD = 2
 _ENDPOINTS = ("init", "health")
 # What no policy closes is a setting of each node's loader, and not known here.
 _FAILSAFE = "; the node's failsafe ports pass all the same"
+# The only requests that the datapath takes from pods and to them.
+_ECHO = {Protocol.ICMP: 8, Protocol.ICMPV6: 128}
+_NOT_CARRIED = "; the datapath drops it all the same: of pods' ICMP it carries echo requests only"
 # Labels that say more about where a pod is than about what it is.
 _BESIDES = (f"{K8S}:{NAMESPACE_LABELS_PREFIX}", f"{K8S}:io.cilium.k8s.policy.")
 SIDES = {Direction.EGRESS: "sender", Direction.INGRESS: "receiver"}
@@ -183,6 +186,9 @@ class Explainer:
             ),
         )
         reason = _reason(verdict, direction, subject)
+        if verdict.allowed and port != _ECHO.get(Protocol(protocol), port):
+            if subject.is_endpoint or peer.is_endpoint:
+                reason += _NOT_CARRIED
         if missing := connection.undecided(selecting):
             other = SIDES[Direction(1 - direction)]
             reason += (

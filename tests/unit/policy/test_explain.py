@@ -260,3 +260,12 @@ def test_what_covers_a_connection_is_what_decides_it(data: st.DataObject) -> Non
             assert verdict.rule is not None and verdict.covering[0] is verdict.rule
         if verdict.audited:
             assert verdict.audit_rule is not None or verdict.audited_by
+
+
+def test_what_policies_allow_and_the_datapath_does_not_carry() -> None:
+    timestamp, echo = 13, 8
+    for port, carried in ((timestamp, False), (echo, True)):
+        for verdict in asked(protocol=Protocol.ICMP, port=port)[:2]:
+            assert verdict.allowed
+            assert ("the datapath drops it" in verdict.reason) is not carried
+    assert "datapath" not in asked(port=13)[0].reason
