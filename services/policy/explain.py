@@ -186,9 +186,9 @@ class Explainer:
             ),
         )
         reason = _reason(verdict, direction, subject)
-        if verdict.allowed and port != _ECHO.get(Protocol(protocol), port):
-            if subject.is_endpoint or peer.is_endpoint:
-                reason += _NOT_CARRIED
+        about_pods = subject.is_endpoint or peer.is_endpoint
+        if verdict.allowed and about_pods and port != _ECHO.get(Protocol(protocol), port):
+            reason += _NOT_CARRIED
         if missing := connection.undecided(selecting):
             other = SIDES[Direction(1 - direction)]
             reason += (
