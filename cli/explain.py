@@ -9,6 +9,7 @@ from fimbria.policy.v1 import policy_pb2
 from fimbria.types.v1 import types_pb2
 
 from cli.client import call
+from cli.protocols import PROTOCOLS, protocol_number
 
 if TYPE_CHECKING:
     from cli.client import Cluster
@@ -17,11 +18,6 @@ if TYPE_CHECKING:
 
 ACTIONS = {1: "allow", 2: "deny", 3: "pass"}
 TIERS = {1: "admin", 2: "normal", 3: "baseline"}
-
-
-def protocol_number(name: str) -> types_pb2.Protocol.ValueType:
-    """The proto's value for TCP, UDP, SCTP, ICMP or ICMPv6."""
-    return types_pb2.Protocol.Value(f"PROTOCOL_{name.upper()}")
 
 
 def peer(labels: Iterable[str], ports: Iterable[NamedPort] = (), *, identity: int = 0) -> policy_pb2.Peer:
@@ -129,8 +125,6 @@ def place_text(item: dict[str, Any]) -> str:
 
 def entry_text(item: dict[str, Any]) -> str:
     """`identity 301, TCP port 80, allow`."""
-    from cli.flow import PROTOCOLS
-
     whose = "any identity" if not item["identity"] else f"identity {item['identity']}"
     if item["by_address"]:
         whose = f"addresses of prefix {item['identity']}"

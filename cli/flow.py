@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 from fimbria.loader.v1 import loader_pb2
 
 from cli.client import shown_errors
-from cli.explain import protocol_number
+from cli.protocols import PROTOCOLS, protocol_number
 
 if TYPE_CHECKING:
     from cli.client import Cluster
 
-PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 VERDICTS = {
     loader_pb2.FLOW_VERDICT_FORWARDED: "forwarded",
     loader_pb2.FLOW_VERDICT_DROPPED: "dropped",

@@ -86,8 +86,8 @@ def _allowed(wanted: Wanted) -> list[loader_pb2.FlowFilter]:
     """Every combination of what there are several of, since a flow has to match one filter as a whole."""
     from fimbria.loader.v1 import loader_pb2
 
-    from cli.explain import protocol_number
     from cli.lab.syntax import parse_port
+    from cli.protocols import protocol_number
 
     sources = [_place("--from", text) for text in wanted.sources] or [_Place()]
     targets = [_place("--to", text) for text in wanted.targets] or [_Place()]

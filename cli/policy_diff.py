@@ -10,9 +10,9 @@ from fimbria.policy.v1 import policy_pb2
 
 from cli.client import call
 from cli.explain import verdict
-from cli.flow import PROTOCOLS
 from cli.policy_names import title
 from cli.policy_status import labels_text
+from cli.protocols import PROTOCOLS
 
 if TYPE_CHECKING:
     from cli.client import Cluster

@@ -18,8 +18,7 @@ from fimbria.policy.v1 import policy_pb2
 
 from cli.client import call, pages, shown_errors
 from cli.errors import BadInput, CliError
-from cli.explain import protocol_number
-from cli.flow import PROTOCOLS
+from cli.protocols import PROTOCOLS, protocol_number
 
 if TYPE_CHECKING:
     from cli.client import Cluster
