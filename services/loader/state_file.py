@@ -15,7 +15,10 @@ TEMPORARY: Final = ".tmp"
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The object in a file. Raises OSError, or ValueError for what is none."""
+    """The object in a file. Raises OSError, or ValueError for what is none. What a writer that was killed has
+    left beside it goes: there is only one, and whoever reads is it.
+    """
+    remove_state(path.with_name(path.name + TEMPORARY))
     document = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(document, dict):
         raise ValueError("it holds no JSON object")
