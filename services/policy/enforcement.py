@@ -133,11 +133,20 @@ class Enforcement:
         Raises DeadlineExceeded (NODES_BEHIND) after `timeout` seconds.
         """
         wanted = tuple(dict.fromkeys(names))
-        with suppress(TimeoutError):
-            async with asyncio.timeout(timeout):
-                await self.refresh(watched=False)
-                while behind := self._behind(revision, wanted):
-                    await self._something(elsewhere=any(name not in self._here for name in behind))
+        # Beside the wait for the nodes that are known, which most often takes longer.
+        look = asyncio.create_task(self.refresh(watched=False))
+        try:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(timeout):
+                    while (behind := self._behind(revision, wanted)) or not look.done():
+                        if behind:
+                            await self._something(elsewhere=any(name not in self._here for name in behind))
+                        else:
+                            await look
+                    look.result()
+        finally:
+            look.cancel()
+            await asyncio.gather(look, return_exceptions=True)
         if behind := self._behind(revision, wanted):
             raise problems.nodes_behind(revision, behind)
         return [

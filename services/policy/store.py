@@ -29,6 +29,7 @@ from services.policy.stored import (
     encode_deletion,
     feed_key,
     read_document,
+    remember,
 )
 
 __all__ = ["FEED", "Applied", "AppliedPolicy", "Outcome", "PolicyStore", "StoredPolicy"]
@@ -129,6 +130,8 @@ class PolicyStore:
             return await self._applied(connection, plans)
 
         if not dry_run:
+            for manifest in manifests:
+                remember(manifest)
             return await self._database.write(operation)
         async with self._database.read() as connection:
             planned = [await _plan(connection, manifest, known, source, now) for manifest in manifests]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -11,9 +12,14 @@ import orjson
 
 from services.chassis.feed import FeedEvent
 from services.policy.groups import Members
-from services.policy.manifest import load_stored_manifest
+from services.policy.manifest import Manifest, load_stored_manifest
 from services.policy.resolve import BoundPolicy
 from services.policy.rules import PolicyRef
+
+# So many manifests, of at most this length, are not read again: what a client applies comes back from the
+# store and by the feed.
+_REMEMBERED = 64
+_SHORT = 16 * 1024
 
 # Payload of a deletion that was made together with what the next event is about.
 _MORE = b"more"
@@ -83,8 +89,22 @@ def read_document(
 
     Raises ManifestError if it no longer parses.
     """
-    manifest = load_stored_manifest(text)
+    manifest = _remembered.get(text)
+    if manifest is None:
+        manifest = load_stored_manifest(text)
+        remember(manifest)
     return BoundPolicy(replace(manifest.policy, lines=lines), cookies), manifest.group
+
+
+_remembered: OrderedDict[str, Manifest] = OrderedDict()
+
+
+def remember(manifest: Manifest) -> None:
+    """This manifest has been read; `read_document` need not read its text again."""
+    if len(manifest.text) <= _SHORT:
+        _remembered[manifest.text] = manifest
+        if len(_remembered) > _REMEMBERED:
+            _remembered.popitem(last=False)
 
 
 def feed_key(ref: PolicyRef) -> str:
