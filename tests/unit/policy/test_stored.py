@@ -8,11 +8,11 @@ import json
 import pytest
 
 from services.policy import stored
-from services.policy.manifest import Manifest, parse_manifests
+from services.policy.manifest import Manifest, load_stored_manifest, parse_manifests
 
 
 def manifest(number: int) -> Manifest:
-    spec = {"podSelector": {}, "ingress": [{}]}
+    spec: dict[str, object] = {"podSelector": {}, "ingress": [{}]}
     name = {"name": f"policy-{number}", "namespace": "shop"}
     document = {
         "apiVersion": "networking.k8s.io/v1",
@@ -28,11 +28,10 @@ def manifest(number: int) -> Manifest:
 def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The texts that have been read, and nothing remembered yet."""
     found: list[str] = []
-    load = stored.load_stored_manifest
 
     def count(text: str) -> Manifest:
         found.append(text)
-        return load(text)
+        return load_stored_manifest(text)
 
     monkeypatch.setattr(stored, "load_stored_manifest", count)
     stored._remembered.clear()
