@@ -57,7 +57,10 @@ def new_namespace() -> Iterator[None]:
 def make_devices(variant: Variant) -> Devices:
     """The devices of a node, in the thread's namespace. None of them sends anything by itself."""
     for name, value in (("forwarding", 1), ("accept_ra", 0), ("autoconf", 0), ("dad_transmits", 0),
-                        ("addr_gen_mode", 1), ("router_solicitations", 0)):  # fmt: skip
+                        ("addr_gen_mode", 1), ("router_solicitations", 0),
+                        # What groups they join is told at once, and again after up to so long.
+                        ("mldv1_unsolicited_report_interval", 1 << 30),
+                        ("mldv2_unsolicited_report_interval", 1 << 30)):  # fmt: skip
         for scope in ("all", "default"):
             _sysctl(f"ipv6/conf/{scope}/{name}", value)
     _sysctl("ipv4/ip_forward", 1)
