@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -11,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.layout import Direction, PolicyKey, PolicyValue
 from services.loader.bpf.maps import Map
 from services.loader.bpf.native import check, lib
-from services.loader.bpf.objects import OpenedObject
 from tests.kernel.bpf.cluster import SILENCE, Pod
 from tests.kernel.bpf.node import Rule
+from tests.kernel.migration.compiled import maps_of
 from tests.kernel.migration.flows import Flows
 from tests.kernel.migration.upgrade import TCP, UDP, Upgrade
 
@@ -32,20 +30,8 @@ NAMES = ("policy", "subject", "subject_array")
 @pytest.fixture
 def former(tmp_path: Path) -> Iterator[dict[str, Map]]:
     """Empty maps of the former layouts."""
-    (tmp_path / "sources").mkdir()
-    shutil.copy(Path(__file__).with_name("former.c"), tmp_path / "sources")
-    (compiled,) = compile_sources(
-        str(tmp_path / "sources"), ["former.c"], str(tmp_path / "cache"), prebuilt_dir=""
-    )
-    opened = OpenedObject(compiled.path)
-    try:
-        loaded = opened.load()
-    finally:
-        opened.close()
-    made = {name: Map(name, fd) for name, fd in loaded.maps.items()}
-    yield made
-    for each in made.values():
-        each.close()
+    with maps_of("former.c", tmp_path) as made:
+        yield made
 
 
 def former_value(data: bytes) -> bytes:

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from services.loader.bpf.btf import Record
-from services.loader.bpf.compiler import compile_sources
 from services.loader.bpf.errors import MapFull, MapMismatch
 from services.loader.bpf.map_dump import dump
 from services.loader.bpf.map_plan import Action, conversions, plan_map
 from services.loader.bpf.maps import Map, MapShape, shape_of
 from services.loader.bpf.migration import Migration, merge
 from services.loader.bpf.native import lib
-from services.loader.bpf.objects import OpenedObject
 from services.loader.bpf.opening import check_room
+from tests.kernel.migration.compiled import maps_of
 
 pytestmark = pytest.mark.kernel
 
@@ -31,20 +28,8 @@ CPUS = int(lib.libbpf_num_possible_cpus())
 @pytest.fixture(scope="module")
 def maps(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Map]]:
     scratch = tmp_path_factory.mktemp("kinds")
-    (scratch / "sources").mkdir()
-    shutil.copy(Path(__file__).with_name("kinds.c"), scratch / "sources")
-    (compiled,) = compile_sources(
-        str(scratch / "sources"), ["kinds.c"], str(scratch / "cache"), prebuilt_dir=""
-    )
-    opened = OpenedObject(compiled.path)
-    try:
-        loaded = opened.load()
-    finally:
-        opened.close()
-    made = {name: Map(name, fd) for name, fd in loaded.maps.items()}
-    yield made
-    for each in made.values():
-        each.close()
+    with maps_of("kinds.c", scratch) as made:
+        yield made
 
 
 @pytest.fixture(autouse=True)
