@@ -10,7 +10,7 @@ from tests.bench import fimbria
 from tests.bench.figures import Figure, median, percentile
 
 POLICIES = 1_000
-# So many of them are about the two pods that are there, ten each, and the others about pods that may come.
+# So many of them are about the two pods that are there, fifty each, and the others about pods that may come.
 _ABOUT_PODS = 100
 _BUNDLE = 100
 _WARM_UP, _ROUNDS = 20, 300
