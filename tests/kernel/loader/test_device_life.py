@@ -52,7 +52,7 @@ def test_an_endpoint_whose_device_vanishes_is_let_go_of(
     pod = rig.pod(node, f"vanishing-{side}", app="vanishing")
     pod.add()
     device = node.endpoint(pod.name).host_device
-    assert f"{pod.ipv4}/32" in rig.published()
+    eventually(lambda: f"{pod.ipv4}/32" in rig.published())
     if side == "node":
         node.namespace.command("ip", "link", "delete", device)
     else:

@@ -50,13 +50,16 @@ def endpoint(pod: Pod) -> loader_pb2.Endpoint:
     return found
 
 
-def test_an_endpoint_is_what_the_plugin_says(rig: Rig, pods: dict[str, Pod]) -> None:
+def test_an_endpoint_is_what_the_plugin_says(
+    rig: Rig, pods: dict[str, Pod], eventually: Eventually
+) -> None:
     web = pods["web"]
     found = endpoint(web)
     assert found.state == loader_pb2.ENDPOINT_STATE_READY
     assert (found.ipv4, found.host_device, found.ifname) == (web.ipv4, found.host_device, "eth0")
     assert "k8s:app=web" in found.labels
     assert f"{web.container_id}/eth0" in rig.owners()
+    eventually(lambda: f"{web.ipv4}/32" in rig.published())
     published = rig.published()[f"{web.ipv4}/32"]
     assert (published.identity, published.owner, published.node) == (found.identity, "shop/web", "node-1")
     code, answer = web.call("ADD")
@@ -142,7 +145,7 @@ def test_a_deleted_pod_leaves_nothing(rig: Rig, eventually: Eventually) -> None:
     pod.delete()
     assert node.links() == links
     assert len(node.endpoints()) == subjects
-    assert prefix not in rig.published()
+    eventually(lambda: prefix not in rig.published())
     assert f"{pod.container_id}/eth0" not in rig.owners()
     for each in rig.nodes:
         eventually(partial(_knows_not, each, prefix))

@@ -169,10 +169,11 @@ def test_a_deleted_pod_leaves_nothing(rig: Rig, pods: dict[str, Pod], eventually
     pod = rig.pod(node, "short", app="short")
     pod.add()
     prefixes = {f"{pod.ipv4}/32", f"{pod.ipv6}/128"}
-    assert prefixes <= rig.published().keys()
+    # The answer to an ADD does not wait until the cluster has been told.
+    eventually(lambda: prefixes <= rig.published().keys())
     pod.delete()
     assert (node.links(), own_routes(node)) == (links, routes)
-    assert not prefixes & rig.published().keys()
+    eventually(lambda: not prefixes & rig.published().keys())
     assert f"{pod.container_id}/eth0" not in rig.owners()
     for each in rig.nodes:
         eventually(lambda each=each: not prefixes & each.ipcache().keys())  # type: ignore[misc]
