@@ -12,11 +12,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
@@ -33,10 +33,13 @@ from services.chassis.sqlite import (
     writer_engine,
 )
 
-__all__ = ["Database", "DatabaseOpenError"]
+__all__ = ["Database", "DatabaseOpenError", "Group", "Operation", "Together"]
 
 T = TypeVar("T")
+I = TypeVar("I")  # noqa: E741
+R = TypeVar("R")
 Operation = Callable[[AsyncConnection], Awaitable[T]]
+Together = Callable[[AsyncConnection, Sequence[I]], Awaitable[Sequence[R | FimbriaError]]]
 
 MAX_BATCH: Final = 256
 log = get_logger(__name__)
@@ -44,17 +47,71 @@ log = get_logger(__name__)
 
 @dataclass(slots=True, eq=False)
 class _Pending:
-    """An operation on its way: whose context it runs in, who waits, and what to call once it is committed."""
+    """An operation that somebody waits for: in whose context it runs, and how it ended."""
 
-    operation: Operation[Any]
     done: asyncio.Future[Any]
     context: contextvars.Context
+    operation: Operation[Any] | None = None
+    group: Group[Any, Any] | None = None
+    item: Any = None
     result: Any = None
     failure: BaseException | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _Unit:
+    """What is carried out by one call, behind one savepoint, and what to call once it is committed."""
+
+    members: list[_Pending]
     committed: list[Callable[[], None]] = field(default_factory=list)
 
+    @property
+    def context(self) -> contextvars.Context:
+        return self.members[0].context
 
-_operation: contextvars.ContextVar[_Pending | None] = contextvars.ContextVar("db_operation", default=None)
+    @property
+    def failed(self) -> bool:
+        return all(member.failure is not None for member in self.members)
+
+    async def carry_out(self, connection: AsyncConnection) -> None:
+        first = self.members[0]
+        if first.group is None:
+            assert first.operation is not None
+            first.result = await first.operation(connection)
+            return
+        items = [member.item for member in self.members]
+        results = await first.group.together(connection, items)
+        for member, result in zip(self.members, results, strict=True):
+            if isinstance(result, FimbriaError):
+                member.failure = result
+            else:
+                member.result = result
+
+    def fail(self, problem: BaseException) -> None:
+        self.committed.clear()
+        for member in self.members:
+            member.failure = problem
+
+
+_operation: contextvars.ContextVar[_Unit | None] = contextvars.ContextVar("db_operation", default=None)
+
+
+class Group(Generic[I, R]):
+    """Writes of one kind, of which those that arrive together are carried out by one call.
+
+    ``together`` gets the items of all that wait, in the order of their arrival, and returns as many results:
+    a FimbriaError among them is the failure of that item alone, which must have changed nothing. If it
+    raises, nothing of the call is kept and each item is tried by itself. It runs in the context of the first.
+    """
+
+    def __init__(self, database: Database, together: Together[I, R]) -> None:
+        self._database = database
+        self.together = together
+
+    async def submit(self, item: I) -> R:
+        """The result of `item`, once it is committed; raises as :meth:`Database.write` does."""
+        result: R = await self._database.submit(self, item)
+        return result
 
 
 class Database:
@@ -69,7 +126,7 @@ class Database:
         self._queue: deque[_Pending] = deque()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._running: _Pending | None = None
+        self._running: _Unit | None = None
         self._task = asyncio.create_task(self._write_batches(), name="db-writer")
 
     @classmethod
@@ -130,15 +187,23 @@ class Database:
         Raises Unavailable (DATABASE_BUSY, DATABASE_IO, DATABASE_CLOSED) and ResourceExhausted (DATABASE_FULL)
         when the transaction as a whole fails; then nothing of it is stored.
         """
+        result: T = await self._enqueue(operation=operation)
+        return result
+
+    async def submit(self, group: Group[I, R], item: I) -> R:
+        """What :meth:`Group.submit` says."""
+        result: R = await self._enqueue(group=group, item=item)
+        return result
+
+    async def _enqueue(self, **what: Any) -> Any:
         if self._running is not None and _operation.get() is self._running:
             raise RuntimeError("write is called inside a write operation, which would wait for itself")
         if self._closing:
             raise Unavailable("the store is closing", reason="DATABASE_CLOSED")
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Pending(operation, done, contextvars.copy_context()))
+        self._queue.append(_Pending(done, contextvars.copy_context(), **what))
         self._arrived.set()
-        result: T = await done
-        return result
+        return await done
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when the operation that is running now has been committed; dropped if it fails.
@@ -171,74 +236,89 @@ class Database:
             batch = [pending for pending in batch if not pending.done.done()]
             if not batch:
                 continue
+            units = _units(batch)
             try:
-                await self._commit(batch)
+                await self._commit(units)
             except Exception as exc:
                 failure = _store_error(exc)
                 for pending in batch:
                     pending.failure = pending.failure or failure
-            self._settle(batch)
+            for unit in units:
+                self._settle(unit)
 
-    async def _commit(self, batch: list[_Pending]) -> None:
+    async def _commit(self, units: list[_Unit]) -> None:
         async with self._writer.connect() as conn:
             await conn.execute(text("BEGIN IMMEDIATE"))
             in_transaction = await transaction_state(conn)
-            alone = len(batch) == 1
-            for pending in batch:
-                # A batch of one needs no savepoint: the transaction is its own.
-                if alone:
-                    await self._run(pending, conn)
-                    self._check(pending, in_transaction())
-                    if pending.failure is not None:
-                        await conn.rollback()
-                        return
-                    continue
-                savepoint = await conn.begin_nested()
-                await self._run(pending, conn)
-                self._check(pending, in_transaction())
-                if pending.failure is None:
-                    await savepoint.commit()
-                else:
+            if len(units) == 1 and len(units[0].members) == 1:
+                # Alone it needs no savepoint: the transaction is its own.
+                await self._run(units[0], conn)
+                self._check(units[0], in_transaction())
+                if units[0].failed:
+                    await conn.rollback()
+                    return
+            else:
+                waiting = deque(units)
+                while waiting:
+                    unit = waiting.popleft()
+                    savepoint = await conn.begin_nested()
+                    problem = await self._run(unit, conn)
+                    self._check(unit, in_transaction())
+                    if not unit.failed:
+                        await savepoint.commit()
+                        continue
                     await savepoint.rollback()
+                    if problem is not None and len(unit.members) > 1:
+                        # Whose fault it was shows when each is tried by itself.
+                        alone = [_Unit([member]) for member in unit.members]
+                        unit.members.clear()
+                        units += alone
+                        waiting.extendleft(reversed(alone))
             await conn.commit()
 
-    async def _run(self, pending: _Pending, conn: AsyncConnection) -> None:
-        async def call() -> Any:
-            _operation.set(pending)
-            return await pending.operation(conn)
+    async def _run(self, unit: _Unit, conn: AsyncConnection) -> BaseException | None:
+        """Carries a unit out; returns what the call as a whole failed with."""
+        for member in unit.members:
+            member.failure = None
 
-        self._running = pending
+        async def call() -> None:
+            _operation.set(unit)
+            await unit.carry_out(conn)
+
+        self._running = unit
         try:
-            pending.result = await asyncio.get_running_loop().create_task(call(), context=pending.context)
+            await asyncio.get_running_loop().create_task(call(), context=unit.context)
         except sa_exc.OperationalError as exc:
             # The disk is full, or the store is gone: nothing that the operation itself could have known.
-            pending.failure = _store_error(exc)
-            pending.committed.clear()
+            unit.fail(_store_error(exc))
+            return exc
         except BaseException as exc:
-            pending.failure = exc
-            pending.committed.clear()
+            unit.fail(exc)
+            return exc
         finally:
             self._running = None
+        return None
 
-    def _check(self, pending: _Pending, in_transaction: bool) -> None:
+    def _check(self, unit: _Unit, in_transaction: bool) -> None:
         """Fails the batch when SQLite has rolled it back by itself, as it does when the disk is full.
 
         Going on would run the rest outside of any transaction, and acknowledge what is lost.
         """
         if in_transaction:
             return
-        if isinstance(pending.failure, FimbriaError):
-            raise pending.failure
+        failure = unit.members[0].failure
+        if isinstance(failure, FimbriaError):
+            raise failure
         raise Unavailable("the store gave the transaction up", reason="DATABASE_IO", retry_after=1.0)
 
-    def _settle(self, batch: list[_Pending]) -> None:
-        for pending in batch:
-            if pending.failure is None:
-                for callback in pending.committed:
-                    try:
-                        callback()
-                    except Exception:
-                        log.exception("a callback after commit failed")
+    def _settle(self, unit: _Unit) -> None:
+        if unit.members and not unit.failed:
+            for callback in unit.committed:
+                try:
+                    callback()
+                except Exception:
+                    log.exception("a callback after commit failed")
+        for pending in unit.members:
             if pending.done.done():
                 continue
             if pending.failure is None:
@@ -247,6 +327,22 @@ class Database:
                 pending.done.cancel()
             else:
                 pending.done.set_exception(pending.failure)
+
+
+def _units(batch: Sequence[_Pending]) -> list[_Unit]:
+    """One unit for each operation, and one for all items of a group, where its first one stands."""
+    units: list[_Unit] = []
+    of_group: dict[int, _Unit] = {}
+    for pending in batch:
+        known = of_group.get(id(pending.group)) if pending.group is not None else None
+        if known is not None:
+            known.members.append(pending)
+            continue
+        unit = _Unit([pending])
+        units.append(unit)
+        if pending.group is not None:
+            of_group[id(pending.group)] = unit
+    return units
 
 
 async def _feed_revisions(engine: AsyncEngine) -> dict[str, int]:

@@ -138,6 +138,12 @@ class Feed:
 
         Returns the revision of the last one; the others have those just before it. ``changes`` is not empty.
         """
+        return await self.append_changes(conn, [(*change, trace) for change in changes])
+
+    async def append_changes(
+        self, conn: AsyncConnection, changes: Sequence[tuple[str, bytes, bool, str]]
+    ) -> int:
+        """The same for (key, payload, deleted, trace): changes of several writers that share a transaction."""
         counted = {"feed": self._name, "count": len(changes)}
         row = (await conn.execute(_NEXT, counted)).first()
         if row is None:
@@ -145,7 +151,7 @@ class Feed:
         last = int(row[0])
         events = [
             FeedEvent(revision, key, payload, deleted, trace)
-            for revision, (key, payload, deleted) in enumerate(changes, start=last - len(changes) + 1)
+            for revision, (key, payload, deleted, trace) in enumerate(changes, start=last - len(changes) + 1)
         ]
         await conn.execute(
             _INSERT,

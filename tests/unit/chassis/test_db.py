@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import sqlite3
 import stat
+from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from sqlalchemy import event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chassis.db import MAX_BATCH, Database, DatabaseOpenError
+from services.chassis.db import MAX_BATCH, Database, DatabaseOpenError, Group
 from services.chassis.errors import FimbriaError, NotFound, ResourceExhausted, Unavailable
 
 INSERT = text("INSERT INTO thing (name) VALUES (:name)")
@@ -298,3 +299,35 @@ async def test_a_write_inside_a_write_is_refused_rather_than_waited_for(db: Data
         await db.write(nested)
     await insert(db, "next")
     assert await names(db) == ["next"]
+
+
+async def test_items_of_a_group_that_arrive_together_share_a_call(db: Database) -> None:
+    calls: list[list[str]] = []
+
+    async def together(conn: AsyncConnection, items: Sequence[str]) -> list[str | FimbriaError]:
+        calls.append(list(items))
+        if "poison" in items:
+            raise ValueError("a bad item")
+        await conn.execute(INSERT, [{"name": item} for item in items if item != "refused"])
+        refusal = NotFound("no such thing", reason="THING_NOT_FOUND")
+        return [refusal if item == "refused" else item.upper() for item in items]
+
+    group = Group(db, together)
+    found = await asyncio.gather(
+        *(group.submit(item) for item in ("a", "refused")),
+        insert(db, "other"),
+        group.submit("b"),
+        return_exceptions=True,
+    )
+    assert (found[0], found[2], found[3]) == ("A", "other", "B")
+    assert isinstance(found[1], NotFound)
+    assert calls == [["a", "refused", "b"]]
+    assert await names(db) == ["a", "b", "other"]
+    calls.clear()
+    found = await asyncio.gather(
+        *(group.submit(item) for item in ("c", "poison", "d")), return_exceptions=True
+    )
+    assert (found[0], found[2]) == ("C", "D")
+    assert isinstance(found[1], ValueError)
+    assert calls == [["c", "poison", "d"], ["c"], ["poison"], ["d"]]
+    assert await names(db) == ["a", "b", "c", "d", "other"]
