@@ -143,7 +143,7 @@ class Feed:
     async def append_changes(
         self, conn: AsyncConnection, changes: Sequence[tuple[str, bytes, bool, str]]
     ) -> int:
-        """The same for (key, payload, deleted, trace): changes of several writers that share a transaction."""
+        """The same for (key, payload, deleted, trace): changes of several writers in one transaction."""
         counted = {"feed": self._name, "count": len(changes)}
         row = (await conn.execute(_NEXT, counted)).first()
         if row is None:

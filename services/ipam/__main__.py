@@ -11,8 +11,9 @@ from fimbria.ipam.v1 import ipam_pb2_grpc
 from services.chassis.db import Database
 from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
+from services.ipam.address_api import AddressApi
 from services.ipam.address_store import AddressStore
-from services.ipam.api import DEFAULT_POOL, AddressApi, NodeApi, PoolApi
+from services.ipam.api import DEFAULT_POOL, NodeApi, PoolApi
 from services.ipam.cidr import parse_cidr
 from services.ipam.family import of_family
 from services.ipam.node_store import NodeStore
@@ -40,7 +41,15 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
     server.add(ipam_pb2_grpc.add_PoolServiceServicer_to_server, PoolApi(pools), "fimbria.ipam.v1.PoolService")
     server.add(
         ipam_pb2_grpc.add_AddressServiceServicer_to_server,
-        AddressApi(AddressStore(database, time.time_ns)),
+        AddressApi(
+            AddressStore(
+                database,
+                feed,
+                time.time_ns,
+                mode=settings.ipam_mode,
+                hold_seconds=settings.ipam_hold_seconds,
+            )
+        ),
         "fimbria.ipam.v1.AddressService",
     )
     context.background(compact_regularly([feed], settings.feed_keep), "compaction")

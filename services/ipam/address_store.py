@@ -11,11 +11,12 @@ from sqlalchemy import Integer, LargeBinary, String, bindparam, delete, select, 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
+from services.chassis.feed import Feed
 from services.ipam import problems
 from services.ipam.address_list import read_page
 from services.ipam.addresses import AddressRange, first_gap
 from services.ipam.family import FAMILIES, Address, Family, Network, address_from_packed, of_family
-from services.ipam.model import AddressPair, Allocation, Held
+from services.ipam.model import AddressPair, Allocation, Held, Mode
 from services.ipam.schema import addresses, node_cidrs
 
 # How many held addresses one step of the search for a free one reads.
@@ -99,12 +100,24 @@ class _Cidrs:
 class AddressStore:
     """Who holds which address.
 
-    `clock` returns Unix time in nanoseconds.
+    `clock` returns Unix time in nanoseconds; `hold_seconds` is how long nobody gets an address after its
+    release.
     """
 
-    def __init__(self, database: Database, clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        database: Database,
+        feed: Feed,
+        clock: Callable[[], int],
+        *,
+        mode: Mode = "cluster-pool",
+        hold_seconds: float = 0.0,
+    ) -> None:
         self._database = database
+        self._feed = feed
         self._clock = clock
+        self._mode = mode
+        self._hold_seconds = hold_seconds
 
     async def allocate(self, node: str, owner: str, wanted: AddressPair = ANY) -> Allocation:
         """What `owner` has on `node`, an address of each family of the node, all of them or none.

@@ -1,4 +1,4 @@
-"""The gRPC side of ipam: requests into domain values and back; nothing is decided here."""
+"""The gRPC side of nodes and pools: requests into domain values and back; nothing is decided here."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ from typing import Any, TypeAlias
 import grpc
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from fimbria.types.v1 import types_pb2
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from services.chassis.feed import Feed, FeedEvent
 from services.chassis.paging import PageRequest
 from services.chassis.telemetry import inject
-from services.ipam.address_store import AddressStore
-from services.ipam.cidr import parse_address, parse_cidr, parse_ipv4, parse_ipv6
-from services.ipam.family import Address
-from services.ipam.model import AddressPair, Allocation, Node, Pool
+from services.ipam.cidr import parse_cidr, parse_ipv4, parse_ipv6
+from services.ipam.messages import text, timestamp
+from services.ipam.model import Node, Pool
 from services.ipam.node_store import NodeStore, decode_node
 from services.ipam.plan import plan_pool
 from services.ipam.pool_store import PoolStore
@@ -112,41 +110,6 @@ class PoolApi(ipam_pb2_grpc.PoolServiceServicer):
         return ipam_pb2.DeletePoolResponse()
 
 
-class AddressApi(ipam_pb2_grpc.AddressServiceServicer):
-    """fimbria.ipam.v1.AddressService."""
-
-    def __init__(self, store: AddressStore) -> None:
-        self._store = store
-
-    async def Allocate(self, request: ipam_pb2.AllocateRequest, context: Context) -> ipam_pb2.Address:
-        wanted = AddressPair(
-            parse_ipv4(request.address, "address") if request.address else None,
-            parse_ipv6(request.ipv6, "ipv6") if request.ipv6 else None,
-        )
-        return address_message(await self._store.allocate(request.node, request.owner, wanted))
-
-    async def Release(self, request: ipam_pb2.ReleaseRequest, context: Context) -> ipam_pb2.ReleaseResponse:
-        released = await self._store.release(request.node, request.owner)
-        return ipam_pb2.ReleaseResponse(address=_text(released.ipv4), ipv6=_text(released.ipv6))
-
-    async def ListAddresses(
-        self, request: ipam_pb2.ListAddressesRequest, context: Context
-    ) -> ipam_pb2.ListAddressesResponse:
-        held = parse_address(request.address, "address") if request.address else None
-        scope = f"addresses\0{request.node}\0{request.owner}\0{_text(held)}"
-        wanted = PageRequest.parse(request.page_size, request.page_token, scope=scope)
-        after = None
-        if wanted.after:
-            after = (str(wanted.after[0]), parse_address(str(wanted.after[1]), "page_token"))
-        found = await self._store.list(
-            node=request.node, owner=request.owner, address=held, after=after, limit=wanted.limit
-        )
-        page = wanted.page(found, lambda allocation: (allocation.node, str(allocation.held[0].address)))
-        return ipam_pb2.ListAddressesResponse(
-            addresses=map(address_message, page.items), next_page_token=page.next_page_token
-        )
-
-
 def node_message(node: Node) -> ipam_pb2.Node:
     """A node as the API shows it."""
     return ipam_pb2.Node(
@@ -154,11 +117,11 @@ def node_message(node: Node) -> ipam_pb2.Node:
         ipv4=str(node.ipv4),
         pool=node.pool,
         pod_cidrs=map(str, node.pod_cidrs),
-        router_ipv4=_text(node.router(4)),
+        router_ipv4=text(node.router(4)),
         revision=node.revision,
-        create_time=_timestamp(node.created_ns),
-        ipv6=_text(node.ipv6),
-        router_ipv6=_text(node.router(6)),
+        create_time=timestamp(node.created_ns),
+        ipv6=text(node.ipv6),
+        router_ipv6=text(node.router(6)),
     )
 
 
@@ -174,20 +137,6 @@ def pool_message(pool: Pool) -> ipam_pb2.Pool:
     )
 
 
-def address_message(allocation: Allocation) -> ipam_pb2.Address:
-    """What an owner has, as the API shows it."""
-    message = ipam_pb2.Address(
-        node=allocation.node, owner=allocation.owner, create_time=_timestamp(allocation.created_ns)
-    )
-    for held in allocation.held:
-        address, cidr, router = str(held.address), str(held.cidr), str(held.router)
-        if held.address.version == 4:
-            message.address, message.cidr, message.router_ipv4 = address, cidr, router
-        else:
-            message.ipv6, message.cidr_ipv6, message.router_ipv6 = address, cidr, router
-    return message
-
-
 def _present(node: Node) -> ipam_pb2.NodeEvent:
     return ipam_pb2.NodeEvent(type=types_pb2.CHANGE_TYPE_PUT, node=node_message(node))
 
@@ -200,11 +149,3 @@ def _node_event(event: FeedEvent) -> ipam_pb2.NodeEvent:
         )
     node = decode_node(event.key, event.payload, event.revision)
     return ipam_pb2.NodeEvent(type=types_pb2.CHANGE_TYPE_PUT, node=node_message(node), trace=trace)
-
-
-def _text(address: Address | None) -> str:
-    return "" if address is None else str(address)
-
-
-def _timestamp(nanoseconds: int) -> Timestamp:
-    return Timestamp(seconds=nanoseconds // 1_000_000_000, nanos=nanoseconds % 1_000_000_000)

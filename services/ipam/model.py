@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 from services.ipam.addresses import AddressRange
 from services.ipam.cidr import capacity_of
 from services.ipam.family import FAMILIES, Address, Family, Network, of_family
+
+# How nodes come to their CIDRs; the same words as the setting has.
+Mode: TypeAlias = Literal["kubernetes", "cluster-pool", "multi-pool"]
 
 
 @dataclass(frozen=True, slots=True)

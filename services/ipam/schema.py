@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -17,7 +18,9 @@ from sqlalchemy import (
     MetaData,
     String,
     Table,
+    Text,
     UniqueConstraint,
+    false,
 )
 
 metadata = MetaData()
@@ -30,6 +33,12 @@ pools = Table(
     Column("created_ns", BigInteger, nullable=False),
     # Like node_mask_size, 0 in a pool without CIDRs of the family.
     Column("node_mask_size_ipv6", Integer, nullable=False, server_default="0"),
+    # Counts changes of the pool's content.
+    Column("revision", BigInteger, nullable=False, server_default="1"),
+    # JSON: a list of texts in normal form, and LabelSelectors as protobuf's JSON has them (NULL: none).
+    Column("excluded", Text, nullable=False, server_default="[]"),
+    Column("pod_selector", Text),
+    Column("namespace_selector", Text),
 )
 
 pool_cidrs = Table(
@@ -38,6 +47,8 @@ pool_cidrs = Table(
     Column("cidr", String(43), primary_key=True),
     Column("pool", String(63), ForeignKey("pools.name", ondelete="CASCADE"), nullable=False),
     Column("position", Integer, nullable=False),
+    # Nothing more is carved from it; the row goes when no node holds a part of it.
+    Column("draining", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("pool", "position", name="pool_cidrs_position"),
 )
 
@@ -66,6 +77,8 @@ node_cidrs = Table(
     # Where the next allocation looks first, packed; see addresses.py on rotation.
     Column("next_address", LargeBinary(16), nullable=False),
     Column("family", Integer, nullable=False, server_default="4"),
+    # As of the pool's CIDR that it was carved from: nothing more is allocated from it.
+    Column("draining", Boolean, nullable=False, server_default=false()),
     UniqueConstraint("node", "position", name="node_cidrs_position"),
     Index("node_cidrs_pool", "pool"),
 )
@@ -84,4 +97,19 @@ addresses = Table(
     CheckConstraint("family IN (4, 6)", name="addresses_family"),
     Index("addresses_node_address", "node", "address"),
     Index("addresses_cidr", "cidr"),
+)
+
+# Addresses that were released a moment ago and that nobody gets yet. They go with their CIDR.
+holds = Table(
+    "holds",
+    metadata,
+    Column("address", LargeBinary(16), primary_key=True),
+    Column("family", Integer, nullable=False),
+    Column("cidr", String(43), ForeignKey("node_cidrs.cidr", ondelete="CASCADE"), nullable=False),
+    Column("node", String(253), nullable=False),
+    Column("owner", String(253), nullable=False),
+    Column("released_ns", BigInteger, nullable=False),
+    CheckConstraint("family IN (4, 6)", name="holds_family"),
+    Index("holds_cidr", "cidr"),
+    Index("holds_released", "released_ns"),
 )

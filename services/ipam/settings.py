@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from services.chassis.settings import CommonSettings, setting
 from services.ipam.plan import DEFAULT_MASK_SIZE_IPV6
@@ -35,6 +36,26 @@ class IpamSettings(CommonSettings):
         help="Prefix length of the IPv6 CIDR that each node gets from the pool `default`.",
         minimum=8,
         maximum=126,
+    )
+    ipam_mode: Literal["kubernetes", "cluster-pool", "multi-pool"] = setting(
+        "cluster-pool",
+        help="Where a node's pod CIDRs come from: `kubernetes` (given from outside, with the node),"
+        " `cluster-pool` (carved from the node's pool) or `multi-pool` (from the pool that a workload's"
+        " attributes choose).",
+    )
+    ipam_hold_seconds: float = setting(
+        30.0,
+        help="How long nobody gets an address after its release, in seconds: flows, neighbour and ipcache"
+        " entries of its last owner are over by then.",
+        minimum=0.0,
+        maximum=86_400.0,
+    )
+    ipam_cidr_idle_seconds: float = setting(
+        60.0,
+        help="How long a node keeps a CIDR that is empty, in seconds, before it goes back to its pool; never"
+        " its first ones.",
+        minimum=0.0,
+        maximum=86_400.0,
     )
     feed_keep: int = setting(
         100_000, help="How many of the newest changes are kept for watches to resume from.", minimum=1

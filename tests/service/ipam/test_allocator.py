@@ -37,7 +37,7 @@ class Stores:
         self.database = self.run(Database.open(f"sqlite:///{path}", "services.ipam.migrations"))
         self.pools = PoolStore(self.database, time.time_ns)
         self.nodes = NodeStore(self.database, Feed(self.database, "nodes"), time.time_ns)
-        self.addresses = AddressStore(self.database, time.time_ns)
+        self.addresses = AddressStore(self.database, Feed(self.database, "nodes"), time.time_ns)
         self.numbers = itertools.count()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:

@@ -136,7 +136,7 @@ async def test_migrating_twice_changes_nothing(old_store: Path) -> None:
         url = f"sqlite:///{old_store}/ipam.db"
         async with await Database.open(url, "services.ipam.migrations") as database:
             nodes = NodeStore(database, Feed(database, "nodes"), time.time_ns)
-            addresses = AddressStore(database, time.time_ns)
+            addresses = AddressStore(database, Feed(database, "nodes"), time.time_ns)
             found.append(
                 (
                     await nodes.list(after="", limit=None),
