@@ -53,6 +53,9 @@ def open_channel(
 ) -> grpc.aio.Channel:
     """A channel to a gRPC target (``unix:/path``, ``ipv4:127.0.0.1:4001``, ``dns:///ipam:4000``).
 
+    A target may have several addresses, the replicas of a service: ``ipv4:127.0.0.1:4001,127.0.0.1:4011``,
+    ``unix:/one,/two``, or what a name resolves to. Calls take turns over those that serve.
+
     ``timeout`` in seconds bounds unary calls whose caller gives none; a call made while serving another is
     also bounded by that one's deadline. ``retry`` repeats calls that failed with UNAVAILABLE, up to three
     times within half a second: all of Fimbria's methods are idempotent. ``service_config`` replaces the

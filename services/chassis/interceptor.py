@@ -29,6 +29,8 @@ from services.chassis.errors import (
     rich_status,
 )
 from services.chassis.logs import get_logger
+from services.chassis.overload import Load, Room
+from services.chassis.settings import DEFAULT_MAX_CALLS, DEFAULT_MAX_WATCHES
 from services.chassis.telemetry import RPC_SECONDS, Telemetry, detach, mark_failed, remote_context
 from services.chassis.validation import validate
 
@@ -66,8 +68,16 @@ call_deadline: ContextVar[CallDeadline | None] = ContextVar("fimbria_call_deadli
 class ServerCalls(grpc.aio.ServerInterceptor):
     """The interceptor; it also knows the running streams, so that a drain can end them."""
 
-    def __init__(self, telemetry: Telemetry) -> None:
+    def __init__(
+        self,
+        telemetry: Telemetry,
+        *,
+        max_calls: int = DEFAULT_MAX_CALLS,
+        max_watches: int = DEFAULT_MAX_WATCHES,
+    ) -> None:
         self._telemetry = telemetry
+        self._load = Load(max_calls, max_watches, telemetry)
+        self._rooms: dict[str, Room] = {}
         self._streams: set[asyncio.Task[Any]] = set()
         self._infrastructure: set[asyncio.Task[Any]] = set()
         self._draining = False
@@ -103,6 +113,12 @@ class ServerCalls(grpc.aio.ServerInterceptor):
             if handler is None:
                 return None
             known = self._handlers[path] = self._wrapped(handler, path)
+            if not path.startswith(INFRASTRUCTURE):
+                self._rooms[path] = self._load.watches if handler.response_streaming else self._load.calls
+        room = self._rooms.get(path)
+        if room is not None and room.full:
+            # Without a span, and before the request has even been read: refusing must stay cheap.
+            return _refusing(room, path)
         return known
 
     def _wrapped(
@@ -129,22 +145,39 @@ class ServerCalls(grpc.aio.ServerInterceptor):
         return make(behaviour, handler.request_deserializer, handler.response_serializer)
 
     def _unary(self, inner: Behaviour, path: str, many: bool) -> Behaviour:
+        room = self._load.calls
+
         async def serve(request: Any, context: ServicerContext) -> Any:
             async def answer() -> Any:
                 return await inner(_checked(request, many), context)
 
+            if room.full:
+                # Others came in while the request was being read.
+                await _abort(context, room.refusal(path))
             left = context.time_remaining()
             seconds = DEFAULT_DEADLINE_SECONDS if left is None else left
-            return await self._observed(path, context, answer, seconds)
+            room.running += 1
+            try:
+                return await self._observed(path, context, answer, seconds)
+            finally:
+                room.running -= 1
 
         return serve
 
     def _stream(self, inner: Behaviour, path: str, many: bool) -> Behaviour:
+        room = self._load.watches
+
         async def serve(request: Any, context: ServicerContext) -> None:
             async def answer() -> None:
                 await self._tracked(_send_all(inner, _checked(request, many), context), self._streams)
 
-            await self._observed(path, context, answer, context.time_remaining())
+            if room.full:
+                await _abort(context, room.refusal(path))
+            room.running += 1
+            try:
+                await self._observed(path, context, answer, context.time_remaining())
+            finally:
+                room.running -= 1
 
         return serve
 
@@ -260,6 +293,15 @@ class ServerCalls(grpc.aio.ServerInterceptor):
             )
         log.debug("call", method=path, code=code.name, milliseconds=round(seconds * 1000, 3))
         span.end()
+
+
+def _refusing(room: Room, path: str) -> grpc.RpcMethodHandler[Any, Any]:
+    """A handler that refuses a call of any kind; as one of streams it is called without a request read."""
+
+    async def refuse(_: Any, context: ServicerContext) -> None:
+        await _abort(context, room.refusal(path))
+
+    return grpc.stream_unary_rpc_method_handler(cast(Behaviour, refuse))
 
 
 def span_description(span: Span, code: grpc.StatusCode) -> str:

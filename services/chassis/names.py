@@ -62,6 +62,8 @@ RECOVERED: Final = "recovered"
 # Metrics.
 RPC_SERVER_DURATION: Final = "rpc.server.call.duration"
 RPC_CLIENT_DURATION: Final = "rpc.client.call.duration"
+CALLS_RUNNING: Final = "fimbria.calls.running"
+CALLS_REFUSED: Final = "fimbria.calls.refused"
 DATAPATH_PACKETS: Final = "fimbria.datapath.packets"
 DATAPATH_BYTES: Final = "fimbria.datapath.bytes"
 ENDPOINTS: Final = "fimbria.endpoints"

@@ -14,12 +14,24 @@ RETRY_POLICY: Final[dict[str, Any]] = {
 }
 
 
+# A replica is asked whether it serves, by one watch of its health; one that does not (it drains, it has lost
+# its store) gets no calls. One that has no health service counts as serving.
+HEALTH_CHECK: Final[dict[str, Any]] = {"serviceName": ""}
+
+
 def service_config(*, retry: bool = True) -> str:
     """The value of the channel option ``grpc.service_config``: round robin over a target's addresses.
 
-    With ``retry``, calls that failed with UNAVAILABLE are repeated: all of Fimbria's methods are idempotent.
+    Calls go to the addresses that serve, in turn. With ``retry``, calls that failed with UNAVAILABLE are
+    repeated, most likely at another address: all of Fimbria's methods are idempotent.
     """
     method: dict[str, Any] = {"name": [{}]}
     if retry:
         method["retryPolicy"] = RETRY_POLICY
-    return json.dumps({"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]})
+    return json.dumps(
+        {
+            "loadBalancingConfig": [{"round_robin": {}}],
+            "healthCheckConfig": HEALTH_CHECK,
+            "methodConfig": [method],
+        }
+    )

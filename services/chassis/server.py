@@ -47,7 +47,7 @@ class ServiceServer:
 
     def __init__(self, settings: CommonSettings, telemetry: Telemetry) -> None:
         self._settings = settings
-        self._calls = ServerCalls(telemetry)
+        self._calls = ServerCalls(telemetry, max_calls=settings.max_calls, max_watches=settings.max_watches)
         self._server = grpc.aio.server(interceptors=[self._calls], options=_OPTIONS)
         self._health = Health()
         self._names: list[str] = []

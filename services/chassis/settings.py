@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, TypeVar
 
 ENV_PREFIX: Final = "FIMBRIA_"
+# At the rate at which one replica answers, about a third of a second of waiting.
+DEFAULT_MAX_CALLS: Final = 1000
+DEFAULT_MAX_WATCHES: Final = 10_000
 _META: Final = "fimbria"
 _TRUE: Final = frozenset({"1", "true", "yes", "on"})
 _FALSE: Final = frozenset({"0", "false", "no", "off"})
@@ -100,6 +103,15 @@ class CommonSettings:
         help="How long calls in flight may take to finish after SIGTERM, in seconds.",
         minimum=0,
         maximum=3600,
+    )
+    max_calls: int = setting(
+        DEFAULT_MAX_CALLS,
+        help="How many unary calls are served at once; those beyond are refused with RESOURCE_EXHAUSTED"
+        " (OVERLOADED) at once.",
+        minimum=1,
+    )
+    max_watches: int = setting(
+        DEFAULT_MAX_WATCHES, help="The same for streams: watches and subscriptions.", minimum=1
     )
     instance: str = setting(socket.gethostname, help="Name of this replica in telemetry and logs.")
 

@@ -129,13 +129,13 @@ def health(running: Running) -> Any:
 
 @asynccontextmanager
 async def serving(
-    echo: tuple[ModuleType, ModuleType], directory: Path, listen: str
+    echo: tuple[ModuleType, ModuleType], directory: Path, listen: str, **more: Any
 ) -> AsyncIterator[Running]:
-    """Serves on one address until the block ends."""
+    """Serves on one address until the block ends; ``more`` are other settings."""
     messages, services = echo
     trace_file = directory / "spans.jsonl"
     settings = CommonSettings(
-        listen=(listen,), trace_file=str(trace_file), drain_seconds=2.0, instance="test"
+        listen=(listen,), trace_file=str(trace_file), drain_seconds=2.0, instance="test", **more
     )
     telemetry = init_telemetry("echo", settings)
     server = ServiceServer(settings, telemetry)
