@@ -140,12 +140,24 @@ def namespace() -> None:
 @namespace.command("set")
 @click.argument("name")
 @click.argument("changes", nargs=-1, metavar="[K=V | K-]...")
+@click.option(
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="K=V | K-",
+    help="An annotation, for pods that are made from then on: fimbria.io/ip-pool names their address pool; "
+    "may be given again.",
+)
 @output_option()
 @options.dir_option
-def namespace_set(name: str, changes: tuple[str, ...], output: str) -> None:
+def namespace_set(name: str, changes: tuple[str, ...], annotations: tuple[str, ...], output: str) -> None:
     """Set or remove labels of a namespace; returns when every node has them in force."""
-    labels = options.lab().set_namespace(name, changes)
-    _print_namespaces([{"name": name, "labels": labels}], output)
+    made = options.lab()
+    row: dict[str, Any] = {"name": name}
+    if annotations:
+        row["annotations"] = made.annotate_namespace(name, annotations)
+    row["labels"] = made.set_namespace(name, changes)
+    _print_namespaces([row], output)
 
 
 @namespace.command("list")
@@ -180,6 +192,13 @@ def _print_namespaces(rows: list[dict[str, Any]], output: str) -> None:
     metavar="NAME",
     help="Its service account: the label io.cilium.k8s.policy.serviceaccount of its identity.",
 )
+@click.option(
+    "--annotation",
+    "annotations",
+    multiple=True,
+    metavar="K=V",
+    help="An annotation: fimbria.io/ip-pool names its address pool; may be given again.",
+)
 @output_option()
 @options.dir_option
 def run(
@@ -188,13 +207,21 @@ def run(
     labels: tuple[str, ...],
     ports: tuple[str, ...],
     service_account: str,
+    annotations: tuple[str, ...],
     output: str,
 ) -> None:
     """Make a pod through the CNI plugin; returns when it is reachable under its policy.
 
     Processes of the lab that have died are started again first.
     """
-    row = options.lab().run(pod, node=node, labels=labels, ports=ports, service_account=service_account)
+    row = options.lab().run(
+        pod,
+        node=node,
+        labels=labels,
+        ports=ports,
+        service_account=service_account,
+        annotations=annotations,
+    )
     _print_pod(row, output)
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from ipaddress import ip_interface
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ TIMEOUT = 60.0
 # Codes of the CNI specification: 4 invalid environment, 7 invalid configuration, 11 try again later.
 _BAD_INPUT = (4, 7)
 _TRY_AGAIN = 11
+# Fimbria's own: no address, and none for a while. The plugin's details say what would help.
+_EXHAUSTED = 106
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Attachment:
     namespace_labels: Mapping[str, str]
     ports: Sequence[NamedPort] = ()
     service_account: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    namespace_annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -51,6 +55,8 @@ class Attachment:
                     "labels": _pairs(self.labels),
                     "namespaceLabels": _pairs(self.namespace_labels),
                     "serviceAccount": self.service_account,
+                    "annotations": _pairs(self.annotations),
+                    "namespaceAnnotations": _pairs(self.namespace_annotations),
                     "ports": [
                         {"name": port.name, "port": port.number, "protocol": port.protocol}
                         for port in self.ports
@@ -140,4 +146,6 @@ def _failure(command: str, pod: PodRef, answer: Any, told: str) -> CliError:
         return ServiceUnavailable(
             message, reason="CNI_TRY_AGAIN", hint="`fimbria lab up` starts what has died; then try again"
         )
+    if code == _EXHAUSTED:
+        return CliError(message, reason="CNI_EXHAUSTED", hint="`fimbria pool list` shows the pools")
     return (BadInput if code in _BAD_INPUT else CliError)(message, reason=f"CNI_{code}")

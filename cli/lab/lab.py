@@ -19,6 +19,8 @@ from cli.lab.pods import Pod, PodStore
 from cli.lab.process import ProcessId
 from cli.lab.syntax import (
     check_namespace,
+    parse_annotation_changes,
+    parse_annotations,
     parse_label_changes,
     parse_labels,
     parse_named_ports,
@@ -136,11 +138,13 @@ class Lab:
         labels: Sequence[str] = (),
         ports: Sequence[str] = (),
         service_account: str = "",
+        annotations: Sequence[str] = (),
     ) -> dict[str, Any]:
         """Make the pod `NS/NAME`; its row of `list`. Processes that have died are started again first."""
         ref = parse_pod(pod)
         parsed_labels = parse_labels(list(labels))
         parsed_ports = parse_named_ports(list(ports))
+        parsed_annotations = parse_annotations(list(annotations))
         self._revive()
         with self._shared():
             made = self.runtime.run(
@@ -149,6 +153,7 @@ class Lab:
                 labels=parsed_labels,
                 ports=parsed_ports,
                 service_account=service_account,
+                annotations=parsed_annotations,
             )
         return self._row(made)
 
@@ -174,6 +179,14 @@ class Lab:
         self.nodes  # noqa: B018
         with self._shared():
             return self.runtime.label_namespace(namespace, parsed)
+
+    def annotate_namespace(self, namespace: str, changes: Sequence[str]) -> dict[str, str]:
+        """Apply `k=v` and `k-` to a namespace's annotations, for pods that are made from then on."""
+        check_namespace(namespace)
+        parsed = parse_annotation_changes(list(changes))
+        self.nodes  # noqa: B018
+        with self._shared():
+            return self.runtime.annotate_namespace(namespace, parsed)
 
     def pods(self) -> list[dict[str, Any]]:
         """All pods: namespace, name, node, netns, ips, labels, ports, endpoint_id, identity and more."""

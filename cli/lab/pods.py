@@ -23,6 +23,8 @@ from cli.lab.syntax import NamedPort, PodRef
 
 State = Literal["creating", "ready", "deleting"]
 
+_NAMESPACE_FILES = (".json", ".annotations")
+
 
 @dataclass(frozen=True)
 class Pod:
@@ -41,6 +43,7 @@ class Pod:
     ips: tuple[str, ...] = ()
     endpoint_id: int = 0
     service_account: str = ""
+    annotations: Mapping[str, str] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -52,7 +55,12 @@ class Pod:
         """True when the command that was making or removing it has died."""
         return self.state != "ready" and not self.owner.alive
 
-    def attachment(self, paths: LabPaths, namespace_labels: Mapping[str, str]) -> Attachment:
+    def attachment(
+        self,
+        paths: LabPaths,
+        namespace_labels: Mapping[str, str],
+        namespace_annotations: Mapping[str, str],
+    ) -> Attachment:
         """What the CNI plugin is told about it."""
         return Attachment(
             pod=self.ref,
@@ -64,6 +72,8 @@ class Pod:
             namespace_labels=namespace_labels,
             ports=self.ports,
             service_account=self.service_account,
+            annotations=self.annotations,
+            namespace_annotations=namespace_annotations,
         )
 
 
@@ -81,9 +91,20 @@ class PodStore:
     def set_namespace_labels(self, namespace: str, labels: Mapping[str, str]) -> None:
         write_json(self._paths.namespaces / f"{namespace}.json", dict(sorted(labels.items())))
 
+    def namespace_annotations(self, namespace: str) -> dict[str, str]:
+        """Annotations of a namespace."""
+        return read_json(self._annotations(namespace)) or {}
+
+    def set_namespace_annotations(self, namespace: str, annotations: Mapping[str, str]) -> None:
+        write_json(self._annotations(namespace), dict(sorted(annotations.items())))
+
+    def _annotations(self, namespace: str) -> Path:
+        return self._paths.namespaces / f"{namespace}.annotations"
+
     def namespaces(self) -> list[str]:
         """Names of the namespaces that were set or have pods."""
-        named = {path.stem for path in self._paths.namespaces.glob("*.json")}
+        found = self._paths.namespaces.glob("*.*")
+        named = {path.stem for path in found if path.suffix in _NAMESPACE_FILES and path.stem}
         return sorted(named | {pod.ref.namespace for pod in self.all()})
 
     def all(self) -> list[Pod]:
@@ -114,6 +135,7 @@ class PodStore:
         ports: tuple[NamedPort, ...],
         nodes: list[str],
         service_account: str = "",
+        annotations: Mapping[str, str] | None = None,
     ) -> tuple[Pod, Pod | None]:
         """Put a new pod on record for the caller to make, on `node` or on the node with the fewest pods.
 
@@ -144,6 +166,7 @@ class PodStore:
                 state="creating",
                 owner=own,
                 service_account=service_account,
+                annotations=dict(annotations or {}),
             )
             if before is None:
                 self.put(pod)
@@ -169,6 +192,7 @@ class PodStore:
                 "ips": list(pod.ips),
                 "endpoint_id": pod.endpoint_id,
                 "service_account": pod.service_account,
+                "annotations": dict(pod.annotations),
                 "result": pod.result,
             },
         )
@@ -196,5 +220,6 @@ class PodStore:
             ips=tuple(record["ips"]),
             endpoint_id=record["endpoint_id"],
             service_account=record.get("service_account", ""),
+            annotations=record.get("annotations", {}),
             result=record["result"],
         )

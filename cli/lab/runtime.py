@@ -44,6 +44,7 @@ class Runtime:
         labels: Mapping[str, str] | None = None,
         ports: Sequence[NamedPort] = (),
         service_account: str = "",
+        annotations: Mapping[str, str] | None = None,
     ) -> Pod:
         """Make a pod and return when every node can reach it under its policy.
 
@@ -57,7 +58,7 @@ class Runtime:
             )
         self._check_labels(ref.namespace, labels or {}, service_account=service_account)
         pod, unfinished = self.store.claim(
-            ref, node, labels or {}, tuple(ports), self._nodes, service_account
+            ref, node, labels or {}, tuple(ports), self._nodes, service_account, annotations
         )
         if unfinished is not None:
             self._remove_traces(unfinished)
@@ -74,11 +75,17 @@ class Runtime:
         # The name is the lab's, and the record is the claim on it: what is there is a remnant.
         netns.delete(pod.netns)
         netns.create(pod.netns)
-        result = cni.add(pod.attachment(self._paths, self.store.namespace_labels(pod.ref.namespace)))
+        result = cni.add(self._attachment(pod))
         ips = cni.addresses(result)
         endpoint = self._published(pod)
         self.settle(endpoint.ipcache_revision)
         return dataclasses.replace(pod, state="ready", ips=ips, endpoint_id=endpoint.id, result=result)
+
+    def _attachment(self, pod: Pod) -> cni.Attachment:
+        namespace = pod.ref.namespace
+        return pod.attachment(
+            self._paths, self.store.namespace_labels(namespace), self.store.namespace_annotations(namespace)
+        )
 
     def _published(self, pod: Pod) -> loader_pb2.Endpoint:
         """The pod's endpoint, as soon as the cluster is told of it: a moment after the ADD."""
@@ -107,7 +114,7 @@ class Runtime:
         """DEL and remove the namespace of a pod, in whatever state it is."""
         mine = process.marked(self._paths.id, pod=str(pod.ref))
         process.end(mine, grace=0)
-        cni.delete(pod.attachment(self._paths, self.store.namespace_labels(pod.ref.namespace)))
+        cni.delete(self._attachment(pod))
         netns.delete(pod.netns)
 
     def delete(self, ref: PodRef) -> Pod:
@@ -149,6 +156,12 @@ class Runtime:
             self.settle(max(revisions))
         self.store.set_namespace_labels(namespace, labels)
         return labels
+
+    def annotate_namespace(self, namespace: str, changes: Mapping[str, str | None]) -> dict[str, str]:
+        """Change a namespace's annotations: for pods that are made from then on."""
+        annotations = changed(self.store.namespace_annotations(namespace), dict(changes))
+        self.store.set_namespace_annotations(namespace, annotations)
+        return annotations
 
     def _check_labels(
         self,

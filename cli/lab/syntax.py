@@ -97,6 +97,38 @@ def parse_labels(texts: tuple[str, ...] | list[str]) -> dict[str, str]:
     return labels
 
 
+def parse_annotation(text: str) -> tuple[str, str]:
+    """`k=v` -> (k, v): a key as labels have it, and any value."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise _refuse("annotation", text, "KEY=VALUE")
+    check_label(key, "")
+    return key, value
+
+
+def parse_annotations(texts: list[str]) -> dict[str, str]:
+    """`k=v` strings -> annotations; a key that is given twice with two values is refused."""
+    annotations: dict[str, str] = {}
+    for text in texts:
+        key, value = parse_annotation(text)
+        if annotations.setdefault(key, value) != value:
+            raise _refuse("annotation", text, f"one value for {key!r}; it already has {annotations[key]!r}")
+    return annotations
+
+
+def parse_annotation_changes(texts: list[str]) -> dict[str, str | None]:
+    """`k=v` sets, `k-` removes -> {key: value or None}."""
+    changes: dict[str, str | None] = {}
+    for text in texts:
+        if "=" not in text and text.endswith("-"):
+            check_label(text[:-1], "")
+            changes[text[:-1]] = None
+        else:
+            key, value = parse_annotation(text)
+            changes[key] = value
+    return changes
+
+
 def parse_label_changes(texts: tuple[str, ...] | list[str]) -> dict[str, str | None]:
     """`k=v` sets, `k-` removes -> {key: value or None}."""
     changes: dict[str, str | None] = {}

@@ -10,14 +10,18 @@ from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis.errors import Unavailable, error_from_rpc
-from services.loader.endpoints.endpoint import EndpointRecord
+from services.chassis.errors import Aborted, Unavailable, error_from_rpc
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec
 from services.loader.endpoints.records import NodeRecord
 from services.loader.interfaces import Allocation, ResolvedIdentity
 
 T = TypeVar("T")
 
+ALLOCATION_CHANGED: Final = "ALLOCATION_CHANGED"
+
 _PAGE: Final = 1000
+# Of annotations, those that IPAM knows: pods have others, some of them as large as a manifest.
+_ANNOTATIONS: Final = ("fimbria.io/", "ipam.cilium.io/")
 
 
 async def call(pending: Awaitable[T], target: str) -> T:
@@ -36,6 +40,23 @@ async def ready(channel: grpc.aio.Channel, target: str, timeout: float = 2.0) ->
     answer = await call(stub.Check(health_pb2.HealthCheckRequest(), timeout=timeout), target)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         raise Unavailable(f"{target} is not ready", reason="SERVICE_NOT_READY", metadata={"target": target})
+
+
+def workload_of(spec: EndpointSpec) -> ipam_pb2.Workload:
+    """What IPAM is told of a pod: all labels, and of the annotations those that mean something to it."""
+    of = spec.workload
+    return ipam_pb2.Workload(
+        namespace=spec.pod_namespace,
+        name=spec.pod_name,
+        labels=of.labels,
+        annotations=_known(of.annotations),
+        namespace_labels=of.namespace_labels,
+        namespace_annotations=_known(of.namespace_annotations),
+    )
+
+
+def _known(annotations: Mapping[str, str]) -> dict[str, str]:
+    return {key: value for key, value in annotations.items() if key.startswith(_ANNOTATIONS)}
 
 
 class IpamClient:
@@ -62,16 +83,29 @@ class IpamClient:
             node.router_ipv6,
         )
 
-    async def allocate(self, owner: str) -> Allocation:
-        """Addresses for the owner; the same again for the same owner."""
-        request = ipam_pb2.AllocateRequest(node=self._node, owner=owner)
+    async def allocate(self, spec: EndpointSpec) -> Allocation:
+        """Addresses for the endpoint's owner; the same again for the same owner."""
+        request = ipam_pb2.AllocateRequest(node=self._node, owner=spec.owner, workload=workload_of(spec))
         address = await call(self._addresses.Allocate(request, timeout=self._timeout), self._target)
-        return Allocation(address.address, address.router_ipv4, address.ipv6, address.router_ipv6)
+        # A node has the routers of all its families, also when this owner's pool has not.
+        return Allocation(
+            address.address,
+            address.router_ipv4 if address.address else "",
+            address.ipv6,
+            address.router_ipv6 if address.ipv6 else "",
+            address.create_time.ToNanoseconds(),
+        )
 
-    async def release(self, owner: str) -> None:
-        """Gives the owner's address back."""
+    async def release(self, owner: str, created_ns: int = 0) -> None:
+        """Gives the owner's addresses back, if they are still those that were allocated at ``created_ns``."""
         request = ipam_pb2.ReleaseRequest(node=self._node, owner=owner)
-        await call(self._addresses.Release(request, timeout=self._timeout), self._target)
+        if created_ns:
+            request.if_create_time.FromNanoseconds(created_ns)
+        try:
+            await call(self._addresses.Release(request, timeout=self._timeout), self._target)
+        except Aborted as problem:
+            if problem.reason != ALLOCATION_CHANGED:
+                raise
 
     async def held(self) -> Mapping[str, tuple[str, ...]]:
         """All addresses that are held on this node, by owner."""

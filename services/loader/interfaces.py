@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from services.loader.endpoints.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec
 from services.loader.ipcache.table import Changes, Meaning
 from services.loader.policy.entries import EntryKey, EntryValue
 from services.loader.policy.plan import Realized
@@ -513,12 +513,20 @@ class NodeLinks(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What IPAM gave to an endpoint: an address of each family that the node has, the others are empty."""
+    """What IPAM gave to an endpoint: an address of each family that node and pool have, the others are empty.
+    ``created_ns`` is when it did, in nanoseconds since the epoch by its clock.
+    """
 
     ipv4: str
     router_ipv4: str
     ipv6: str = ""
     router_ipv6: str = ""
+    created_ns: int = 0
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Its addresses, IPv4 first."""
+        return tuple(address for address in (self.ipv4, self.ipv6) if address)
 
 
 @dataclass(frozen=True, slots=True)
@@ -532,11 +540,13 @@ class ResolvedIdentity:
 class AddressClient(Protocol):
     """IPAM's addresses. Methods raise FimbriaError."""
 
-    async def allocate(self, owner: str) -> Allocation:
-        """Addresses for the owner; the same again for the same owner."""
+    async def allocate(self, spec: EndpointSpec) -> Allocation:
+        """Addresses for the endpoint's owner; the same again for the same owner."""
 
-    async def release(self, owner: str) -> None:
-        """Gives the owner's addresses back."""
+    async def release(self, owner: str, created_ns: int = 0) -> None:
+        """Gives the owner's addresses back; with ``created_ns`` those of that allocation alone: another one
+        that the owner has by now is left to it.
+        """
 
     async def held(self) -> Mapping[str, tuple[str, ...]]:
         """All addresses that are held on this node, by owner."""

@@ -6,13 +6,16 @@ labels and named ports, comes in the configuration's ``args.cni`` (CNI conventio
     "args": {"cni": {"labels": [{"key": "app", "value": "web"}],
                      "namespaceLabels": [{"key": "team", "value": "a"}],
                      "serviceAccount": "front",
-                     "ports": [{"name": "http", "port": 80, "protocol": "TCP"}]}}
+                     "ports": [{"name": "http", "port": 80, "protocol": "TCP"}],
+                     "annotations": [{"key": "fimbria.io/ip-pool", "value": "blue"}],
+                     "namespaceAnnotations": []}}
 
 or, pod by pod and in the place of what the configuration says for all, as text: see :mod:`.pod_text`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,10 +24,11 @@ from typing import Any
 from services.chassis.errors import FimbriaError
 from services.chassis.labels import LabelSet, check_key, check_value, pod_labels
 from services.loader.cni.errors import CniCode, CniError
-from services.loader.cni.pod_text import conventions_in_annotations, conventions_in_args
+from services.loader.cni.pod_text import conventions_in_annotations, conventions_in_args, pod_annotations
 
 PROTOCOLS = ("TCP", "UDP", "SCTP")
 MAX_LABELS = 256
+MAX_ANNOTATIONS = 256
 MAX_PORTS = 256
 DEFAULT_NAMESPACE = "default"
 
@@ -53,6 +57,8 @@ class Pod:
     namespace_labels: Mapping[str, str]
     ports: tuple[NamedPort, ...]
     service_account: str = ""
+    annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    namespace_annotations: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def label_set(self) -> LabelSet:
         """The labels that make the pod's identity."""
@@ -98,14 +104,27 @@ def parse_pod(args: Mapping[str, str], config: Mapping[str, Any], container_id: 
     labels: dict[str, str] = {}
     namespace_labels: dict[str, str] = {}
     ports: dict[tuple[str, str], NamedPort] = {}
+    annotations: dict[str, str] = dict(pod_annotations(config))
+    namespace_annotations: dict[str, str] = {}
     service_account = ""
     for path, conventions in said:
         labels |= _labels(conventions, path, "labels")
         namespace_labels |= _labels(conventions, path, "namespaceLabels")
+        annotations |= _annotations(conventions, path, "annotations")
+        namespace_annotations |= _annotations(conventions, path, "namespaceAnnotations")
         ports |= _ports(conventions, path)
         service_account = _member(conventions, path, "serviceAccount", str, "") or service_account
         _checked(f"{path}.serviceAccount", check_value, service_account)
-    pod = Pod(namespace, name, labels, namespace_labels, tuple(ports.values()), service_account)
+    pod = Pod(
+        namespace,
+        name,
+        labels,
+        namespace_labels,
+        tuple(ports.values()),
+        service_account,
+        annotations,
+        namespace_annotations,
+    )
     try:
         pod.label_set()
     except FimbriaError as exc:
@@ -190,6 +209,18 @@ def _labels(conventions: Mapping[str, Any], path: str, key: str) -> dict[str, st
         value: str = _member(item, field, "value", str, "")
         _checked(f"{field}.key", check_key, name)
         _checked(f"{field}.value", check_value, value)
+        if found.setdefault(name, value) != value:
+            raise _invalid(f"{field}.key", f"{name!r} is given twice with different values")
+    return found
+
+
+def _annotations(conventions: Mapping[str, Any], path: str, key: str) -> dict[str, str]:
+    """Annotations: keys as labels have them, values of any text."""
+    found: dict[str, str] = {}
+    for field, item in _items(conventions, path, key, MAX_ANNOTATIONS):
+        name: str = _member(item, field, "key", str)
+        value: str = _member(item, field, "value", str, "")
+        _checked(f"{field}.key", check_key, name)
         if found.setdefault(name, value) != value:
             raise _invalid(f"{field}.key", f"{name!r} is given twice with different values")
     return found

@@ -3,11 +3,12 @@
 Podman hands on what it finds in its own ``CNI_ARGS``, and containerd's CRI the annotations of a pod to a
 plugin whose configuration asks for them (``"capabilities": {"io.kubernetes.cri.pod-annotations": true}``)::
 
-    CNI_ARGS="FIMBRIA_LABELS=app=web,tier=front;FIMBRIA_PORTS=http:80/TCP,dns:53/UDP"
+    CNI_ARGS="FIMBRIA_LABELS=app=web,tier=front;FIMBRIA_PORTS=http:80/TCP,dns:53/UDP;FIMBRIA_IP_POOL=blue"
     io.fimbria.labels: app=web,tier=front        io.fimbria.ports: http:80/TCP,dns:53/UDP
 
-``FIMBRIA_NAMESPACE_LABELS`` and ``FIMBRIA_SERVICE_ACCOUNT`` are for CNI_ARGS alone. Here all become what
-``args.cni`` of the CNI conventions holds, to be checked as that is.
+``FIMBRIA_NAMESPACE_LABELS``, ``FIMBRIA_SERVICE_ACCOUNT`` and ``FIMBRIA_IP_POOL`` are for CNI_ARGS alone; the
+last stands for the pod's annotation ``fimbria.io/ip-pool``. Here all become what ``args.cni`` of the CNI
+conventions holds, to be checked as that is.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from services.chassis.labels import SERVICE_ACCOUNT_KEY
 from services.loader.cni.errors import CniCode, CniError
 
 ANNOTATIONS_CAPABILITY = "io.kubernetes.cri.pod-annotations"
+
+POOL_ANNOTATION = "fimbria.io/ip-pool"
 
 _ARGS = {
     "FIMBRIA_LABELS": "labels",
@@ -34,16 +37,18 @@ _ANNOTATIONS = {"io.fimbria.labels": "labels", "io.fimbria.ports": "ports"}
 def conventions_in_args(args: Mapping[str, str]) -> dict[str, Any]:
     """What CNI_ARGS say, as ``args.cni`` would. Raises CniError 4."""
     try:
-        return _conventions(args, _ARGS)
+        found = _conventions(args, _ARGS)
+        if pool := args.get("FIMBRIA_IP_POOL", "").strip():
+            found["annotations"] = [{"key": POOL_ANNOTATION, "value": pool}]
+        return found
     except ValueError as exc:
         raise CniError(CniCode.INVALID_ENVIRONMENT, f"invalid CNI_ARGS: {exc}") from exc
 
 
 def conventions_in_annotations(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the pod's annotations say, as ``args.cni`` would. Raises CniError 7."""
-    runtime = config.get("runtimeConfig")
-    annotations = runtime.get(ANNOTATIONS_CAPABILITY) if isinstance(runtime, dict) else None
-    if not isinstance(annotations, dict):
+    annotations = _passed_on(config)
+    if not annotations:
         return {}
     try:
         found = _conventions(annotations, _ANNOTATIONS)
@@ -54,6 +59,17 @@ def conventions_in_annotations(config: Mapping[str, Any]) -> dict[str, Any]:
         return found
     except ValueError as exc:
         raise CniError(CniCode.INVALID_CONFIG, f"pod annotation {exc}") from exc
+
+
+def pod_annotations(config: Mapping[str, Any]) -> dict[str, str]:
+    """The pod's annotations as the runtime passes them on; those that are no text are none."""
+    return {key: text for key, text in _passed_on(config).items() if isinstance(text, str)}
+
+
+def _passed_on(config: Mapping[str, Any]) -> dict[str, Any]:
+    runtime = config.get("runtimeConfig")
+    annotations = runtime.get(ANNOTATIONS_CAPABILITY) if isinstance(runtime, dict) else None
+    return annotations if isinstance(annotations, dict) else {}
 
 
 def _conventions(texts: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from services.loader.endpoints.endpoint import (
     NamedPort,
     Phase,
     State,
+    Workload,
     check_container,
     owner_name,
 )
@@ -135,6 +136,7 @@ def spec_of(request: AddRequest) -> EndpointSpec:
         mtu=request.interface.mtu,
         mac=request.interface.mac,
         default_route=request.interface.default_route,
+        workload=Workload(pod.labels, pod.annotations, pod.namespace_labels, pod.namespace_annotations),
     )
 
 

@@ -95,7 +95,7 @@ class EndpointMaker:
 
         Raises FimbriaError or OSError when the node itself refuses; the record is still there then.
         """
-        self._releases.add(record.spec.owner, record.prefixes)
+        self._releases.add(record.spec.owner, record.prefixes, record.allocated_ns)
         failpoints.passed("delete.noted")
         # The device first: without programs it would be an open door for as long as it takes to remove it.
         await self._links.delete_endpoint_link(record.spec.host_device)
@@ -125,7 +125,7 @@ class EndpointMaker:
 
         undo.add("record", forget)
         undo.add("address", release)
-        allocation = asyncio.create_task(self._addresses.allocate(spec.owner))
+        allocation = asyncio.create_task(self._addresses.allocate(spec))
         identity = asyncio.create_task(self._identity(record))
         link = asyncio.create_task(self._link(record, allocation, netns_fd, undo))
         subject = asyncio.create_task(self._subject(record, identity, undo))
@@ -289,6 +289,7 @@ def _with_addresses(record: EndpointRecord, address: Allocation) -> EndpointReco
         router_ipv4=address.router_ipv4,
         ipv6=address.ipv6,
         router_ipv6=address.router_ipv6,
+        allocated_ns=address.created_ns,
     )
 
 

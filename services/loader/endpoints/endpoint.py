@@ -56,13 +56,24 @@ class NamedPort:
 
 
 @dataclass(frozen=True, slots=True)
+class Workload:
+    """Of a pod, what the choice of its address pool goes by: labels and annotations, its namespace's too."""
+
+    labels: Mapping[str, str] = field(default_factory=dict)
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    namespace_labels: Mapping[str, str] = field(default_factory=dict)
+    namespace_annotations: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class EndpointSpec:
     """What the runtime asked for. ``labels`` are formatted and sorted, ``named_ports`` sorted; ``rate`` is
     what the pod may send in bytes/s, 0 for as much as it can.
 
     ``network`` is the name of the network configuration. ``mtu`` 0 is the node's, an empty ``mac`` one that
     the node makes. ``default_route``: whether the pod's traffic to elsewhere leaves here; None: unless
-    another interface of the pod does that already.
+    another interface of the pod does that already. ``workload`` counts until the endpoint has its addresses,
+    and is not kept.
     """
 
     container_id: str
@@ -77,6 +88,7 @@ class EndpointSpec:
     mtu: int = 0
     mac: str = ""
     default_route: bool | None = None
+    workload: Workload = field(default=Workload(), compare=False)
 
     @property
     def owner(self) -> str:
@@ -100,7 +112,8 @@ class EndpointRecord:
     are addresses of a family that the node does not have.
 
     MACs are ``aa:bb:cc:dd:ee:ff``; ``create_time`` is in seconds since the epoch. ``default_routes`` has the
-    IP versions whose default route leads through this interface.
+    IP versions whose default route leads through this interface. ``allocated_ns`` is when IPAM gave the
+    addresses, in nanoseconds since the epoch by its clock, 0 where it was not told.
     """
 
     id: int
@@ -119,6 +132,7 @@ class EndpointRecord:
     ipv6: str = ""
     router_ipv6: str = ""
     default_routes: tuple[int, ...] = (4, 6)
+    allocated_ns: int = 0
 
     @property
     def addresses(self) -> tuple[str, ...]:
@@ -235,6 +249,7 @@ def record_to_json(record: EndpointRecord) -> dict[str, Any]:
         "ipv6": record.ipv6,
         "router_ipv6": record.router_ipv6,
         "default_routes": list(record.default_routes),
+        "allocated_ns": record.allocated_ns,
     }
 
 
@@ -280,6 +295,8 @@ def record_from_json(document: Mapping[str, Any]) -> EndpointRecord:
         ipv6="" if old else _text(document, "ipv6"),
         router_ipv6="" if old else _text(document, "router_ipv6"),
         default_routes=(4, 6) if single else tuple(int(version) for version in document["default_routes"]),
+        # Absent from what was written before releases named the allocation that they are of.
+        allocated_ns=_number(document, "allocated_ns") if "allocated_ns" in document else 0,
     )
 
 

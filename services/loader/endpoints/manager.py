@@ -243,7 +243,7 @@ class EndpointManager:
             return
         record = replace(endpoint.record, phase=Phase.DELETING)
         self._registry.save(record)
-        self._releases.add(owner, record.prefixes)
+        self._releases.add(owner, record.prefixes, record.allocated_ns)
         # The cluster forgets the address while the device goes.
         removal = asyncio.create_task(self._maker.dismantle(record, self._subjects.get(record.subject)))
         settling = self._releases.try_settle(owner, asyncio.shield(removal))

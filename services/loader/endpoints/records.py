@@ -36,10 +36,13 @@ class Damaged:
 
 @dataclass(frozen=True, slots=True)
 class PendingRelease:
-    """Addresses that have to be given back and prefixes that have to be withdrawn (none: unknown or none)."""
+    """Addresses that have to be given back and prefixes that have to be withdrawn (none: unknown or none).
+    ``allocated_ns`` is when IPAM gave the addresses; 0: whichever the owner has.
+    """
 
     owner: str
     prefixes: tuple[str, ...]
+    allocated_ns: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +108,22 @@ class StateDirectory:
         for path in self._files(self._releases):
             try:
                 document = read_state(path)
-                releases.append(PendingRelease(str(document["owner"]), _prefixes(document)))
+                releases.append(
+                    PendingRelease(
+                        str(document["owner"]), _prefixes(document), int(document.get("allocated_ns", 0))
+                    )
+                )
             except (OSError, ValueError, KeyError, TypeError) as problem:
                 self._set_aside(path, problem)
         return releases
 
     def save_release(self, release: PendingRelease) -> None:
         """Stores a release. Raises OSError."""
-        document = {"owner": release.owner, "prefixes": list(release.prefixes)}
+        document = {
+            "owner": release.owner,
+            "prefixes": list(release.prefixes),
+            "allocated_ns": release.allocated_ns,
+        }
         write_state(self._release_path(release.owner), document)
 
     def sync_release(self, owner: str) -> None:

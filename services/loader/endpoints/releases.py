@@ -45,12 +45,13 @@ class Releases:
         """Prefixes that are still to be withdrawn."""
         return {prefix for release in self._pending.values() for prefix in release.prefixes}
 
-    def add(self, owner: str, prefixes: Sequence[str] = ()) -> None:
-        """Notes that the owner's addresses and prefixes have to be given back; without prefixes those noted
-        before stay noted. Raises OSError.
+    def add(self, owner: str, prefixes: Sequence[str] = (), allocated_ns: int = 0) -> None:
+        """Notes that the owner's addresses, those allocated at that time or whichever they are, and prefixes
+        have to be given back; without prefixes those noted before stay noted. Raises OSError.
         """
         before = self._pending.get(owner)
-        release = PendingRelease(owner, tuple(prefixes) or (before.prefixes if before else ()))
+        kept = tuple(prefixes) or (before.prefixes if before else ())
+        release = PendingRelease(owner, kept, allocated_ns)
         self._state.save_release(release)
         self._pending[owner] = release
         self._added.set()
@@ -83,7 +84,7 @@ class Releases:
                 await self._publication.withdraw(release.prefixes)
             if removal is not None:
                 await removal
-            await self._addresses.release(owner)
+            await self._addresses.release(owner, release.allocated_ns)
             self._state.delete_release(owner)
             self._pending.pop(owner, None)
             self._locks.pop(owner, None)

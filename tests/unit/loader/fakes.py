@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, field
 
 from services.chassis.errors import Unavailable
-from services.loader.endpoints.endpoint import EndpointRecord
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Workload
 from services.loader.interfaces import (
     Allocation,
     AttachedEndpoint,
@@ -303,6 +303,8 @@ class FakeServices:
     families: tuple[int, ...] = (4,)
     fail: set[str] = field(default_factory=set)
     owners: dict[str, str] = field(default_factory=dict)
+    allocated: dict[str, int] = field(default_factory=dict)
+    workloads: dict[str, Workload] = field(default_factory=dict)
     identities: dict[tuple[str, ...], int] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
@@ -314,8 +316,10 @@ class FakeServices:
         if self.down or name in self.fail:
             raise Unavailable(f"{name}: the service is down", reason="SERVICE_UNAVAILABLE")
 
-    async def allocate(self, owner: str) -> Allocation:
+    async def allocate(self, spec: EndpointSpec) -> Allocation:
         await self._call("allocate")
+        owner = spec.owner
+        self.workloads[owner] = spec.workload
         if owner not in self.owners:
             self.owners[owner] = self.free.pop(0)
         ipv4 = self.owners[owner]
@@ -323,11 +327,13 @@ class FakeServices:
         return Allocation(
             *((ipv4, "10.0.0.1") if 4 in self.families else ("", "")),
             *((ipv6, "fd00::1") if 6 in self.families else ("", "")),
+            self.allocated.setdefault(owner, len(self.calls)),
         )
 
-    async def release(self, owner: str) -> None:
+    async def release(self, owner: str, created_ns: int = 0) -> None:
         await self._call("release")
-        if owner in self.owners:
+        if owner in self.owners and created_ns in (0, self.allocated.get(owner, 0)):
+            self.allocated.pop(owner, None)
             self.free.insert(0, self.owners.pop(owner))
 
     async def held(self) -> Mapping[str, tuple[str, ...]]:
