@@ -6,6 +6,7 @@ Everything here is a pure function of its arguments. Networks are `ipaddress` ob
 from __future__ import annotations
 
 import ipaddress
+import socket
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from typing import Final
@@ -119,10 +120,20 @@ def first_overlap(wanted: Sequence[Network], held: Iterable[Network]) -> tuple[N
 def carve(cidrs: Sequence[Network], mask_size: int, taken: Iterable[Network]) -> Network | None:
     """The lowest network of `mask_size` bits in `cidrs`, tried in their order, that meets none of `taken`.
 
-    `cidrs` and `taken` are all of one family. None when all are used up. Costs a sort of `taken`, not a walk
-    over the pool. `taken` may hold networks of other sizes (from before a pool's mask size was changed).
+    `cidrs` and `taken` are all of one family. None when all are used up. `taken` may hold networks of other
+    sizes.
     """
-    spans = sorted((int(t.network_address), int(t.broadcast_address)) for t in taken)
+    return carve_beside(cidrs, mask_size, ((int(t.network_address), int(t.broadcast_address)) for t in taken))
+
+
+def carve_beside(
+    cidrs: Sequence[Network], mask_size: int, taken: Iterable[tuple[int, int]]
+) -> Network | None:
+    """The same for `taken` as inclusive spans of numbers, in any order; they may overlap.
+
+    Costs a sort of them, not a walk over the pool.
+    """
+    spans = merged(taken)
     starts = [start for start, _ in spans]
     for cidr in cidrs:
         step = 1 << (cidr.max_prefixlen - mask_size)
@@ -136,6 +147,26 @@ def carve(cidrs: Sequence[Network], mask_size: int, taken: Iterable[Network]) ->
                 return type(cidr)((candidate, mask_size))
             candidate += step * ((spans[index][1] - candidate) // step + 1)
     return None
+
+
+def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The same numbers as disjoint spans (first, last) in ascending order; adjacent ones become one."""
+    result: list[tuple[int, int]] = []
+    for first, last in sorted(spans):
+        if result and first <= result[-1][1] + 1:
+            if last > result[-1][1]:
+                result[-1] = (result[-1][0], last)
+        else:
+            result.append((first, last))
+    return result
+
+
+def span_of(text: str) -> tuple[int, int]:
+    """First and last address, as numbers, of a CIDR that the store has; much cheaper than `ip_network`."""
+    address, _, length = text.partition("/")
+    packed = socket.inet_pton(socket.AF_INET6 if ":" in address else socket.AF_INET, address)
+    first = int.from_bytes(packed, "big")
+    return first, first + (1 << (len(packed) * 8 - int(length))) - 1
 
 
 def capacity_of(cidrs: Iterable[Network], mask_size: int) -> int:

@@ -4,42 +4,56 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from typing import Any
 
-import orjson
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database
 from services.chassis.feed import Feed
 from services.ipam import problems
-from services.ipam.addresses import AddressRange
-from services.ipam.cidr import capacity_of, carve
-from services.ipam.family import Network, of_family
-from services.ipam.model import Node, Pool
-from services.ipam.pool_store import read_pool
+from services.ipam.draining import drop_drained, is_empty
+from services.ipam.family import Address, Family, Network, of_family
+from services.ipam.given import GivenCidrs
+from services.ipam.growth import carve_from
+from services.ipam.model import KUBERNETES_POOL, Mode, Node, NodeCidr, Pool
+from services.ipam.node_rows import announce, decode_node, encode_node, insert_cidrs, read_node, read_nodes
+from services.ipam.pool_rows import read_pool
 from services.ipam.schema import addresses, node_cidrs, nodes
 
-_NODE = select(nodes).where(nodes.c.name == bindparam("name"))
+__all__ = ["NodeStore", "decode_node", "encode_node"]
+
 _NODE_WITH_IPV4 = select(nodes.c.name).where(
     nodes.c.ipv4 == bindparam("address"), nodes.c.name != bindparam("name")
 )
 _NODE_WITH_IPV6 = select(nodes.c.name).where(
     nodes.c.ipv6 == bindparam("address"), nodes.c.name != bindparam("name")
 )
-_NODES = select(nodes).where(nodes.c.name > bindparam("after")).order_by(nodes.c.name)
-_NODE_CIDRS = select(node_cidrs.c.cidr, node_cidrs.c.node).order_by(node_cidrs.c.node, node_cidrs.c.position)
 _MOVE_NODE = update(nodes).where(nodes.c.name == bindparam("of_name"))
+_HELD_ON = select(func.count()).select_from(addresses).where(addresses.c.node == bindparam("name"))
+_DROP_CIDR = delete(node_cidrs).where(node_cidrs.c.cidr == bindparam("of_cidr"))
+_POSITION = select(node_cidrs.c.position).where(node_cidrs.c.cidr == bindparam("of_cidr"))
+_SET_POSITION = (
+    update(node_cidrs)
+    .where(node_cidrs.c.cidr == bindparam("of_cidr"))
+    .values(position=bindparam("to_position"))
+)
+_USE_OF_POOL = (
+    select(func.count(node_cidrs.c.cidr), func.max(nodes.c.created_ns))
+    .join(nodes, nodes.c.name == node_cidrs.c.node)
+    .where(node_cidrs.c.pool == bindparam("pool"), node_cidrs.c.family == bindparam("family"))
+)
 
 
 class NodeStore:
     """The nodes and the pod CIDRs that they hold. `clock` returns Unix time in nanoseconds."""
 
-    def __init__(self, database: Database, feed: Feed, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, feed: Feed, clock: Callable[[], int], *, mode: Mode = "cluster-pool"
+    ) -> None:
         self._database = database
         self._feed = feed
         self._clock = clock
+        self._mode: Mode = mode
 
     async def register(
         self,
@@ -48,43 +62,60 @@ class NodeStore:
         pool: str,
         *,
         ipv6: ipaddress.IPv6Address | None = None,
+        pod_cidrs: Sequence[Network] = (),
         trace: str,
     ) -> Node:
         """The node of that name, moved to the underlay addresses `ipv4` and `ipv6`.
 
-        One that is new gets a CIDR of each family that `pool` has. `trace` is the trace context of the
-        change. Raises NotFound (POOL_NOT_FOUND), ResourceExhausted
-        (POOL_EXHAUSTED), FailedPrecondition (NODE_POOL_CONFLICT, ADDRESS_IN_USE).
+        One that is new gets a CIDR of each family that `pool` has; one that is known gets others in the
+        place of first CIDRs that drain and are empty. In mode kubernetes its CIDRs are `pod_cidrs` from now
+        on, and `pool` does not matter. `trace` is the trace context of the change.
+
+        Raises InvalidArgument (POD_CIDRS_MISSING, POD_CIDRS_UNEXPECTED, CIDR_INVALID), NotFound
+        (POOL_NOT_FOUND), ResourceExhausted (POOL_EXHAUSTED), FailedPrecondition (NODE_POOL_CONFLICT,
+        ADDRESS_IN_USE, CIDR_OVERLAP, CIDR_IN_USE).
         """
         created_ns = self._clock()
+        given = None
+        if self._mode == "kubernetes":
+            given, pool = GivenCidrs(name, pod_cidrs), KUBERNETES_POOL
+        elif pod_cidrs:
+            raise problems.pod_cidrs_unexpected(pod_cidrs, self._mode)
 
         async def operation(connection: AsyncConnection) -> Node:
-            present = await _read_node(connection, name)
+            present = await read_node(connection, name)
             if present is not None and present.pool != pool:
                 raise problems.node_pool_conflict(name, present.pool, pool)
-            if present is not None and (present.ipv4, present.ipv6) == (ipv4, ipv6):
+            moved = present is None or (present.ipv4, present.ipv6) != (ipv4, ipv6)
+            if moved:
+                await _check_underlay(connection, name, (ipv4, ipv6))
+            if present is None:
+                if given is not None:
+                    await given.ensure_pool(connection, created_ns)
+                    cidrs = []
+                else:
+                    cidrs = await _first_cidrs(connection, await _pool(connection, pool), name)
+                await _add(connection, Node(name, ipv4, pool, (), created_ns, ipv6))
+                await insert_cidrs(connection, name, cidrs, position=0)
+            elif moved:
+                await connection.execute(
+                    _MOVE_NODE, {"of_name": name, "ipv4": str(ipv4), "ipv6": _text(ipv6)}
+                )
+            held = () if present is None else present.cidrs
+            if given is not None:
+                changed = await given.apply(connection, held)
+            else:
+                changed = present is not None and await _replace_drained(connection, present)
+            if present is not None and not moved and not changed:
                 return present
-            for address, statement in ((ipv4, _NODE_WITH_IPV4), (ipv6, _NODE_WITH_IPV6)):
-                if address is None:
-                    continue
-                who = {"address": str(address), "name": name}
-                holder = (await connection.execute(statement, who)).scalar()
-                if holder is not None:
-                    raise problems.node_address_in_use(address, holder, name)
-            if present is not None:
-                return await self._move(connection, replace(present, ipv4=ipv4, ipv6=ipv6), trace)
-            chosen = await read_pool(connection, pool)
-            if chosen is None:
-                raise problems.pool_not_found(pool)
-            cidrs = await _carve_each(connection, chosen, name)
-            return await self._add(connection, Node(name, ipv4, pool, cidrs, created_ns, ipv6), trace)
+            return (await announce(connection, self._feed, [name], trace))[0]
 
         return await self._database.write(operation)
 
     async def get(self, name: str) -> Node:
         """The node of that name. Raises NotFound (NODE_NOT_FOUND)."""
         async with self._database.read() as connection:
-            node = await _read_node(connection, name)
+            node = await read_node(connection, name)
         if node is None:
             raise problems.node_not_found(name)
         return node
@@ -93,144 +124,129 @@ class NodeStore:
         """Up to `limit` nodes by name past `after`, and the revision of the node feed that they show."""
         async with self._database.read() as connection:
             revision = await self._feed.revision_at(connection)
-            rows = (await connection.execute(_NODES.limit(limit), {"after": after})).all()
-            return await _with_node_cidrs(connection, rows), revision
+            return await read_nodes(connection, after=after, limit=limit), revision
 
     async def delete(self, name: str, *, force: bool, trace: str) -> None:
-        """Removes the node, if it is there, and gives its CIDRs back.
+        """Declares the node gone, if it is there: its CIDRs go back, with what is on hold in them.
 
-        Raises FailedPrecondition (NODE_IN_USE) when addresses are held on it; `force` frees them.
+        Nothing else frees what a node holds, however long it has not been seen. Raises FailedPrecondition
+        (NODE_IN_USE) when addresses are held on it; `force` frees them.
         """
 
         async def operation(connection: AsyncConnection) -> None:
-            if await _read_node(connection, name) is None:
+            if await read_node(connection, name) is None:
                 return
-            held = (
-                await connection.execute(
-                    select(func.count()).select_from(addresses).where(addresses.c.node == name)
-                )
-            ).scalar_one()
+            held = (await connection.execute(_HELD_ON, {"name": name})).scalar_one()
             if held and not force:
                 raise problems.node_in_use(name, held)
             if held:
                 await connection.execute(delete(addresses).where(addresses.c.node == name))
             await connection.execute(delete(nodes).where(nodes.c.name == name))
+            await drop_drained(connection)
             await self._feed.append(connection, name, b"", deleted=True, trace=trace)
 
         await self._database.write(operation)
 
-    async def _move(self, connection: AsyncConnection, node: Node, trace: str) -> Node:
-        revision = await self._feed.append(connection, node.name, encode_node(node), trace=trace)
-        await connection.execute(
-            _MOVE_NODE,
-            {
-                "of_name": node.name,
-                "ipv4": str(node.ipv4),
-                "ipv6": _text(node.ipv6),
-                "revision": revision,
-            },
-        )
-        return replace(node, revision=revision)
 
-    async def _add(self, connection: AsyncConnection, node: Node, trace: str) -> Node:
-        revision = await self._feed.append(connection, node.name, encode_node(node), trace=trace)
-        await connection.execute(
-            insert(nodes),
-            {
-                "name": node.name,
-                "ipv4": str(node.ipv4),
-                "ipv6": _text(node.ipv6),
-                "pool": node.pool,
-                "created_ns": node.created_ns,
-                "revision": revision,
-            },
-        )
-        ranges = [AddressRange(cidr) for cidr in node.pod_cidrs]
-        await connection.execute(
-            insert(node_cidrs),
-            [
-                {
-                    "cidr": str(bounds.network),
-                    "node": node.name,
-                    "pool": node.pool,
-                    "position": position,
-                    "next_address": bounds.address(bounds.first).packed,
-                    "family": bounds.network.version,
-                }
-                for position, bounds in enumerate(ranges)
-            ],
-        )
-        return replace(node, revision=revision)
+async def _check_underlay(
+    connection: AsyncConnection, name: str, wanted: tuple[Address, Address | None]
+) -> None:
+    for address, statement in zip(wanted, (_NODE_WITH_IPV4, _NODE_WITH_IPV6), strict=True):
+        if address is None:
+            continue
+        holder = (await connection.execute(statement, {"address": str(address), "name": name})).scalar()
+        if holder is not None:
+            raise problems.node_address_in_use(address, holder, name)
 
 
-async def _carve_each(connection: AsyncConnection, pool: Pool, node: str) -> tuple[Network, ...]:
-    """A free network of each family of `pool`, IPv4 first."""
-    statement = select(node_cidrs.c.cidr).where(node_cidrs.c.pool == pool.name)
-    taken = [ipaddress.ip_network(text) for text in (await connection.execute(statement)).scalars()]
-    carved = []
-    for family in pool.families:
-        cidrs, mask_size = of_family(pool.cidrs, family), pool.mask_size(family)
-        cidr = carve(cidrs, mask_size, of_family(taken, family))
-        if cidr is None:
-            total = capacity_of(cidrs, mask_size)
-            raise problems.pool_exhausted(pool.name, family, cidrs, mask_size, total, node)
-        carved.append(cidr)
-    return tuple(carved)
+async def _pool(connection: AsyncConnection, name: str) -> Pool:
+    pool = await read_pool(connection, name)
+    if pool is None:
+        raise problems.pool_not_found(name)
+    return pool
 
 
-def encode_node(node: Node) -> bytes:
-    """The payload of a node's event. The revision is left out: it is the event's own."""
-    return orjson.dumps(
+async def _add(connection: AsyncConnection, node: Node) -> None:
+    """The node's row, without CIDRs; its revision comes with the announcement."""
+    await connection.execute(
+        insert(nodes),
         {
+            "name": node.name,
             "ipv4": str(node.ipv4),
             "ipv6": _text(node.ipv6),
             "pool": node.pool,
-            "pod_cidrs": [str(cidr) for cidr in node.pod_cidrs],
             "created_ns": node.created_ns,
-        }
+            "revision": 0,
+        },
     )
 
 
-def decode_node(name: str, payload: bytes, revision: int) -> Node:
-    """The inverse of `encode_node`, also of payloads from before nodes had `ipv6`."""
-    fields = orjson.loads(payload)
-    ipv6 = fields.get("ipv6")
-    return Node(
-        name=name,
-        ipv4=ipaddress.IPv4Address(fields["ipv4"]),
-        pool=fields["pool"],
-        pod_cidrs=tuple(ipaddress.ip_network(cidr) for cidr in fields["pod_cidrs"]),
-        created_ns=fields["created_ns"],
-        ipv6=ipaddress.IPv6Address(ipv6) if ipv6 else None,
-        revision=revision,
-    )
+async def _first_cidrs(connection: AsyncConnection, pool: Pool, node: str) -> list[NodeCidr]:
+    """A free network of each family of `pool`, IPv4 first."""
+    carved = []
+    for family in pool.families:
+        cidr = await carve_from(connection, pool, family, router=True)
+        if cidr is None:
+            used, since_ns = (
+                await connection.execute(_USE_OF_POOL, {"pool": pool.name, "family": family})
+            ).one()
+            raise problems.pool_exhausted(
+                pool.name,
+                family,
+                of_family(pool.cidrs, family),
+                pool.mask_size(family),
+                pool.node_cidrs_total(family),
+                node,
+                used=used,
+                since_ns=since_ns,
+            )
+        carved.append(NodeCidr(cidr, pool.name))
+    return carved
 
 
-async def _read_node(connection: AsyncConnection, name: str) -> Node | None:
-    rows = (await connection.execute(_NODE, {"name": name})).all()
-    return next(iter(await _with_node_cidrs(connection, rows)), None)
+async def _replace_drained(connection: AsyncConnection, node: Node) -> bool:
+    """Puts another CIDR in the place of each first one that drains and is empty; whether any was replaced.
+
+    That moves the router address, which only a loader that has just registered can follow.
+    """
+    if not any(cidr.draining for cidr in node.cidrs):
+        return False
+    pool = await _pool(connection, node.pool)
+    left = len(node.cidrs)
+    changed = False
+    for family in (4, 6):
+        first = node.first(family)
+        if first is None or not first.draining or not await is_empty(connection, first.network):
+            continue
+        successor = await _successor(connection, node, pool, family)
+        # A family that the pool has given up goes from the node as well, unless it would be left with none.
+        given_up = family not in pool.families and len(of_family(node.pod_cidrs, family)) == 1 and left > 1
+        if successor is None and not given_up:
+            continue
+        position = (await connection.execute(_POSITION, {"of_cidr": str(first.network)})).scalar_one()
+        await connection.execute(_DROP_CIDR, {"of_cidr": str(first.network)})
+        if successor is None:
+            left -= 1
+        elif successor in node.cidrs:
+            left -= 1
+            await connection.execute(
+                _SET_POSITION, {"of_cidr": str(successor.network), "to_position": position}
+            )
+        else:
+            await insert_cidrs(connection, node.name, [successor], position=position)
+        changed = True
+    if changed:
+        await drop_drained(connection)
+    return changed
 
 
-async def _with_node_cidrs(connection: AsyncConnection, rows: Sequence[Any]) -> list[Node]:
-    if not rows:
-        return []
-    # One range scan instead of an IN of every name: the rows are a run of names.
-    statement = _NODE_CIDRS.where(node_cidrs.c.node.between(rows[0].name, rows[-1].name))
-    by_node: dict[str, list[Network]] = {}
-    for row in (await connection.execute(statement)).all():
-        by_node.setdefault(row.node, []).append(ipaddress.ip_network(row.cidr))
-    return [
-        Node(
-            name=row.name,
-            ipv4=ipaddress.IPv4Address(row.ipv4),
-            pool=row.pool,
-            pod_cidrs=tuple(by_node[row.name]),
-            created_ns=row.created_ns,
-            ipv6=ipaddress.IPv6Address(row.ipv6) if row.ipv6 else None,
-            revision=row.revision,
-        )
-        for row in rows
-    ]
+async def _successor(connection: AsyncConnection, node: Node, pool: Pool, family: Family) -> NodeCidr | None:
+    """The CIDR that shall have the node's router address: one that it holds already, else a new one."""
+    for cidr in node.cidrs:
+        if cidr.network.version == family and cidr.pool == pool.name and not cidr.draining:
+            return cidr
+    carved = await carve_from(connection, pool, family, router=True)
+    return None if carved is None else NodeCidr(carved, pool.name)
 
 
 def _text(ipv6: ipaddress.IPv6Address | None) -> str | None:

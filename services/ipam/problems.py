@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Final
 
 from services.chassis.errors import (
@@ -81,21 +82,131 @@ def pool_in_use(pool: str, nodes: int, example: str) -> FailedPrecondition:
 
 
 def pool_exhausted(
-    pool: str, family: Family, cidrs: Sequence[Network], mask_size: int, total: int, node: str
+    pool: str,
+    family: Family,
+    cidrs: Sequence[Network],
+    mask_size: int,
+    total: int,
+    node: str,
+    *,
+    used: int,
+    since_ns: int | None,
 ) -> ResourceExhausted:
-    """Every node CIDR of one family is taken; `cidrs`, `mask_size` and `total` are that family's."""
+    """A node that registers finds no CIDR; `cidrs`, `mask_size`, `total`, `used` are of one family.
+
+    `used` counts the CIDRs that nodes hold, draining ones too; `since_ns` is when the newest of their nodes
+    registered.
+    """
+    since = "" if since_ns is None else datetime.fromtimestamp(since_ns // 10**9, UTC).isoformat()
+    remedy = f"add a CIDR (fimbria pool extend {pool} CIDR), or delete nodes that are gone for good"
     return ResourceExhausted(
         f"pool {pool!r} ({comma_separated(cidrs)}) has no {family_name(family)} /{mask_size} left for node"
-        f" {node!r}: all {total} are taken",
+        f" {node!r}: nodes hold {used}, the pool has {total}; {remedy}",
         reason="POOL_EXHAUSTED",
         metadata={
             "pool": pool,
             "family": family_name(family),
+            "node": node,
             "cidrs": comma_separated(cidrs),
             MASK_FIELDS[family]: str(mask_size),
             "capacity": str(total),
-            "node": node,
+            "held": str(used),
+            "on_hold": "0",
+            "excluded": "0",
+            "since": since,
+            "transient": "false",
+            "help": remedy,
         },
+    )
+
+
+def pod_cidrs_missing(node: str) -> InvalidArgument:
+    """A node registers without CIDRs though they come from outside."""
+    return invalid(
+        "pod_cidrs",
+        "is empty; expected the node's pod CIDRs, at least one, since ipam runs in mode kubernetes",
+        reason="POD_CIDRS_MISSING",
+        node=node,
+        mode="kubernetes",
+    )
+
+
+def pod_cidrs_unexpected(cidrs: Sequence[Network], mode: str) -> InvalidArgument:
+    """A node brings CIDRs though they are carved from pools."""
+    return invalid(
+        "pod_cidrs",
+        f"{comma_separated(cidrs)}; expected none, since ipam runs in mode {mode} and carves them from pools",
+        reason="POD_CIDRS_UNEXPECTED",
+        value=comma_separated(cidrs),
+        mode=mode,
+    )
+
+
+def given_overlap(wanted: Network, other: Network, *, node: str, holder: str) -> FailedPrecondition:
+    """A CIDR that a node brings shares addresses with one of `holder`, a node or pool in words."""
+    return FailedPrecondition(
+        f"pod CIDR {wanted} of node {node!r} overlaps {other} of {holder}",
+        reason="CIDR_OVERLAP",
+        metadata={"cidr": str(wanted), "other_cidr": str(other), "node": node, "holder": holder},
+    )
+
+
+def cidr_in_use(cidr: Network, node: str, addresses: int) -> FailedPrecondition:
+    """A CIDR that a node no longer brings has addresses held."""
+    return FailedPrecondition(
+        f"pod CIDR {cidr} of node {node!r} is not among the ones given now, but {addresses} address(es) of it"
+        " are still held; release them first",
+        reason="CIDR_IN_USE",
+        metadata={"cidr": str(cidr), "node": node, "addresses": str(addresses)},
+    )
+
+
+def pool_name_taken(pool: str, cidrs: Sequence[Network]) -> FailedPrecondition:
+    """A pool made before its name was reserved is in the way."""
+    return FailedPrecondition(
+        f"pool {pool!r} ({comma_separated(cidrs)}) has the name that CIDRs from outside need; delete it",
+        reason="POOL_NAME_TAKEN",
+        metadata={"pool": pool, "cidrs": comma_separated(cidrs)},
+    )
+
+
+def pool_reserved(pool: str, field: str = "name") -> InvalidArgument:
+    """The name stands for CIDRs that come from outside, in mode kubernetes."""
+    return invalid(
+        field,
+        f"{pool!r} stands for CIDRs that are given from outside; expected another name",
+        reason="POOL_NAME_RESERVED",
+        value=pool,
+    )
+
+
+def pool_changed(pool: str, expected: int, revision: int) -> Aborted:
+    """Somebody changed the pool since the caller read it."""
+    return Aborted(
+        f"pool {pool!r} is at revision {revision}, not {expected}; read it and try again",
+        reason="POOL_CHANGED",
+        metadata={"pool": pool, "expected_revision": str(expected), "revision": str(revision)},
+    )
+
+
+def pool_not_allowed(requested: str, node_pool: str, mode: str) -> FailedPrecondition:
+    """Another pool than the node's own was asked for, and the mode knows that one only."""
+    return FailedPrecondition(
+        f"pool {requested!r} was asked for, but in mode {mode} a node's addresses are of its own pool,"
+        f" {node_pool!r}; leave the pool out, or run ipam in mode multi-pool",
+        reason="POOL_NOT_ALLOWED",
+        metadata={"requested_pool": requested, "pool": node_pool, "mode": mode},
+    )
+
+
+def pool_ambiguous(namespace: str, name: str, pools: Sequence[str]) -> FailedPrecondition:
+    """The selectors of several pools select one workload."""
+    workload = f"{namespace}/{name}"
+    return FailedPrecondition(
+        f"the selectors of pools {', '.join(map(repr, pools))} all select {workload!r}; expected one:"
+        " narrow the selectors, or name the pool in the annotation fimbria.io/ip-pool",
+        reason="POOL_AMBIGUOUS",
+        metadata={"workload": workload, "pools": ", ".join(pools)},
     )
 
 
