@@ -8,7 +8,7 @@ CLANG ?= $(shell command -v clang-19 || command -v clang)
 # Labs of the kernel and cluster tests share two cores with the rest: more workers than this only slow each other.
 WORKERS ?= 2
 
-.PHONY: help setup protos build demo lab lab-down test test-unit test-model test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz fuzz fuzz-manifests test-kernels lint format lock bench complexity settings clean distclean
+.PHONY: help setup protos build demo lab lab-down test test-unit test-model test-service test-kernel test-crash test-runtimes test-cluster test-acceptance test-fuzz test-faults fuzz fuzz-manifests test-kernels lint format lock bench complexity settings clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  %-16s %s\n", $$1, $$2}'
@@ -39,7 +39,7 @@ lab: build ## start the lab; `.venv/bin/fimbria lab …` talks to it
 lab-down: setup ## take the lab down
 	@.venv/bin/fimbria lab down
 
-test: lint test-unit test-model test-service test-kernel test-crash test-runtimes test-fuzz test-cluster test-acceptance ## run the whole suite
+test: lint test-unit test-model test-service test-kernel test-crash test-runtimes test-fuzz test-faults test-cluster test-acceptance ## run the whole suite
 	@echo "all suites passed"
 
 test-unit: build ## pure code, seconds
@@ -62,6 +62,9 @@ test-runtimes: build ## containers under Podman and containerd
 
 test-fuzz: build ## 100,000 random packets through the programs and a model of them
 	$(PY) -m pytest -q -n $(WORKERS) tests/fuzz
+
+test-faults: build ## kill replicas and databases under load, and check the histories; FIMBRIA_FAULT_SECONDS=N for longer
+	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/faults
 
 test-cluster: build ## the lab, as a user runs it
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/cluster

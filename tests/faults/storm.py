@@ -1,0 +1,118 @@
+"""Random kills while clients work: seeded, so that a run can be told from another and tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+
+from services.chassis.channel import open_channel
+from tests.faults.nursery import Nursery
+from tests.faults.servers import START_SECONDS, Replica, Replicas, start_all
+from tests.patience import patient
+
+# How long each storm lasts; by FIMBRIA_FAULT_SECONDS for minutes or hours.
+STORM_SECONDS: Final = float(os.environ.get("FIMBRIA_FAULT_SECONDS") or 7.0)
+HOLD_SECONDS: Final = 0.3
+NODES: Final = ("n0", "n1", "n2", "n3")
+# Small CIDRs: addresses come round again soon, and nodes grow.
+IPAM_FLAGS: Final = (
+    "--ipam-default-pool-cidr=10.244.0.0/18",
+    "--ipam-default-pool-mask-size=26",
+    f"--ipam-hold-seconds={HOLD_SECONDS}",
+    "--ipam-cidr-idle-seconds=1",
+)
+
+
+@dataclass
+class World:
+    """The replicas of ipam and identity over their stores."""
+
+    ipam: Replicas
+    identity: Replicas
+    seed: int
+    kills: int = 0
+    random: random.Random = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.random = random.Random(self.seed)
+        print(f"seed {self.seed}; FIMBRIA_FAULT_SEED={self.seed} repeats it")
+
+    @property
+    def members(self) -> list[Replica]:
+        return [*self.ipam.members, *self.identity.members]
+
+    def start(self) -> None:
+        """Starts all that do not run and returns when all serve."""
+        start_all(self.members)
+
+    def stop(self) -> None:
+        for each in self.members:
+            each.kill()
+
+    async def register(self) -> None:
+        """Makes the nodes on which addresses are held."""
+        async with open_channel(self.ipam.target) as channel:
+            stub = ipam_pb2_grpc.NodeServiceStub(channel)
+            for number, name in enumerate(NODES):
+                request = ipam_pb2.RegisterNodeRequest(name=name, ipv4=f"172.31.0.{number + 1}")
+                await stub.RegisterNode(request, wait_for_ready=True)
+
+    async def storm(self, seconds: float, victims: Sequence[Replica], pause: tuple[float, float]) -> None:
+        """Kills one of the victims, starts it again, and so on after a pause, until the time is over."""
+        async with asyncio.timeout(seconds + 3 * START_SECONDS):
+            end = asyncio.get_running_loop().time() + seconds
+            while asyncio.get_running_loop().time() < end:
+                victim = self.random.choice(victims)
+                await asyncio.sleep(self.random.uniform(*pause))
+                await self.kill(victim)
+        for each in victims:
+            await back(each)
+
+    async def kill(self, victim: Replica) -> None:
+        """kill -9, then a new life; returns when that one has begun to start, or serves if it is the last."""
+        if not victim.ready:
+            await back(victim)
+        victim.kill()
+        self.kills += 1
+        await asyncio.sleep(self.random.uniform(0.0, 0.2))
+        victim.spawn()
+        if not any(each.ready for each in self._peers(victim)):
+            await back(victim)
+
+    def _peers(self, one: Replica) -> list[Replica]:
+        return [each for each in self.members if each.service == one.service and each is not one]
+
+
+async def back(replica: Replica) -> None:
+    """Returns when the replica serves."""
+    if not replica.alive:
+        replica.spawn()
+    async with asyncio.timeout(START_SECONDS):
+        while not replica.ready:
+            assert replica.alive, replica.last_words("ended")
+            await asyncio.sleep(0.02)
+
+
+def seed_of_the_run() -> int:
+    """A new one for each run, or the one that FIMBRIA_FAULT_SEED names."""
+    return int(os.environ.get("FIMBRIA_FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
+
+
+def sqlite_world(nursery: Nursery, directory: Path, seed: int) -> World:
+    """One process of each service over a file of its own."""
+    return World(
+        Replicas.of(nursery, "ipam", 1, directory, f"sqlite:///{directory}/ipam.db", *IPAM_FLAGS),
+        Replicas.of(nursery, "identity", 1, directory, f"sqlite:///{directory}/identity.db"),
+        seed,
+    )
+
+
+SETTLE_CALLS: Final = 300
+SETTLE_SECONDS: Final = patient(20.0)

@@ -1,0 +1,74 @@
+"""What must hold when a storm is over: everything acknowledged is there, and nothing is there twice."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
+from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
+
+from services.chassis.channel import open_channel
+from tests.faults.checker import (
+    Model,
+    Violation,
+    check_held_back,
+    check_keys,
+    check_single_owners,
+    holding,
+    published,
+)
+from tests.faults.clients import Load, paged
+from tests.faults.history import History
+
+
+async def check_everything(load: Load, *, hold_seconds: float = 0.0) -> dict[str, int]:
+    """Reads all tables of the services that the load has been using, and holds them against its histories.
+
+    The load has stopped and every replica serves. Raises Violation; returns what was counted, to be shown.
+    """
+    if load.problems:
+        raise Violation(f"{len(load.problems)} calls failed as none should: {load.problems[:3]}")
+    async with open_channel(load.ipam) as ipam, open_channel(load.identity) as identity:
+        addresses: Any = ipam_pb2_grpc.AddressServiceStub(ipam)
+        identities: Any = identity_pb2_grpc.IdentityServiceStub(identity)
+        ipcache: Any = identity_pb2_grpc.IpCacheServiceStub(identity)
+        held = await paged(addresses.ListAddresses, ipam_pb2.ListAddressesRequest(), "addresses")
+        known = await paged(identities.ListIdentities, identity_pb2.ListIdentitiesRequest(), "identities")
+        entries = await paged(ipcache.ListIpCacheEntries, identity_pb2.ListIpCacheEntriesRequest(), "entries")
+    _unique("addresses", [each.address for each in held])
+    _unique("owners", [f"{each.node}/{each.owner}" for each in held])
+    _unique("numbers", [each.id for each in known])
+    _unique("label sets", [tuple(each.labels) for each in known])
+    _unique("prefixes", [each.prefix for each in entries])
+    _explained(load.addresses, {f"{each.node}/{each.owner}": each.address for each in held}, holding)
+    check_single_owners(load.addresses.operations)
+    if hold_seconds:
+        check_held_back(load.addresses.operations, hold_seconds)
+    ours = {each.labels[0]: str(each.id) for each in known if len(each.labels) == 1}
+    _explained(load.numbers, ours, holding)
+    check_single_owners(load.numbers.operations)
+    _explained(load.entries, {each.prefix: f"{each.node} {each.identity}" for each in entries}, published)
+    return {
+        "acknowledged": load.acknowledged,
+        "unknown": sum(each.unknown for each in load.histories),
+        "refused": sum(each.refused for each in load.histories),
+        "addresses": len(held),
+        "identities": len(known),
+        "entries": len(entries),
+    }
+
+
+def _explained(history: History, found: Mapping[str, str], model: Model) -> None:
+    keys = {each.key for each in history.operations}
+    if strange := found.keys() - keys:
+        raise Violation(f"there is what nobody asked for: {sorted(strange)[:5]}")
+    history.finally_read(dict(found), keys)
+    check_keys(history.operations, model)
+
+
+def _unique(what: str, values: list[Any]) -> None:
+    twice = [value for value, count in Counter(values).items() if count > 1]
+    if twice:
+        raise Violation(f"{what} that are there twice: {twice[:5]}")
