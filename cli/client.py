@@ -143,7 +143,7 @@ def from_service(error: FimbriaError) -> CliError:
         grpc.StatusCode.INVALID_ARGUMENT: BadInput,
         grpc.StatusCode.UNAVAILABLE: ServiceUnavailable,
     }
-    message, hint = error.message, ""
+    message, hint = error.message, error.metadata.get("help", "")
     if error.reason == "SERVICE_UNAVAILABLE":
         message = f"cannot reach {error.metadata.get('target', 'the service')}: {cause(message)}"
         hint = "`fimbria status` shows what runs; in a lab, `fimbria lab up` starts what does not"

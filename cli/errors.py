@@ -16,7 +16,7 @@ INTERRUPTED = 130
 
 EXIT_CODES = """Exit codes: 0 done (probe: allowed); 1 the operation failed; 2 wrong usage or bad input;
 3 a service cannot be reached; 4 denied (probe, explain); 5 something would change (policy diff
---exit-code); 130 interrupted.
+--exit-code) or was found (ipam check); 130 interrupted.
 `lab exec` exits with the code of its command."""
 
 

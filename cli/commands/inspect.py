@@ -1,36 +1,18 @@
-"""`fimbria identity|ip|node|pool list`: what the services hold."""
+"""`fimbria ip list`: whose an address is, and which pool it is from."""
 
 from __future__ import annotations
+
+import ipaddress
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cli.commands import options
+from cli.errors import CliError
 from cli.output import output_option, print_rows
 
-
-@click.group()
-def identity() -> None:
-    """Numeric identities: one for each set of security-relevant labels."""
-
-
-@identity.command("list")
-@click.option("--reserved", is_flag=True, help="Also the reserved identities (host, world, …).")
-@output_option()
-@options.dir_option
-def list_identities(reserved: bool, output: str) -> None:
-    """The cluster's identities and their labels."""
-    from fimbria.identity.v1 import identity_pb2
-
-    from cli.client import pages
-
-    with options.cluster() as cluster:
-        request = identity_pb2.ListIdentitiesRequest(include_reserved=reserved)
-        listed = pages(cluster.identities.ListIdentities, request, "identities")
-    rows = [
-        {"id": item.id, "name": item.name, "labels": list(item.labels), "revision": item.revision}
-        for item in listed
-    ]
-    print_rows(rows, [("id", "IDENTITY"), ("name", "NAME"), ("labels", "LABELS")], output)
+if TYPE_CHECKING:
+    from cli.client import Cluster
 
 
 @click.group()
@@ -40,18 +22,36 @@ def ip() -> None:
 
 @ip.command("list")
 @click.option("--node", default="", help="Only entries that this node published.")
+@click.option(
+    "--on-hold",
+    is_flag=True,
+    help="Instead: addresses that were released a moment ago, with their last owners. Nobody gets them yet.",
+)
 @output_option()
 @options.dir_option
-def list_ips(node: str, output: str) -> None:
-    """The entries of the ipcache."""
+def list_ips(node: str, on_hold: bool, output: str) -> None:
+    """The entries of the ipcache, and the pools that their addresses are from."""
+    with options.cluster() as cluster:
+        if on_hold:
+            rows = _on_hold(cluster, node)
+            columns = [("address", "ADDRESS"), ("pool", "POOL"), ("node", "NODE"), ("owner", "LAST OWNER")]
+            print_rows(rows, [*columns, ("hold_until", "ON HOLD UNTIL")], output)
+            return
+        rows = _entries(cluster, node)
+        pools = _pools(cluster, node)
+    for row in rows:
+        row["pool"] = pools.get(row["prefix"], "")
+    columns = [("prefix", "PREFIX"), ("identity", "IDENTITY"), ("owner", "OWNER"), ("node", "NODE")]
+    print_rows(rows, [*columns, ("tunnel_endpoint", "TUNNEL"), ("pool", "POOL")], output)
+
+
+def _entries(cluster: Cluster, node: str) -> list[dict[str, Any]]:
     from fimbria.identity.v1 import identity_pb2
 
     from cli.client import pages
 
-    with options.cluster() as cluster:
-        request = identity_pb2.ListIpCacheEntriesRequest(node=node)
-        listed = pages(cluster.ipcache.ListIpCacheEntries, request, "entries")
-    rows = [
+    request = identity_pb2.ListIpCacheEntriesRequest(node=node)
+    return [
         {
             "prefix": item.prefix,
             "identity": item.identity,
@@ -60,79 +60,42 @@ def list_ips(node: str, output: str) -> None:
             "owner": item.owner,
             "revision": item.revision,
         }
-        for item in listed
+        for item in pages(cluster.ipcache.ListIpCacheEntries, request, "entries")
     ]
-    columns = [("prefix", "PREFIX"), ("identity", "IDENTITY"), ("owner", "OWNER"), ("node", "NODE")]
-    print_rows(rows, [*columns, ("tunnel_endpoint", "TUNNEL")], output)
 
 
-@click.group()
-def node() -> None:
-    """The cluster's nodes."""
-
-
-@node.command("list")
-@output_option()
-@options.dir_option
-def list_nodes(output: str) -> None:
-    """Nodes, their underlay addresses and pod CIDRs."""
+def _pools(cluster: Cluster, node: str) -> dict[str, str]:
+    """The pool of each address in use, by its prefix; without ipam, none. An empty `node` means all."""
     from fimbria.ipam.v1 import ipam_pb2
 
     from cli.client import pages
 
-    with options.cluster() as cluster:
-        listed = pages(cluster.nodes.ListNodes, ipam_pb2.ListNodesRequest(), "nodes")
-    rows = [
+    try:
+        listed = pages(cluster.addresses.ListAddresses, ipam_pb2.ListAddressesRequest(node=node), "addresses")
+    except CliError as error:
+        click.echo(f"warning: the addresses' pools are not known: {error.message}", err=True)
+        return {}
+    return {
+        str(ipaddress.ip_network(address)): item.pool
+        for item in listed
+        for address in (item.address, item.ipv6)
+        if address
+    }
+
+
+def _on_hold(cluster: Cluster, node: str) -> list[dict[str, Any]]:
+    from fimbria.ipam.v1 import ipam_pb2
+
+    from cli.client import pages
+
+    request = ipam_pb2.ListAddressesRequest(node=node, on_hold=True)
+    return [
         {
-            "name": item.name,
-            "ipv4": item.ipv4,
-            "ipv6": item.ipv6,
-            "addresses": _present(item.ipv4, item.ipv6),
+            "address": item.address or item.ipv6,
             "pool": item.pool,
-            "pod_cidrs": list(item.pod_cidrs),
-            "router_ipv4": item.router_ipv4,
-            "router_ipv6": item.router_ipv6,
-            "routers": _present(item.router_ipv4, item.router_ipv6),
-            "revision": item.revision,
-            "create_time": item.create_time.ToJsonString(),
+            "node": item.node,
+            "owner": item.owner,
+            "hold_until": item.hold_until.ToJsonString() if item.HasField("hold_until") else None,
         }
-        for item in listed
+        for item in pages(cluster.addresses.ListAddresses, request, "addresses")
     ]
-    columns = [("name", "NODE"), ("addresses", "ADDRESS"), ("pool", "POOL"), ("pod_cidrs", "POD CIDRS")]
-    print_rows(rows, [*columns, ("routers", "ROUTER")], output)
-
-
-def _present(*addresses: str) -> list[str]:
-    return [address for address in addresses if address]
-
-
-@click.group()
-def pool() -> None:
-    """Address pools that the nodes' pod CIDRs are carved from."""
-
-
-@pool.command("list")
-@output_option()
-@options.dir_option
-def list_pools(output: str) -> None:
-    """Pools, their CIDRs and how much of them is in use."""
-    from fimbria.ipam.v1 import ipam_pb2
-
-    from cli.client import pages
-
-    with options.cluster() as cluster:
-        listed = pages(cluster.pools.ListPools, ipam_pb2.ListPoolsRequest(), "pools")
-    rows = [
-        {
-            "name": item.name,
-            "cidrs": list(item.cidrs),
-            "node_mask_size": item.node_mask_size,
-            "node_mask_size_ipv6": item.node_mask_size_ipv6,
-            "node_masks": [f"/{size}" for size in (item.node_mask_size, item.node_mask_size_ipv6) if size],
-            "node_cidrs_total": item.node_cidrs_total,
-            "node_cidrs_used": item.node_cidrs_used,
-        }
-        for item in listed
-    ]
-    columns = [("name", "POOL"), ("cidrs", "CIDRS"), ("node_masks", "NODE MASK")]
-    print_rows(rows, [*columns, ("node_cidrs_used", "USED"), ("node_cidrs_total", "TOTAL")], output)
