@@ -1,99 +1,55 @@
-"""A service's SQL store: one file, one schema, one writer.
+"""A service's SQL store: one schema, one writer at a time, in a SQLite file or a PostgreSQL database.
 
 Reads run beside each other, each on a consistent snapshot. Writes go through :meth:`Database.write`:
-operations that arrive together share one transaction (group commit), each behind a savepoint of its own, and
-each returns only when that transaction is on disk. What has been returned survives ``kill -9``.
+operations that arrive together share one transaction (group commit), and each returns only when that
+transaction is on disk. What has been returned survives ``kill -9``.
 
-Today the store is SQLite (WAL, ``synchronous=FULL``); the SQL of the services is kept portable.
+An operation runs alone among all writers of the store, in whichever process they are: SQLite has one write
+lock, on PostgreSQL the transaction takes a lock of the service's schema first. What it reads therefore does
+not change under it. The SQL of the services is portable between the two; see docs/storage.md.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy import text
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chassis.errors import Aborted, FimbriaError, Internal, ResourceExhausted, Unavailable
-from services.chassis.logs import get_logger
-from services.chassis.sqlite import (
+from services.chassis.backend import (
+    Announcements,
+    Backend,
     DatabaseOpenError,
-    open_error,
-    prepare_file,
-    reader_engine,
-    transaction_state,
-    writer_engine,
+    WriteTransaction,
+    open_backend,
 )
+from services.chassis.batch import Operation, Pending, Together, Unit, Waiting, units
+from services.chassis.errors import FimbriaError, ResourceExhausted, Unavailable
+from services.chassis.logs import get_logger
 
 __all__ = ["Database", "DatabaseOpenError", "Group", "Operation", "Together"]
 
 T = TypeVar("T")
 I = TypeVar("I")  # noqa: E741
 R = TypeVar("R")
-Operation = Callable[[AsyncConnection], Awaitable[T]]
-Together = Callable[[AsyncConnection, Sequence[I]], Awaitable[Sequence[R | FimbriaError]]]
 
 MAX_BATCH: Final = 256
+# How many operations may wait. With more, the last would wait for seconds, and memory would have no bound.
+MAX_WAITING: Final = 2048
+# After a batch in which an operation failed, so many go behind savepoints at once: failures come in showers.
+CAUTIOUS_BATCHES: Final = 8
+LEAST_RETRY_SECONDS: Final = 0.05
 log = get_logger(__name__)
 
-
-@dataclass(slots=True, eq=False)
-class _Pending:
-    """An operation that somebody waits for: in whose context it runs, and how it ended."""
-
-    done: asyncio.Future[Any]
-    context: contextvars.Context
-    operation: Operation[Any] | None = None
-    group: Group[Any, Any] | None = None
-    item: Any = None
-    result: Any = None
-    failure: BaseException | None = None
-
-
-@dataclass(slots=True, eq=False)
-class _Unit:
-    """What is carried out by one call, behind one savepoint, and what to call once it is committed."""
-
-    members: list[_Pending]
-    committed: list[Callable[[], None]] = field(default_factory=list)
-
-    @property
-    def context(self) -> contextvars.Context:
-        return self.members[0].context
-
-    @property
-    def failed(self) -> bool:
-        return all(member.failure is not None for member in self.members)
-
-    async def carry_out(self, connection: AsyncConnection) -> None:
-        first = self.members[0]
-        if first.group is None:
-            assert first.operation is not None
-            first.result = await first.operation(connection)
-            return
-        items = [member.item for member in self.members]
-        results = await first.group.together(connection, items)
-        for member, result in zip(self.members, results, strict=True):
-            if isinstance(result, FimbriaError):
-                member.failure = result
-            else:
-                member.result = result
-
-    def fail(self, problem: BaseException) -> None:
-        self.committed.clear()
-        for member in self.members:
-            member.failure = problem
-
-
-_operation: contextvars.ContextVar[_Unit | None] = contextvars.ContextVar("db_operation", default=None)
+_operation: contextvars.ContextVar[Unit | None] = contextvars.ContextVar("db_operation", default=None)
 
 
 class Group(Generic[I, R]):
@@ -117,45 +73,40 @@ class Group(Generic[I, R]):
 class Database:
     """An open store; made by :meth:`open`, ended by :meth:`close`. Belongs to one event loop."""
 
-    def __init__(self, url: str, path: Path, reader: AsyncEngine, writer: AsyncEngine) -> None:
-        self.url = url
-        self.path = path
-        self.revisions: dict[str, int] = {}
-        self._reader = reader
-        self._writer = writer
-        self._queue: deque[_Pending] = deque()
+    def __init__(self, backend: Backend, revisions: dict[str, int]) -> None:
+        self.revisions = revisions
+        self._backend = backend
+        self._waiting = Waiting()
         self._arrived = asyncio.Event()
         self._closing = False
-        self._running: _Unit | None = None
+        self._running: Unit | None = None
+        self._cautious = 0
+        self._batch_seconds = 0.0
+        self._followers: dict[str, list[Callable[[int | None], None]]] = {}
+        self._announcements: Announcements | None = None
         self._task = asyncio.create_task(self._write_batches(), name="db-writer")
 
     @classmethod
-    async def open(cls, url: str, migrations: str | Path | None = None) -> Database:
-        """Opens the store, creating it and bringing its schema up to date where needed.
+    async def open(
+        cls, url: str, migrations: str | Path | None = None, *, schema: str | None = None
+    ) -> Database:
+        """Opens the store: ``sqlite:///PATH`` or ``postgresql://USER@HOST/DATABASE`` (``?host=/SOCKET/DIR``).
 
         ``migrations`` is a package name (``services.ipam.migrations``) or a directory that holds
-        ``versions/``. Raises :class:`DatabaseOpenError`: unsupported URL, unwritable directory, damaged
-        file, file locked by another process, or a schema newer than the program.
-        """
-        path = prepare_file(url)
-        reader, writer = reader_engine(path), writer_engine(path)
-        try:
-            if migrations is not None:
-                from services.chassis.migrate import upgrade
+        ``versions/``. A SQLite file is created and brought up to date where needed; a PostgreSQL schema
+        (``schema``, by default the service's name) has to be there, see ``fimbria db migrate``.
 
-                await upgrade(writer, migrations)
-            revisions = await _feed_revisions(writer)
-        except (sa_exc.DBAPIError, OSError) as exc:
-            await reader.dispose()
-            await writer.dispose()
-            raise open_error(path, exc) from exc
+        Raises :class:`DatabaseOpenError`: unsupported URL, unwritable directory, damaged file, file locked by
+        another process, server that cannot be reached, schema that is missing, behind, or too new for the
+        program.
+        """
+        backend = await open_backend(url, migrations, schema)
+        try:
+            revisions = await _feed_revisions(backend)
         except BaseException:
-            await reader.dispose()
-            await writer.dispose()
+            await backend.close()
             raise
-        database = cls(url, path, reader, writer)
-        database.revisions = revisions
-        return database
+        return cls(backend, revisions)
 
     async def __aenter__(self) -> Database:
         return self
@@ -163,15 +114,23 @@ class Database:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    @property
+    def path(self) -> Path:
+        """The file of a SQLite store."""
+        path = getattr(self._backend, "path", None)
+        if not isinstance(path, Path):
+            raise ValueError("a PostgreSQL store has no file")
+        return path
+
     @asynccontextmanager
     async def read(self) -> AsyncIterator[AsyncConnection]:
         """A connection on one snapshot of the store; writing through it is an error."""
         try:
-            async with self._reader.connect() as conn:
-                await conn.execute(text("BEGIN"))
+            async with self._backend.reader.connect() as conn:
+                await self._backend.begin_read(conn)
                 yield conn
         except sa_exc.DBAPIError as exc:
-            raise _store_error(exc) from exc
+            raise self._backend.problem(exc) from exc
         except sa_exc.TimeoutError as exc:
             raise Unavailable(
                 "the store has too many readers", reason="DATABASE_BUSY", retry_after=1.0
@@ -182,17 +141,21 @@ class Database:
 
         The operation runs alone (no other write runs beside it) and in the caller's context, so spans nest as
         expected. If it raises, only what it did is rolled back, and the exception comes back here. It may run
-        although the caller has been cancelled meanwhile, as with any request whose answer got lost.
+        although the caller has been cancelled meanwhile, as with any request whose answer got lost, and it
+        may run twice, of which one run is kept: it must have no effect but on the connection and by
+        :meth:`after_commit`.
 
         Raises Unavailable (DATABASE_BUSY, DATABASE_IO, DATABASE_CLOSED) and ResourceExhausted (DATABASE_FULL)
-        when the transaction as a whole fails; then nothing of it is stored.
+        when the transaction as a whole fails; then nothing of it is stored, unless the connection was lost in
+        the middle of the commit, of which nobody knows the outcome. ResourceExhausted (OVERLOADED) at once
+        when too many operations wait already.
         """
         result: T = await self._enqueue(operation=operation)
         return result
 
     async def submit(self, group: Group[I, R], item: I) -> R:
         """What :meth:`Group.submit` says."""
-        result: R = await self._enqueue(group=group, item=item)
+        result: R = await self._enqueue(group=group, together=group.together, item=item)
         return result
 
     async def _enqueue(self, **what: Any) -> Any:
@@ -200,19 +163,72 @@ class Database:
             raise RuntimeError("write is called inside a write operation, which would wait for itself")
         if self._closing:
             raise Unavailable("the store is closing", reason="DATABASE_CLOSED")
+        if len(self._waiting) >= MAX_WAITING:
+            self._refuse_overload()
         done: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append(_Pending(done, contextvars.copy_context(), **what))
+        self._waiting.add(Pending(done, contextvars.copy_context(), **what))
         self._arrived.set()
         return await done
+
+    def _refuse_overload(self) -> None:
+        self._waiting.drop_abandoned()
+        waiting = len(self._waiting)
+        if waiting >= MAX_WAITING:
+            batches = waiting / MAX_BATCH
+            raise ResourceExhausted(
+                f"{waiting} writes wait for the store already; try again later",
+                reason="OVERLOADED",
+                metadata={"waiting": waiting, "limit": MAX_WAITING},
+                retry_after=max(LEAST_RETRY_SECONDS, round(batches * self._batch_seconds, 3)),
+            )
 
     def after_commit(self, callback: Callable[[], None]) -> None:
         """Calls ``callback`` when the operation that is running now has been committed; dropped if it fails.
 
         Only inside a write operation. Callbacks of all operations run in commit order.
         """
+        self._current().committed.append(callback)
+
+    def announce(self, topic: str, position: int) -> None:
+        """Tells the followers of ``topic``, here and in other processes, of ``position`` after the commit.
+
+        Only inside a write operation. Where the store cannot tell other processes, they have to look.
+        """
+        self._current().announced[topic] = position
+
+    def _current(self) -> Unit:
         if self._running is None:
             raise RuntimeError("after_commit is called inside a write operation only")
-        self._running.committed.append(callback)
+        return self._running
+
+    def follow(self, topic: str, told: Callable[[int | None], None]) -> Callable[[], None]:
+        """Calls ``told`` with each position of ``topic`` that is announced; the result ends that.
+
+        ``told(None)`` says that positions may have been announced unheard.
+        """
+        if self._announcements is None and not self._closing:
+            # Its task outlives the call that starts it, and does not belong to that one's trace.
+            self._announcements = contextvars.Context().run(self._backend.listen, self._told)
+        followers = self._followers.setdefault(topic, [])
+        followers.append(told)
+        return lambda: followers.remove(told)
+
+    @property
+    def announces(self) -> bool:
+        """Whether what other processes announce arrives here just now."""
+        return self._announcements is not None and self._announcements.listening
+
+    def _told(self, positions: Mapping[str, int] | None) -> None:
+        if positions is None:
+            for topic in self._followers:
+                self._tell(topic, None)
+        else:
+            for topic, position in positions.items():
+                self._tell(topic, position)
+
+    def _tell(self, topic: str, position: int | None) -> None:
+        for told in tuple(self._followers.get(topic, ())):
+            told(position)
 
     async def close(self) -> None:
         """Commits what is queued, then closes. Later writes raise Unavailable (DATABASE_CLOSED)."""
@@ -220,153 +236,162 @@ class Database:
             self._closing = True
             self._arrived.set()
         await asyncio.shield(self._task)
-        await self._reader.dispose()
-        await self._writer.dispose()
+        if self._announcements is not None:
+            await self._announcements.close()
+            self._announcements = None
+        await self._backend.close()
 
     async def _write_batches(self) -> None:
         while True:
-            if not self._queue:
+            if not self._waiting:
                 if self._closing:
                     return
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
             # Whoever arrived while the last batch was committed goes into this one; nobody waits for company.
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), MAX_BATCH))]
-            batch = [pending for pending in batch if not pending.done.done()]
+            batch = self._waiting.take(MAX_BATCH)
             if not batch:
                 continue
-            units = _units(batch)
-            try:
-                await self._commit(units)
-            except Exception as exc:
-                failure = _store_error(exc)
-                for pending in batch:
-                    pending.failure = pending.failure or failure
-            for unit in units:
-                self._settle(unit)
+            started = time.monotonic()
+            for unit in await self._store(units(batch)):
+                unit.settle()
+                for topic, position in unit.announced.items():
+                    self._tell(topic, position)
+            self._batch_seconds += (time.monotonic() - started - self._batch_seconds) / 4
 
-    async def _commit(self, units: list[_Unit]) -> None:
-        async with self._writer.connect() as conn:
-            await conn.execute(text("BEGIN IMMEDIATE"))
-            in_transaction = await transaction_state(conn)
-            if len(units) == 1 and len(units[0].members) == 1:
-                # Alone it needs no savepoint: the transaction is its own.
-                await self._run(units[0], conn)
-                self._check(units[0], in_transaction())
-                if units[0].failed:
-                    await conn.rollback()
-                    return
+    async def _store(self, batch: list[Unit]) -> list[Unit]:
+        """Carries units out and commits them; returns units with all members, which know how they ended."""
+        done = batch
+        try:
+            if self._cautious and len(batch) > 1:
+                self._cautious -= 1
+            elif await self._commit(batch) or (len(batch) == 1 and len(batch[0].members) == 1):
+                return batch
             else:
-                waiting = deque(units)
+                self._cautious = CAUTIOUS_BATCHES
+            done = []
+            await self._commit_apart(deque(batch), done)
+        except Exception as exc:
+            failure = self._backend.problem(exc)
+            done = list(dict.fromkeys((*batch, *done)))
+            for unit in done:
+                unit.forget()
+                for member in unit.members:
+                    member.failure = member.failure or failure
+        return done
+
+    async def _commit(self, batch: list[Unit]) -> bool:
+        """Carries all units out in one transaction. If one fails nothing is kept, and the result is False.
+
+        No savepoints: they would cost more than most operations, and hardly any operation fails.
+        """
+        async with self._backend.writer.connect() as conn:
+            transaction = await self._backend.begin_write(conn)
+            try:
+                for unit in batch:
+                    unit.drop_abandoned()
+                    if not unit.members:
+                        continue
+                    problem = await self._run(unit, conn)
+                    self._check(unit, problem, transaction)
+                    if problem is not None:
+                        await transaction.rollback()
+                        if len(unit.members) > 1:
+                            # Whose fault it was shows when each is tried by itself.
+                            at = batch.index(unit)
+                            batch[at : at + 1] = unit.alone()
+                        return False
+                if not await transaction.commit(_announced(batch)):
+                    for unit in batch:
+                        unit.fail(_given_up())
+                    return False
+            except BaseException:
+                await transaction.rollback()
+                raise
+        return True
+
+    async def _commit_apart(self, waiting: deque[Unit], done: list[Unit]) -> None:
+        """The same with each unit behind a savepoint: one that fails takes back only its own.
+
+        Units go to `done` once they were carried out; one of several members that fails goes on as units of
+        one.
+        """
+        async with self._backend.writer.connect() as conn:
+            transaction = await self._backend.begin_write(conn)
+            try:
                 while waiting:
                     unit = waiting.popleft()
+                    unit.drop_abandoned()
+                    if not unit.members:
+                        continue
                     savepoint = await conn.begin_nested()
                     problem = await self._run(unit, conn)
-                    self._check(unit, in_transaction())
-                    if not unit.failed:
-                        await savepoint.commit()
-                        continue
-                    await savepoint.rollback()
-                    if problem is not None and len(unit.members) > 1:
-                        # Whose fault it was shows when each is tried by itself.
-                        alone = [_Unit([member]) for member in unit.members]
-                        unit.members.clear()
-                        units += alone
-                        waiting.extendleft(reversed(alone))
-            await conn.commit()
+                    self._check(unit, problem, transaction)
+                    if problem is None:
+                        try:
+                            await savepoint.commit()
+                        except sa_exc.DBAPIError as exc:
+                            # The operation has swallowed an error that its transaction did not survive.
+                            problem = self._backend.problem(exc)
+                            unit.fail(problem)
+                            self._check(unit, problem, transaction)
+                    if problem is not None:
+                        await savepoint.rollback()
+                        if len(unit.members) > 1:
+                            waiting.extendleft(reversed(unit.alone()))
+                            continue
+                    done.append(unit)
+                if not await transaction.commit(_announced(done)):
+                    raise _given_up()
+            except BaseException:
+                done += waiting
+                await transaction.rollback()
+                raise
 
-    async def _run(self, unit: _Unit, conn: AsyncConnection) -> BaseException | None:
+    async def _run(self, unit: Unit, conn: AsyncConnection) -> BaseException | None:
         """Carries a unit out; returns what the call as a whole failed with."""
-        for member in unit.members:
-            member.failure = None
-
-        async def call() -> None:
-            _operation.set(unit)
-            await unit.carry_out(conn)
-
         self._running = unit
         try:
-            await asyncio.get_running_loop().create_task(call(), context=unit.context)
-        except sa_exc.OperationalError as exc:
-            # The disk is full, or the store is gone: nothing that the operation itself could have known.
-            unit.fail(_store_error(exc))
-            return exc
+            await unit.run(conn, _operation)
         except BaseException as exc:
-            unit.fail(exc)
-            return exc
+            # The disk is full, or the store is gone: nothing that the operation itself could have known.
+            own = isinstance(exc, Exception) and self._backend.is_own_failure(exc)
+            problem = self._backend.problem(exc) if own and isinstance(exc, Exception) else exc
+            unit.fail(problem)
+            return problem
         finally:
             self._running = None
         return None
 
-    def _check(self, unit: _Unit, in_transaction: bool) -> None:
-        """Fails the batch when SQLite has rolled it back by itself, as it does when the disk is full.
+    def _check(self, unit: Unit, problem: BaseException | None, transaction: WriteTransaction) -> None:
+        """Fails the batch when its transaction is over, as when the disk is full or the connection lost.
 
         Going on would run the rest outside of any transaction, and acknowledge what is lost.
         """
-        if in_transaction:
+        if transaction.alive():
             return
-        failure = unit.members[0].failure
-        if isinstance(failure, FimbriaError):
-            raise failure
-        raise Unavailable("the store gave the transaction up", reason="DATABASE_IO", retry_after=1.0)
-
-    def _settle(self, unit: _Unit) -> None:
-        if unit.members and not unit.failed:
-            for callback in unit.committed:
-                try:
-                    callback()
-                except Exception:
-                    log.exception("a callback after commit failed")
-        for pending in unit.members:
-            if pending.done.done():
-                continue
-            if pending.failure is None:
-                pending.done.set_result(pending.result)
-            elif isinstance(pending.failure, asyncio.CancelledError):
-                pending.done.cancel()
-            else:
-                pending.done.set_exception(pending.failure)
+        if isinstance(problem, FimbriaError):
+            raise problem
+        raise _given_up()
 
 
-def _units(batch: Sequence[_Pending]) -> list[_Unit]:
-    """One unit for each operation, and one for all items of a group, where its first one stands."""
-    units: list[_Unit] = []
-    of_group: dict[int, _Unit] = {}
-    for pending in batch:
-        known = of_group.get(id(pending.group)) if pending.group is not None else None
-        if known is not None:
-            known.members.append(pending)
-            continue
-        unit = _Unit([pending])
-        units.append(unit)
-        if pending.group is not None:
-            of_group[id(pending.group)] = unit
-    return units
+def _given_up() -> Unavailable:
+    return Unavailable("the store gave the transaction up", reason="DATABASE_IO", retry_after=1.0)
 
 
-async def _feed_revisions(engine: AsyncEngine) -> dict[str, int]:
+def _announced(batch: list[Unit]) -> dict[str, int]:
+    announced: dict[str, int] = {}
+    for unit in batch:
+        announced.update(unit.announced)
+    return announced
+
+
+async def _feed_revisions(backend: Backend) -> dict[str, int]:
     """The newest revision of each feed in the store, so that a feed knows it before anything is read."""
-    async with engine.connect() as conn:
+    async with backend.writer.connect() as conn:
         found = await conn.run_sync(lambda sync: sync.dialect.has_table(sync, "feed_state"))
         if not found:
             return {}
         rows = await conn.execute(text("SELECT feed, revision FROM feed_state"))
         return {row.feed: row.revision for row in rows}
-
-
-def _store_error(exc: Exception) -> FimbriaError:
-    """What a client is told when the store itself fails; the text of the driver stays in the log."""
-    if isinstance(exc, FimbriaError):
-        return exc
-    what = str(getattr(exc, "orig", None) or exc)
-    log.error("store failed", error=what, statement=getattr(exc, "statement", None))
-    if "locked" in what or "busy" in what:
-        return Unavailable("the store is locked by another process", reason="DATABASE_BUSY", retry_after=1.0)
-    if "full" in what:
-        return ResourceExhausted("the disk that holds the store is full", reason="DATABASE_FULL")
-    if isinstance(exc, sa_exc.OperationalError):
-        return Unavailable("the store cannot be used right now", reason="DATABASE_IO", retry_after=1.0)
-    if isinstance(exc, sa_exc.IntegrityError):
-        return Aborted("a concurrent change is in conflict with this one", reason="CONFLICT")
-    return Internal("the store failed", reason="DATABASE_ERROR")

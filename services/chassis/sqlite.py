@@ -1,41 +1,123 @@
-"""Opening a SQLite file: URL, permissions, pragmas, engines, and errors that say what to do."""
+"""A store in one SQLite file: WAL, ``synchronous=FULL``, one process after the other writes.
+
+URL, permissions, pragmas, engines, transactions, and errors that say what to do.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from sqlalchemy import event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import event, text
+from sqlalchemy import exc as sa_exc
+from sqlalchemy.engine import URL
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
-from services.chassis.errors import StartError
+from services.chassis.backend import READER_WAIT_SECONDS, READERS, DatabaseOpenError, Told, parse_url
+from services.chassis.errors import Aborted, FimbriaError, Internal, ResourceExhausted, Unavailable
+from services.chassis.logs import get_logger
 from services.chassis.sqlite_driver import connect
 
 BUSY_SECONDS: Final = 5.0
-READERS: Final = 4
-READER_WAIT_SECONDS: Final = 10.0
+
+log = get_logger(__name__)
 
 
-class DatabaseOpenError(StartError):
-    """The store cannot be opened; the message names the file, what is wrong and what to do."""
+class SqliteBackend:
+    """An open SQLite file; see :class:`services.chassis.backend.Backend`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.reader = _engine(path, "query_only=ON", pool_size=READERS)
+        self.writer = _engine(path, "query_only=OFF", pool_size=1)
+
+    @classmethod
+    async def open(cls, url: str, migrations: str | Path | None) -> SqliteBackend:
+        """Creates the file where it is missing and brings its schema up to date. Raises DatabaseOpenError."""
+        path = prepare_file(url)
+        backend = cls(path)
+        try:
+            if migrations is not None:
+                from services.chassis.migrate import upgrade
+
+                await upgrade(backend.writer, migrations)
+            else:
+                async with backend.writer.connect():
+                    pass
+        except (sa_exc.DBAPIError, OSError) as exc:
+            await backend.close()
+            raise open_error(path, exc) from exc
+        except BaseException:
+            await backend.close()
+            raise
+        return backend
+
+    async def begin_read(self, connection: AsyncConnection) -> None:
+        await connection.execute(_BEGIN)
+
+    async def begin_write(self, connection: AsyncConnection) -> _Transaction:
+        await connection.execute(_BEGIN_IMMEDIATE)
+        driver: Any = (await connection.get_raw_connection()).driver_connection
+        return _Transaction(connection, driver.sqlite)
+
+    def problem(self, exc: Exception) -> FimbriaError:
+        if isinstance(exc, FimbriaError):
+            return exc
+        what = str(getattr(exc, "orig", None) or exc)
+        log.error("store failed", error=what, statement=getattr(exc, "statement", None))
+        if "locked" in what or "busy" in what:
+            return Unavailable(
+                "the store is locked by another process", reason="DATABASE_BUSY", retry_after=1.0
+            )
+        if "full" in what:
+            return ResourceExhausted("the disk that holds the store is full", reason="DATABASE_FULL")
+        if isinstance(exc, sa_exc.OperationalError):
+            return Unavailable("the store cannot be used right now", reason="DATABASE_IO", retry_after=1.0)
+        if isinstance(exc, sa_exc.IntegrityError):
+            return Aborted("a concurrent change is in conflict with this one", reason="CONFLICT")
+        return Internal("the store failed", reason="DATABASE_ERROR")
+
+    def is_own_failure(self, exc: BaseException) -> bool:
+        return isinstance(exc, sa_exc.OperationalError)
+
+    def listen(self, told: Told) -> None:
+        """Other processes on the file are noticed by looking."""
+
+    async def close(self) -> None:
+        await self.reader.dispose()
+        await self.writer.dispose()
+
+
+class _Transaction:
+    def __init__(self, connection: AsyncConnection, sqlite: Any) -> None:
+        self._connection = connection
+        self._sqlite = sqlite
+
+    def alive(self) -> bool:
+        # SQLite rolls a transaction back by itself when the disk is full.
+        return bool(self._sqlite.in_transaction)
+
+    async def commit(self, announce: Mapping[str, int]) -> bool:
+        await self._connection.commit()
+        return True
+
+    async def rollback(self) -> None:
+        try:
+            await self._connection.rollback()
+        except sa_exc.DBAPIError as exc:
+            await self._connection.invalidate(exc)
+
+
+_BEGIN = text("BEGIN")
+_BEGIN_IMMEDIATE = text("BEGIN IMMEDIATE")
 
 
 def database_path(url: str) -> Path:
     """The file behind ``sqlite:///PATH``. Raises DatabaseOpenError for any other URL."""
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        raise DatabaseOpenError(f"database URL {url!r} is malformed; expected sqlite:///PATH") from None
-    if parsed.get_backend_name() != "sqlite":
-        shown = parsed.render_as_string(hide_password=True)
-        raise DatabaseOpenError(
-            f"database URL {shown!r}: this version stores in SQLite only; expected sqlite:///PATH"
-        )
+    parsed = parse_url(url)
     if not parsed.database or parsed.database == ":memory:":
         raise DatabaseOpenError(f"database URL {url!r} names no file; expected sqlite:///PATH")
     return Path(parsed.database).absolute()
@@ -51,16 +133,6 @@ def prepare_file(url: str) -> Path:
     except OSError as exc:
         raise open_error(path, exc) from exc
     return path
-
-
-def reader_engine(path: Path) -> AsyncEngine:
-    """Connections for reading beside each other; SQLite refuses writes on them."""
-    return _engine(path, "query_only=ON", pool_size=READERS)
-
-
-def writer_engine(path: Path) -> AsyncEngine:
-    """The one connection that writes."""
-    return _engine(path, "query_only=OFF", pool_size=1)
 
 
 def _engine(path: Path, *pragmas: str, pool_size: int) -> AsyncEngine:
@@ -81,12 +153,6 @@ def _engine(path: Path, *pragmas: str, pool_size: int) -> AsyncEngine:
 
     event.listen(engine.sync_engine, "connect", configure)
     return engine
-
-
-async def transaction_state(conn: AsyncConnection) -> Callable[[], bool]:
-    """Tells at any time whether the connection's transaction is still open in SQLite itself."""
-    driver: Any = (await conn.get_raw_connection()).driver_connection
-    return lambda: bool(driver.sqlite.in_transaction)
 
 
 def open_error(path: Path, exc: Exception) -> DatabaseOpenError:

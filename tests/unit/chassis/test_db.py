@@ -40,7 +40,7 @@ async def test_a_write_returns_what_the_operation_returns_and_is_there(db: Datab
 async def test_writes_that_arrive_together_share_a_transaction(db: Database) -> None:
     commits: list[object] = []
     await insert(db, "alone")
-    event.listen(db._writer.sync_engine, "commit", commits.append)
+    event.listen(db._backend.writer.sync_engine, "commit", commits.append)
     await asyncio.gather(*(insert(db, f"{number:04}") for number in range(MAX_BATCH)))
     assert len(commits) == 1
     assert len(await names(db)) == MAX_BATCH + 1
@@ -193,7 +193,7 @@ async def test_commits_reach_the_disk_before_they_are_acknowledged(db: Database)
     [
         ("sqlite://", "names no file"),
         ("sqlite:///:memory:", "names no file"),
-        ("mysql://u:hunter2@h/x", "SQLite only"),
+        ("mysql://u:hunter2@h/x", "not supported"),
         ("what", "malformed"),
     ],
 )
