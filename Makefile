@@ -70,7 +70,7 @@ test-cluster: build ## the lab, as a user runs it
 	$(PY) -m pytest -q -n $(WORKERS) --dist loadfile tests/cluster
 
 test-acceptance: build ## published network policy cases, as traffic
-	$(PY) -m pytest -q tests/conformance
+	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests/conformance
 
 lint: build ## ruff, mypy, buf, clang -Werror
 	.venv/bin/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -50,6 +51,20 @@ def labs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Labs]:
     made = Labs(tmp_path_factory)
     yield made
     made.close()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    told = session.config.stash.get(_TALLY, None)
+    output: dict[str, Any] | None = getattr(session.config, "workeroutput", None)
+    if told is not None and output is not None:
+        output["tally"] = told.plain()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    told = getattr(node, "workeroutput", {}).get("tally")
+    if told is not None:
+        node.config.stash.setdefault(_TALLY, Tally()).add(told)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

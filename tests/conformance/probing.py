@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from cli.lab import probing, underlay
 from tests.conformance.cases import HEALTH, HOST, REMOTE_NODE, Case, Probe
@@ -40,6 +41,24 @@ class Tally:
     packets: Counter[int] = field(default_factory=Counter)
     explained: Counter[int] = field(default_factory=Counter)
     uncarried: Counter[Uncarried] = field(default_factory=Counter)
+
+    def plain(self) -> dict[str, Any]:
+        """The same in values that one process can hand to another."""
+        return {
+            "cases": self.cases,
+            "probes": self.probes,
+            "packets": list(self.packets.items()),
+            "explained": list(self.explained.items()),
+            "uncarried": [(reason.name, count) for reason, count in self.uncarried.items()],
+        }
+
+    def add(self, plain: dict[str, Any]) -> None:
+        """Counts what another process has tried as well; `plain` is what :meth:`plain` returned there."""
+        self.cases += plain["cases"]
+        self.probes += plain["probes"]
+        self.packets.update(dict(plain["packets"]))
+        self.explained.update(dict(plain["explained"]))
+        self.uncarried.update({Uncarried[name]: count for name, count in plain["uncarried"]})
 
     def lines(self) -> list[str]:
         """For people."""
