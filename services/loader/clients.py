@@ -10,7 +10,15 @@ from fimbria.identity.v1 import identity_pb2, identity_pb2_grpc
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from services.chassis.errors import Aborted, Unavailable, error_from_rpc
+from services.chassis.errors import (
+    Aborted,
+    Cancelled,
+    DeadlineExceeded,
+    FimbriaError,
+    ResourceExhausted,
+    Unavailable,
+    error_from_rpc,
+)
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec
 from services.loader.endpoints.records import NodeRecord
 from services.loader.interfaces import Allocation, ResolvedIdentity
@@ -30,6 +38,13 @@ async def call(pending: Awaitable[T], target: str) -> T:
         return await pending
     except grpc.RpcError as error:
         raise error_from_rpc(error, target) from error
+
+
+def passes(problem: FimbriaError) -> bool:
+    """Whether the same call may succeed in a while without anybody doing something about it."""
+    if isinstance(problem, ResourceExhausted):
+        return problem.retry_after is not None
+    return isinstance(problem, Unavailable | DeadlineExceeded | Aborted | Cancelled)
 
 
 async def ready(channel: grpc.aio.Channel, target: str, timeout: float = 2.0) -> None:
@@ -69,9 +84,11 @@ class IpamClient:
         self._target = target
         self._timeout = timeout
 
-    async def register(self, ipv4: str, ipv6: str, pool: str) -> NodeRecord:
-        """Registers the node; again is fine. ``ipv6`` may be empty."""
-        request = ipam_pb2.RegisterNodeRequest(name=self._node, ipv4=ipv4, ipv6=ipv6, pool=pool)
+    async def register(self, ipv4: str, ipv6: str, pool: str, pod_cidrs: Sequence[str] = ()) -> NodeRecord:
+        """Registers the node; again is fine. ``ipv6`` may be empty; ``pod_cidrs`` are for mode kubernetes."""
+        request = ipam_pb2.RegisterNodeRequest(
+            name=self._node, ipv4=ipv4, ipv6=ipv6, pool=pool, pod_cidrs=pod_cidrs
+        )
         node = await call(self._nodes.RegisterNode(request, timeout=self._timeout), self._target)
         return NodeRecord(
             node.name,
@@ -82,6 +99,11 @@ class IpamClient:
             node.ipv6,
             node.router_ipv6,
         )
+
+    async def node(self) -> ipam_pb2.Node:
+        """The node as IPAM has it now."""
+        request = ipam_pb2.GetNodeRequest(name=self._node)
+        return await call(self._nodes.GetNode(request, timeout=self._timeout), self._target)
 
     async def allocate(self, spec: EndpointSpec) -> Allocation:
         """Addresses for the endpoint's owner; the same again for the same owner."""

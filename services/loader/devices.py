@@ -137,6 +137,13 @@ class NetlinkDevices:
         ]
         await self._call(lambda: self._network.set_remote_nodes(remotes))
 
+    async def set_own(self, own: Node) -> None:
+        """These are the node's own pod CIDRs and routers from now on."""
+        cidrs = tuple(ip_network(cidr) for cidr in own.pod_cidrs)
+        router = IPv4Address(own.router_ipv4) if own.router_ipv4 else None
+        router6 = IPv6Address(own.router_ipv6) if own.router_ipv6 else None
+        await self._call(lambda: self._network.set_own(cidrs, router, router6))
+
     def close(self) -> None:
         """Ends the threads; what they are at is finished."""
         self._thread.shutdown(wait=False)

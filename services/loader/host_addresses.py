@@ -49,10 +49,16 @@ class HostAddresses:
         self._pods = [ip_network(cidr) for cidr in pod_cidrs]
         self._read = read or read_addresses
         self._held: frozenset[str] = frozenset()
+        self._changed = asyncio.Event()
+
+    def follow(self, pod_cidrs: Sequence[str]) -> None:
+        """These are the node's pod CIDRs from now on."""
+        self._pods = [ip_network(cidr) for cidr in pod_cidrs]
+        self._changed.set()
 
     async def run(self) -> None:
         """Until cancelled."""
-        changed = asyncio.Event()
+        changed = self._changed
         backoff = Backoff(first=0.5)
         with _notifications(changed):
             while True:

@@ -507,6 +507,11 @@ class NodeLinks(Protocol):
     async def delete_endpoint_route(self, ifindex: int, address: str) -> None:
         """Removes a route to an endpoint, with the neighbour entry; one that is not there is fine."""
 
+    async def set_own(self, own: Node) -> None:
+        """These are the node's own pod CIDRs from now on, and they are routed when this returns. Those that
+        it has no longer are until the next :meth:`set_remote_nodes`. Raises FimbriaError.
+        """
+
     async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
         """Routes the pod CIDRs of these nodes, and of no others. Raises FimbriaError."""
 

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from services.chassis.errors import FailedPrecondition, FimbriaError, Unavailable
+from services.chassis.errors import FailedPrecondition, FimbriaError, InvalidArgument, Unavailable
 from services.chassis.logs import get_logger
-from services.loader.clients import IpamClient, ready
+from services.loader.clients import IpamClient, passes, ready
 from services.loader.cni.errors import CniCode, CniError
 from services.loader.cni.request import AddRequest, CniRequest
 from services.loader.cni.result import CniResult
@@ -24,6 +24,12 @@ from services.loader.settings import LoaderSettings
 from services.loader.streams.backoff import Backoff
 
 _log = get_logger(__name__)
+
+# What the mode that IPAM runs in makes of the setting.
+_MODE_MISMATCH: Final = {
+    "POD_CIDRS_MISSING": "ipam runs in mode kubernetes and expects the node's pod CIDRs, comma separated",
+    "POD_CIDRS_UNEXPECTED": "ipam does not run in mode kubernetes and expects none",
+}
 
 
 class Loader:
@@ -80,11 +86,13 @@ class Loader:
         if known is not None and not self._settings.node_ipv6:
             # Found at each start: that there is another now, or none yet, keeps nobody from starting.
             known = replace(known, ipv6=self._ipv6)
-        if known is not None and (known.name, known.ipv4, known.ipv6, known.pool) != self._asked():
+        if known is not None and not self._fits(known):
             known = None
         try:
             record = await self._register(0 if known else self._settings.start_seconds)
-        except Unavailable as problem:
+        except FimbriaError as problem:
+            if not passes(problem):
+                raise
             self._problem = problem.message
             if known is None:
                 _log.warning("node.not_registered", error=problem.message)
@@ -139,8 +147,15 @@ class Loader:
 
     # -- registration
 
-    def _asked(self) -> tuple[str, str, str, str]:
-        return self._settings.node_name, self._ipv4, self._ipv6, self._settings.pool
+    def _fits(self, known: NodeRecord) -> bool:
+        """Whether a record of before is of what the settings ask for."""
+        settings = self._settings
+        if (known.name, known.ipv4, known.ipv6) != (settings.node_name, self._ipv4, self._ipv6):
+            return False
+        if settings.pod_cidrs:
+            # Given from outside: the pool has a name of IPAM's own.
+            return set(known.pod_cidrs) == set(settings.pod_cidrs)
+        return known.pool == settings.pool
 
     async def _register(self, seconds: float) -> NodeRecord:
         """Registers the node, trying for so many seconds while IPAM is away."""
@@ -148,14 +163,31 @@ class Loader:
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             try:
-                record = await self._ipam.register(self._ipv4, self._ipv6, self._settings.pool)
+                record = await self._register_once()
                 self._state.save_node(record)
                 return record
-            except Unavailable:
+            except FimbriaError as problem:
+                if not passes(problem):
+                    raise
                 wait = backoff.next()
                 if asyncio.get_running_loop().time() + wait > deadline:
                     raise
                 await asyncio.sleep(wait)
+
+    async def _register_once(self) -> NodeRecord:
+        cidrs = self._settings.pod_cidrs
+        try:
+            pool = "" if cidrs else self._settings.pool
+            return await self._ipam.register(self._ipv4, self._ipv6, pool, cidrs)
+        except InvalidArgument as problem:
+            told = _MODE_MISMATCH.get(problem.reason)
+            if told is None:
+                raise
+            raise InvalidArgument(
+                f"FIMBRIA_POD_CIDR is {','.join(cidrs)!r}; {told} ({problem.message})",
+                reason=problem.reason,
+                metadata={**problem.metadata, "variable": "FIMBRIA_POD_CIDR"},
+            ) from problem
 
     async def _start_later(self) -> None:
         backoff = Backoff(most=10.0)
@@ -170,7 +202,7 @@ class Loader:
                 await asyncio.sleep(backoff.next())
 
     async def _confirm(self, known: NodeRecord) -> None:
-        """Registers a node that started without; what IPAM says then is for the next start."""
+        """Registers a node that started without, and follows what IPAM says then."""
         backoff = Backoff(most=10.0)
         while True:
             try:
@@ -178,13 +210,8 @@ class Loader:
             except FimbriaError:
                 await asyncio.sleep(backoff.next())
                 continue
-            if record != known:
-                _log.error(
-                    "node.registration_changed",
-                    known=list(known.pod_cidrs),
-                    registered=list(record.pod_cidrs),
-                    action="restart the loader",
-                )
+            if record != known and self._runtime is not None:
+                self._runtime.adopt(record)
             return
 
     async def _bring_up(self, record: NodeRecord) -> None:

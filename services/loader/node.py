@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Any
 
@@ -70,7 +70,6 @@ class Channels:
 class NodeRuntime:
     """What a running node is made of."""
 
-    record: NodeRecord
     pin_directory: str
     kernel: Kernel
     links: NetlinkDevices
@@ -81,6 +80,7 @@ class NodeRuntime:
     policy: PolicySync
     ipcache: IpcacheSync
     nodes: NodesSync
+    addresses: HostAddresses
     manager: EndpointManager
     watch: DeviceWatch
     refresh: Refresh
@@ -97,9 +97,37 @@ class NodeRuntime:
     start_time: float = field(default_factory=time.time)
 
     @property
+    def record(self) -> NodeRecord:
+        """The node as it is registered now."""
+        return self.place.record
+
+    @property
     def devices(self) -> NodeDevices:
         """The node's own devices as they are now."""
         return self.place.devices
+
+    def adopt(self, registered: NodeRecord) -> None:
+        """Follows a registration that differs from the one that the node started with."""
+        self.nodes.adopt(_own(registered))
+
+    def follow(self, own: Node) -> None:
+        """The node has these pod CIDRs and routers now; its routes are made by who says so."""
+        changed = replace(
+            self.place.record,
+            pod_cidrs=own.pod_cidrs,
+            router_ipv4=own.router_ipv4,
+            router_ipv6=own.router_ipv6,
+        )
+        self.place.record = changed
+        self.addresses.follow(own.pod_cidrs)
+        try:
+            self.state.save_node(changed)
+        except OSError as problem:
+            # The next start registers again; it needs the record only while IPAM is away.
+            _log.error("node.record_not_saved", error=str(problem))
+        if self.place.programs_differ:
+            _log.warning("node.routers_changed", ipv4=own.router_ipv4, ipv6=own.router_ipv6)
+            self.keeper.ask(force=True)
 
     def background(self) -> list[tuple[str, Coroutine[Any, Any, None]]]:
         """What has to run beside the server, with names."""
@@ -107,7 +135,7 @@ class NodeRuntime:
             ("policy", self.policy.run()),
             ("ipcache", self.ipcache.run()),
             ("nodes", self.nodes.run()),
-            ("addresses", HostAddresses(self.ipcache, self.record.pod_cidrs).run()),
+            ("addresses", self.addresses.run()),
             ("releases", self.releases.run()),
             ("node-devices", self.keeper.run()),
             ("endpoint-devices", self.watch.run()),
@@ -162,7 +190,7 @@ class NodeRuntime:
         """
         devices = await self.links.ensure()
         unhooked = await asyncio.to_thread(self.kernel.node_unhooked)
-        if devices != self.place.devices or unhooked:
+        if devices != self.place.devices or unhooked or self.place.programs_differ:
             _log.warning("node.devices_changed", nics=[name for name, _ in devices.nics])
             self.place.devices = devices
             await asyncio.to_thread(self.kernel.reload, rebuild=False)
@@ -187,7 +215,7 @@ class NodeRuntime:
 
     def problems(self) -> list[str]:
         """What is wrong with the node, in words."""
-        found = [self.keeper.problem] if self.keeper.problem else []
+        found = [each for each in (self.keeper.problem, self.nodes.problem) if each]
         for state in self.watches:
             if state.error:
                 found.append(f"the watch of {state.name}: {state.error}")
@@ -233,8 +261,8 @@ async def bring_up(
             endpoint_device=settings.endpoint_device,
         )
         devices = await links.ensure()
-        place = NodePlace(devices)
-        kernel = open_kernel(settings, record, place)
+        place = NodePlace(devices, record)
+        kernel = open_kernel(settings, place)
         runtime = _assemble(settings, record, state, channels, kernel, links, place)
         _start_host_policy(settings, kernel, runtime.subjects)
         restored = await Restoration(
@@ -336,15 +364,14 @@ def _assemble(
         identity_revision=identity_revision,
     )
     nodes_stub = ipam_pb2_grpc.NodeServiceStub(channels.ipam)
+    runtime: NodeRuntime | None = None
+
+    def own_changed(own: Node) -> None:
+        if runtime is not None:
+            runtime.follow(own)
+
     nodes = NodesSync(
-        own=Node(
-            record.name,
-            record.ipv4,
-            record.pod_cidrs,
-            record.router_ipv4,
-            record.ipv6,
-            record.router_ipv6,
-        ),
+        own=_own(record),
         open_stream=lambda revision: nodes_stub.WatchNodes(
             ipam_pb2.WatchNodesRequest(from_revision=revision)
         ),
@@ -352,6 +379,8 @@ def _assemble(
         ipcache=ipcache,
         target=settings.ipam_target,
         tunnel=settings.routing_mode == "tunnel",
+        get_own=ipam.node,
+        own_changed=own_changed,
     )
     barrier = ClusterBarrier(policy_stub.ListEnforcement, settings.policy_target)
     maker = EndpointMaker(
@@ -365,6 +394,7 @@ def _assemble(
         ipcache=ipcache,
         barrier=barrier,
         publication=publication,
+        cover=nodes.cover,
     )
     manager = EndpointManager(
         node=record.name,
@@ -380,7 +410,6 @@ def _assemble(
         barrier=barrier,
         publication=publication,
     )
-    runtime: NodeRuntime | None = None
 
     async def repair() -> None:
         if runtime is not None:
@@ -419,7 +448,6 @@ def _assemble(
     )
     flows = FlowLog(NodeNames(registry, ipcache, policy, subjects), capacity=settings.flow_buffer)
     runtime = NodeRuntime(
-        record=record,
         pin_directory=settings.pins,
         kernel=kernel,
         links=links,
@@ -430,6 +458,7 @@ def _assemble(
         policy=policy,
         ipcache=ipcache,
         nodes=nodes,
+        addresses=HostAddresses(ipcache, record.pod_cidrs),
         manager=manager,
         watch=watch,
         refresh=refresh,
@@ -445,6 +474,17 @@ def _assemble(
         settings=settings,
     )
     return runtime
+
+
+def _own(record: NodeRecord) -> Node:
+    return Node(
+        record.name,
+        record.ipv4,
+        record.pod_cidrs,
+        record.router_ipv4,
+        record.ipv6,
+        record.router_ipv6,
+    )
 
 
 def _above(numbers: Any) -> int:

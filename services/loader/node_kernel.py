@@ -23,15 +23,28 @@ from services.loader.settings_types import cidrs
 
 @dataclass(slots=True)
 class NodePlace:
-    """The node's devices as they are now."""
+    """The node as it is registered and its devices as they are, now. ``configured`` is the registration that
+    the programs were loaded with.
+    """
 
     devices: NodeDevices
+    record: NodeRecord
+    configured: NodeRecord | None = None
+
+    @property
+    def programs_differ(self) -> bool:
+        """Whether the programs know the node by other addresses than it has by now."""
+        return self.configured is not None and _addresses(self.configured) != _addresses(self.record)
 
 
 def node_indexes(devices: NodeDevices) -> frozenset[int]:
     """Interface indexes of the node's own devices."""
     own = {devices.host_ifindex, devices.net_ifindex, devices.vxlan_ifindex}
     return frozenset(own | {ifindex for _, ifindex in devices.nics}) - {0}
+
+
+def _addresses(record: NodeRecord) -> tuple[str, ...]:
+    return record.ipv4, record.ipv6, record.router_ipv4, record.router_ipv6
 
 
 def node_config(settings: LoaderSettings, record: NodeRecord, devices: NodeDevices) -> NodeConfig:
@@ -66,7 +79,7 @@ def node_rows(settings: LoaderSettings, devices: NodeDevices) -> NodeRows:
     )
 
 
-def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) -> Kernel:
+def open_kernel(settings: LoaderSettings, place: NodePlace) -> Kernel:
     """Compiles, loads and attaches to the node's devices what is not there yet. What the kernel does later,
     reloading and resizing, goes by what ``place`` says then. Raises FailedPrecondition.
     """
@@ -74,8 +87,9 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
     sizes = MapSizes(settings.state_dir, settings.map_max_entries)
 
     def reopen(*, rebuild: bool, map_sizes: Mapping[str, int]) -> KernelDatapath:
+        record = place.record
         config = node_config(settings, record, place.devices)
-        return traced_open(
+        opened = traced_open(
             lambda: KernelDatapath.open(
                 replace(config, map_sizes=map_sizes),
                 pin_dir=settings.pins,
@@ -92,6 +106,8 @@ def open_kernel(settings: LoaderSettings, record: NodeRecord, place: NodePlace) 
                 rebuild=rebuild,
             )
         )
+        place.configured = record
+        return opened
 
     try:
         with refusals():

@@ -20,6 +20,7 @@ from services.loader.settings_types import (
     failsafe_ports,
     map_sizes,
     node_labels,
+    pod_cidrs,
     port_range,
 )
 
@@ -49,9 +50,21 @@ class LoaderSettings(CommonSettings):
         "or none where there is no such route.",
     )
     pool: str = setting("default", help="IPAM pool that the node's pod CIDRs come from.")
-    ipam_target: str = setting("ipv4:127.0.0.1:4001", help="gRPC target of the ipam service.")
-    identity_target: str = setting("ipv4:127.0.0.1:4002", help="gRPC target of the identity service.")
-    policy_target: str = setting("ipv4:127.0.0.1:4003", help="gRPC target of the policy service.")
+    pod_cidr: tuple[str, ...] = setting(
+        (),
+        help="The node's pod CIDRs, comma separated, where ipam runs in mode kubernetes: the first of each "
+        "family holds the router address. Empty in the other modes, in which ipam gives them.",
+    )
+    ipam_target: str = setting(
+        "ipv4:127.0.0.1:4001",
+        help="gRPC target of the ipam service; of several replicas: ipv4:ADDRESS:PORT,ADDRESS:PORT.",
+    )
+    identity_target: str = setting(
+        "ipv4:127.0.0.1:4002", help="gRPC target of the identity service, or of its replicas."
+    )
+    policy_target: str = setting(
+        "ipv4:127.0.0.1:4003", help="gRPC target of the policy service, or of its replicas."
+    )
     state_dir: str = setting("/var/lib/fimbria/loader", help="Directory of the node's records.")
     bpffs: str = setting("/sys/fs/bpf", help="Where the BPF file system is mounted.")
     pin_dir: str = setting(
@@ -194,6 +207,7 @@ class LoaderSettings(CommonSettings):
     def __post_init__(self) -> None:
         """Raises SettingsError for what one value alone shows to be wrong."""
         for name, check in (
+            ("pod_cidr", pod_cidrs),
             ("devices", devices),
             ("masquerade_exclude", cidrs),
             ("masquerade_ports", port_range),
@@ -204,6 +218,11 @@ class LoaderSettings(CommonSettings):
             check(f"FIMBRIA_{name.upper()}", getattr(self, name))
         if self.node_ipv6:
             _canonical_ipv6(self.node_ipv6)
+
+    @property
+    def pod_cidrs(self) -> tuple[str, ...]:
+        """``pod_cidr`` in canonical text."""
+        return pod_cidrs("FIMBRIA_POD_CIDR", self.pod_cidr)
 
     @property
     def masquerade_range(self) -> tuple[int, int]:

@@ -9,6 +9,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from services.chassis.errors import InvalidArgument
 from services.chassis.labels import SOURCE_K8S, Label, check_key, check_value
@@ -19,7 +20,10 @@ _DIRECTIONS = ("ingress", "egress")
 # The kernel's rule for interface names (dev_valid_name), IFNAMSIZ 16 with the terminating zero.
 _DEVICE = re.compile(r"[^\s/:]{1,15}")
 _OURS = re.compile(r"fimbria_.*|lxc[0-9a-f]{12}|lo")
+_POD_CIDRS = 16
 _FAILSAFE = re.compile(r"(ingress|egress):([0-9]{1,5})/(TCP|UDP|SCTP)")
+
+_Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,21 @@ def cidrs(variable: str, texts: Sequence[str]) -> tuple[str, ...]:
                 "CIDRs without host bits, comma separated, such as 10.0.0.0/8,fd00::/8",
             ) from None
     return tuple(dict.fromkeys(found))
+
+
+def pod_cidrs(variable: str, texts: Sequence[str]) -> tuple[str, ...]:
+    """Pod CIDRs in canonical text, in the order given: at most 16, with room for pods, disjoint."""
+    found = [ipaddress.ip_network(text) for text in cidrs(variable, texts)]
+    expected = "at most 16 CIDRs of at least four addresses, comma separated, such as 10.244.1.0/24"
+    for cidr in found:
+        overlapping = [each for each in found if each is not cidr and _overlap(each, cidr)]
+        if cidr.num_addresses < 4 or len(found) > _POD_CIDRS or overlapping:
+            raise SettingsError(variable, str(cidr), f"{expected}, none of them within another")
+    return tuple(map(str, found))
+
+
+def _overlap(one: _Network, other: _Network) -> bool:
+    return one.version == other.version and int(one[0]) <= int(other[-1]) and int(other[0]) <= int(one[-1])
 
 
 def port_range(variable: str, text: str) -> tuple[int, int]:

@@ -47,6 +47,7 @@ class CniCode(IntEnum):
     ALREADY_EXISTS = 103
     PERMISSION_DENIED = 104
     CHECK_FAILED = 105
+    EXHAUSTED = 106
 
 
 class CniError(Exception):
@@ -78,7 +79,7 @@ _BY_CLASS: tuple[tuple[type[FimbriaError], CniCode], ...] = (
     (DeadlineExceeded, CniCode.TRY_AGAIN_LATER),
     (Aborted, CniCode.TRY_AGAIN_LATER),
     (Cancelled, CniCode.TRY_AGAIN_LATER),
-    # Addresses come back when other pods go: the runtime's retry is the right answer to a full CIDR.
+    # Overload, and addresses that are on hold: what is final has a reason of its own.
     (ResourceExhausted, CniCode.TRY_AGAIN_LATER),
     (InvalidArgument, CniCode.INVALID_CONFIG),
     (NotFound, CniCode.NOT_FOUND),
@@ -86,6 +87,10 @@ _BY_CLASS: tuple[tuple[type[FimbriaError], CniCode], ...] = (
     (FailedPrecondition, CniCode.FAILED_PRECONDITION),
     (PermissionDenied, CniCode.PERMISSION_DENIED),
 )
+
+
+# Exhausted until somebody does something about it, unless the error says that it passes.
+_FINAL = frozenset({"POOL_EXHAUSTED", "CIDR_EXHAUSTED", "IDENTITIES_EXHAUSTED", "ENDPOINTS_EXHAUSTED"})
 
 
 def retryable(exc: FimbriaError) -> bool:
@@ -98,12 +103,24 @@ def cni_error(exc: FimbriaError, command: str) -> CniError:
     code = _code(exc)
     if code is CniCode.NOT_FOUND and command == "CHECK":
         code = CniCode.UNKNOWN_CONTAINER
-    parts = [exc.reason, *(f"{key}={value}" for key, value in sorted(exc.metadata.items()))]
+    facts = {key: value for key, value in exc.metadata.items() if key != "help"}
+    parts = [exc.reason, *(f"{key}={value}" for key, value in sorted(facts.items()))]
     parts += [f"{violation.field}: {violation.description}" for violation in exc.violations]
+    if "help" in exc.metadata:
+        parts.append(exc.metadata["help"])
     return CniError(code, exc.message, "; ".join(parts))
 
 
 def _code(exc: FimbriaError) -> CniCode:
     if exc.reason in _BY_REASON:
         return _BY_REASON[exc.reason]
+    if isinstance(exc, ResourceExhausted) and _is_final(exc):
+        return CniCode.EXHAUSTED
     return next((code for cls, code in _BY_CLASS if isinstance(exc, cls)), CniCode.INTERNAL)
+
+
+def _is_final(exc: ResourceExhausted) -> bool:
+    told = exc.metadata.get("transient")
+    if told in ("true", "false"):
+        return told == "false"
+    return exc.retry_after is None and exc.reason in _FINAL

@@ -8,7 +8,7 @@ reverse.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from typing import Any, Final
 
@@ -17,7 +17,7 @@ from services.chassis.errors import FimbriaError, Internal
 from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
 from services.loader import failpoints
-from services.loader.endpoints.endpoint import EndpointRecord, Phase, State
+from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Phase, State
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.endpoints.registry import EndpointRegistry
@@ -47,7 +47,9 @@ _log = get_logger(__name__)
 
 
 class EndpointMaker:
-    """Makes endpoints, and takes half-made ones apart."""
+    """Makes endpoints, and takes half-made ones apart. ``cover`` returns when the node routes addresses as
+    its own.
+    """
 
     def __init__(
         self,
@@ -62,7 +64,9 @@ class EndpointMaker:
         ipcache: IpcacheSync,
         barrier: IdentityBarrier,
         publication: Publication,
+        cover: Callable[[Iterable[str]], Awaitable[None]] | None = None,
     ) -> None:
+        self._cover = cover
         self._registry = registry
         self._releases = releases
         self._addresses = addresses
@@ -125,7 +129,7 @@ class EndpointMaker:
 
         undo.add("record", forget)
         undo.add("address", release)
-        allocation = asyncio.create_task(self._addresses.allocate(spec))
+        allocation = asyncio.create_task(self._allocate(spec))
         identity = asyncio.create_task(self._identity(record))
         link = asyncio.create_task(self._link(record, allocation, netns_fd, undo))
         subject = asyncio.create_task(self._subject(record, identity, undo))
@@ -145,6 +149,12 @@ class EndpointMaker:
         self._announcements.add(announcement)
         announcement.add_done_callback(self._announcements.discard)
         return record
+
+    async def _allocate(self, spec: EndpointSpec) -> Allocation:
+        allocation = await self._addresses.allocate(spec)
+        if self._cover is not None:
+            await self._cover(allocation.addresses)
+        return allocation
 
     async def _identity(self, record: EndpointRecord) -> ResolvedIdentity:
         # What an endpoint of this node has, the service has not taken back; when it is away, a new pod waits.

@@ -1,9 +1,15 @@
-"""The cluster's nodes: routes to their pods, and what their own addresses mean here."""
+"""The cluster's nodes: routes to their pods, and what their own addresses mean here.
+
+This node is one of them: IPAM gives it another pod CIDR when it runs out, and takes back those that are
+empty.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, Callable, Iterable
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Final
 
 from fimbria.ipam.v1 import ipam_pb2 as pb
@@ -21,6 +27,8 @@ from services.loader.streams.watermark import Watermark
 
 HOST: Final = 1
 REMOTE_NODE: Final = 6
+# How long an ADD waits for the routes of a pod CIDR that has just come.
+_COVER_SECONDS: Final = 2.0
 
 __all__ = ["HOST", "REMOTE_NODE", "Node", "NodesSync", "node_meanings", "node_of"]
 
@@ -55,12 +63,20 @@ def node_meanings(own: Node, others: Iterable[Node], *, tunnel: bool = True) -> 
     return meanings
 
 
+def _covers(node: Node, addresses: Iterable[IPv4Address | IPv6Address]) -> bool:
+    cidrs = [ip_network(cidr) for cidr in node.pod_cidrs]
+    return all(any(address in cidr for cidr in cidrs) for address in addresses)
+
+
 def _present(*addresses: str) -> list[str]:
     return [address for address in addresses if address]
 
 
 class NodesSync:
-    """Follows IPAM's nodes."""
+    """Follows IPAM's nodes. ``own`` is this one as it registered, and routed as that. ``get_own`` asks IPAM
+    for it as it is now; ``own_changed`` is told when it has become another. ``problem`` says what is wrong
+    with it.
+    """
 
     def __init__(
         self,
@@ -71,8 +87,15 @@ class NodesSync:
         ipcache: IpcacheSync,
         target: str = "",
         tunnel: bool = True,
+        get_own: Callable[[], Awaitable[pb.Node]] | None = None,
+        own_changed: Callable[[Node], None] = lambda own: None,
     ) -> None:
         self._own = own
+        self._routed = own
+        self._own_revision = 0
+        self._get_own = get_own
+        self._own_changed = own_changed
+        self._own_routes = Watermark()
         self._tunnel = tunnel
         self._open_stream = open_stream
         self._links = links
@@ -85,6 +108,7 @@ class NodesSync:
         self._changed = asyncio.Event()
         self.state = WatchState("nodes")
         self.applied = Watermark()
+        self.problem = ""
         ipcache.set_nodes(node_meanings(own, (), tunnel=tunnel), complete=False)
 
     async def run(self) -> None:
@@ -107,8 +131,52 @@ class NodesSync:
         if self._complete:
             self._changed.set()
 
+    async def cover(self, addresses: Iterable[str]) -> None:
+        """Returns when the node routes these addresses as its own, so that a pod may have them: the first of
+        a new pod CIDR may come before the watch has told of that. Never raises, and never waits for long.
+        """
+        wanted = [ip_address(address) for address in addresses]
+        if _covers(self._routed, wanted):
+            return
+        try:
+            if self._get_own is not None and not _covers(self._own, wanted):
+                self.follow_own(await self._get_own())
+            async with asyncio.timeout(_COVER_SECONDS):
+                while not _covers(self._routed, wanted):
+                    await self._own_routes.wait(self._own_routes.value + 1)
+        except (FimbriaError, TimeoutError) as problem:
+            shown = ", ".join(map(str, wanted))
+            _log.warning(
+                "node.address_not_routed", addresses=shown, error=str(problem) or "no answer in time"
+            )
+
+    def follow_own(self, message: pb.Node) -> None:
+        """Takes over what IPAM says of this node, unless something newer is known already."""
+        if message.revision <= self._own_revision:
+            return
+        self._own_revision = message.revision
+        self.adopt(node_of(message))
+
+    def adopt(self, own: Node) -> None:
+        """This node has these pod CIDRs and routers now."""
+        if own.ipv4 != self._own.ipv4:
+            # A loader with this node's name and another address: one of them is wrong, nobody knows which.
+            self.problem = f"a node of this name has registered with the address {own.ipv4}"
+            _log.error("node.registered_elsewhere", ipv4=own.ipv4, own=self._own.ipv4)
+            return
+        self.problem = ""
+        own = replace(own, ipv6=self._own.ipv6)
+        if own == self._own:
+            return
+        _log.info("node.pod_cidrs_changed", before=list(self._own.pod_cidrs), now=list(own.pod_cidrs))
+        self._own = own
+        self._own_changed(own)
+        self._changed.set()
+
     def _begin(self) -> None:
         self._named = set()
+        # A store that has started over counts from the beginning.
+        self._own_revision = 0
 
     def _take(self, message: pb.WatchNodesResponse) -> None:
         for event in message.events:
@@ -116,6 +184,10 @@ class NodesSync:
             if self._named is not None:
                 self._named.add(name)
             if name == self._own.name:
+                if event.type == types_pb2.CHANGE_TYPE_DELETE:
+                    self._forgotten()
+                else:
+                    self.follow_own(event.node)
                 continue
             if event.type == types_pb2.CHANGE_TYPE_DELETE:
                 self._others.pop(name, None)
@@ -127,22 +199,39 @@ class NodesSync:
 
     def _end(self) -> None:
         if self._named is not None:
+            if self._own.name not in self._named:
+                self._forgotten()
             self._others = {name: node for name, node in self._others.items() if name in self._named}
             self._named = None
         self._complete = True
         self._changed.set()
+
+    def _forgotten(self) -> None:
+        # Its addresses may be others' soon, and its pods run on: what to do about that is for people to say.
+        self.problem = (
+            "ipam does not know this node any more: its addresses may be given to others; remove its pods "
+            "and restart the loader to register it anew"
+        )
+        _log.error("node.forgotten", node=self._own.name)
 
     async def _realize(self) -> None:
         backoff = Backoff(first=0.2)
         while True:
             await self._changed.wait()
             self._changed.clear()
-            revision = self._received
+            revision, complete, own = self._received, self._complete, self._own
             others = list(self._others.values())
             # The ipcache first: a route without it would send packets to an unknown place.
-            meanings = node_meanings(self._own, others, tunnel=self._tunnel)
-            self._ipcache.set_nodes(meanings, complete=True)
+            meanings = node_meanings(own, others if complete else (), tunnel=self._tunnel)
+            self._ipcache.set_nodes(meanings, complete=complete)
             try:
+                if own != self._routed:
+                    await self._links.set_own(own)
+                    self._routed = own
+                    self._own_routes.set(self._own_routes.value + 1)
+                if not complete:
+                    # Who has what the node no longer has is not known yet.
+                    continue
                 await self._links.set_remote_nodes(others)
             except (FimbriaError, OSError) as problem:
                 self.state.error = str(problem)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any, Literal, TypeAlias
 
@@ -226,6 +226,26 @@ class NodeNetwork:
                 metadata={"cidrs": len(problems)},
             )
         return written, len(stale)
+
+    def set_own(
+        self,
+        pod_cidrs: tuple[Network, ...],
+        router: IPv4Address | None,
+        router6: IPv6Address | None,
+    ) -> int:
+        """These are the node's own pod CIDRs and routers from now on; returns how many routes were written.
+
+        Routes to CIDRs that are the node's no longer go with the next :meth:`set_remote_nodes`, which knows
+        whose they are by then; other routers are in force with the next :meth:`ensure`, and so are the routes
+        of their CIDRs. To be called after :meth:`ensure`, and raises as that.
+        """
+        before = self._settings
+        self._settings = replace(before, pod_cidrs=pod_cidrs, router=router, router6=router6)
+        devices = self._require_devices()
+        if (before.router, before.router6) != (router, router6):
+            return 0
+        with _open() as ip:
+            return put_routes(ip, self._local_routes(devices.host_ifindex))[0]
 
     def remove(self) -> None:
         """Deletes the devices and the routes; what is not there is not missed."""

@@ -198,3 +198,37 @@ def test_a_bad_annotation_is_named() -> None:
 def test_a_pod_of_kubernetes_keeps_its_name_as_it_is() -> None:
     error = refusal(config(), {**ARGS, "K8S_POD_NAME": "Web_1", "K8S_POD_INFRA_CONTAINER_ID": "c1"})
     assert error.code is CniCode.INVALID_ENVIRONMENT
+
+
+def test_annotations_come_from_all_who_know_them() -> None:
+    conf = {
+        **config(
+            annotations=[
+                {"key": "fimbria.io/ip-pool", "value": "red"},
+                {"key": "note", "value": "a b, c=d;"},
+            ],
+            namespaceAnnotations=[{"key": "fimbria.io/ip-pool", "value": "blue"}],
+        ),
+        "runtimeConfig": {"io.kubernetes.cri.pod-annotations": {"fimbria.io/ip-pool": "green", "else": "1"}},
+    }
+    pod = parse_pod(ARGS, conf, "c1")
+    assert pod.annotations == {"fimbria.io/ip-pool": "red", "note": "a b, c=d;", "else": "1"}
+    assert pod.namespace_annotations == {"fimbria.io/ip-pool": "blue"}
+    pod = parse_pod({**ARGS, "FIMBRIA_IP_POOL": "gold"}, conf, "c1")
+    assert pod.annotations["fimbria.io/ip-pool"] == "gold"
+
+
+@pytest.mark.parametrize(
+    ("conventions", "field"),
+    [
+        ({"annotations": {"a": "b"}}, "args.cni.annotations"),
+        ({"annotations": [{"key": "not a key", "value": ""}]}, "args.cni.annotations[0].key"),
+        ({"annotations": [{"key": "a", "value": 1}]}, "args.cni.annotations[0].value"),
+        (
+            {"namespaceAnnotations": [{"key": "a", "value": "1"}, {"key": "a", "value": "2"}]},
+            "args.cni.namespaceAnnotations[1].key",
+        ),
+    ],
+)
+def test_malformed_annotations_are_refused(conventions: dict[str, Any], field: str) -> None:
+    assert refusal(config(**conventions)).details == field

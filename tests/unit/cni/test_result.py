@@ -97,7 +97,20 @@ def test_a_senseless_prev_result_is_a_difference_not_a_crash(prev: dict[str, Any
         (chassis.Unavailable("x", reason="R"), "ADD", 11),
         (chassis.DeadlineExceeded("x", reason="R"), "ADD", 11),
         (chassis.Aborted("x", reason="R"), "ADD", 11),
-        (chassis.ResourceExhausted("x", reason="CIDR_EXHAUSTED"), "ADD", 11),
+        (chassis.ResourceExhausted("x", reason="CIDR_EXHAUSTED"), "ADD", 106),
+        (
+            chassis.ResourceExhausted("x", reason="POOL_EXHAUSTED", metadata={"transient": "false"}),
+            "ADD",
+            106,
+        ),
+        (chassis.ResourceExhausted("x", reason="ADDRESSES_ON_HOLD", retry_after=1), "ADD", 11),
+        (chassis.ResourceExhausted("x", reason="OVERLOADED", retry_after=1), "ADD", 11),
+        (chassis.ResourceExhausted("x", reason="IDENTITIES_EXHAUSTED", retry_after=1), "ADD", 11),
+        (
+            chassis.ResourceExhausted("x", reason="IDENTITIES_EXHAUSTED", metadata={"transient": "true"}),
+            "ADD",
+            11,
+        ),
         (chassis.InvalidArgument("x", reason="R"), "ADD", 7),
         (chassis.InvalidArgument("x", reason="NETNS_INVALID"), "ADD", 4),
         (chassis.AlreadyExists("x", reason="INTERFACE_NAME_TAKEN"), "ADD", 4),
@@ -114,6 +127,17 @@ def test_a_services_error_has_a_cni_code(exc: chassis.FimbriaError, command: str
     assert retryable(exc) == (code == 11)
 
 
+def test_what_would_help_is_said_last() -> None:
+    exc = chassis.ResourceExhausted(
+        "pool blue is exhausted",
+        reason="POOL_EXHAUSTED",
+        metadata={"pool": "blue", "transient": "false", "help": "fimbria pool extend blue CIDR"},
+    )
+    assert cni_error(exc, "ADD").details == (
+        "POOL_EXHAUSTED; pool=blue; transient=false; fimbria pool extend blue CIDR"
+    )
+
+
 def test_details_name_reason_metadata_and_fields() -> None:
     exc = chassis.ResourceExhausted(
         'the CIDR "10.244.0.0/24" has no free address',
@@ -124,7 +148,7 @@ def test_details_name_reason_metadata_and_fields() -> None:
     error = json.loads(cni_error(exc, "ADD").render("0.4.0"))
     assert error == {
         "cniVersion": "0.4.0",
-        "code": 11,
+        "code": 106,
         "msg": 'the CIDR "10.244.0.0/24" has no free address',
         "details": "CIDR_EXHAUSTED; cidr=10.244.0.0/24; owner: too many",
     }

@@ -234,6 +234,7 @@ class FakeLinks:
 
     devices: dict[str, int] = field(default_factory=dict)
     up: set[str] = field(default_factory=set)
+    own: tuple[str, ...] = ()
     routes: list[str] = field(default_factory=list)
     endpoint_routes: list[str] = field(default_factory=list)
     stray_routes: list[tuple[int, str]] = field(default_factory=list)
@@ -287,6 +288,10 @@ class FakeLinks:
 
     async def delete_endpoint_route(self, ifindex: int, address: str) -> None:
         self.stray_routes.remove((ifindex, address))
+
+    async def set_own(self, own: Node) -> None:
+        self._refuse("set_own")
+        self.own = own.pod_cidrs
 
     async def set_remote_nodes(self, nodes: Sequence[Node]) -> None:
         self._refuse("set_remote_nodes")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from services.loader.cni.interface_settings import InterfaceSettings
+from services.loader.clients import workload_of
 from services.loader.endpoints.cni_calls import has_rules, result_of, spec_of
 from services.loader.endpoints.health import DATAPATH
 from tests.unit.loader.node_under_test import NodeUnderTest, add, only, request
@@ -50,3 +51,30 @@ async def test_only_default_routes_that_are_there_are_told(node: NodeUnderTest) 
     assert [str(route.dst) for route in result_of(further).routes] == ["::/0"]
     assert has_rules(further)
     assert not has_rules(replace(further, ipv4="", router_ipv4=""))
+
+
+async def test_ipam_is_told_for_whom_an_address_is(node: NodeUnderTest) -> None:
+    asked = add()
+    annotations = {"fimbria.io/ip-pool": "blue", "kubectl.kubernetes.io/last-applied": "{}"}
+    pod = replace(
+        asked.pod, annotations=annotations, namespace_labels={"team": "a"}, namespace_annotations={"x": "y"}
+    )
+    await node.cni.add(replace(asked, pod=pod))
+    told = node.services.workloads["c1/eth0"]
+    assert (told.labels, told.annotations) == ({"app": "web"}, annotations)
+    message = workload_of(replace(only(node).record.spec, workload=told))
+    assert (message.namespace, message.name, dict(message.labels)) == ("shop", "web", {"app": "web"})
+    assert dict(message.annotations) == {"fimbria.io/ip-pool": "blue"}, "only what means something to IPAM"
+    assert dict(message.namespace_labels) == {"team": "a"}
+    assert dict(message.namespace_annotations) == {}
+
+
+async def test_a_release_is_of_the_allocation_that_the_endpoint_had(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    allocated = only(node).record.allocated_ns
+    assert allocated == node.services.allocated["c1/eth0"]
+    # Released behind the loader's back, and given to the same owner again: that one is another's.
+    node.services.allocated["c1/eth0"] = allocated + 1
+    await node.cni.delete(request("DEL"))
+    assert "c1/eth0" in node.services.owners
+    assert "c1/eth0" not in node.releases

@@ -79,3 +79,17 @@ async def test_it_goes_on_after_a_failure() -> None:
     running.cancel()
     with suppress(asyncio.CancelledError):
         await running
+
+
+async def test_addresses_of_a_new_pod_cidr_are_pods() -> None:
+    ipcache = Ipcache()
+    addresses = HostAddresses(ipcache, ["10.244.1.0/24"], lambda: ["10.245.0.1/32", "192.0.2.7/24"])
+    running = asyncio.create_task(addresses.run())
+    await until(lambda: "10.245.0.1" in ipcache.held)
+    addresses.follow(["10.244.1.0/24", "10.245.0.0/24"])
+    await until(lambda: "10.245.0.1" not in ipcache.held)
+    addresses.follow(["10.244.1.0/24"])
+    await until(lambda: "10.245.0.1" in ipcache.held)
+    running.cancel()
+    with suppress(asyncio.CancelledError):
+        await running

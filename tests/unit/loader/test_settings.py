@@ -77,3 +77,22 @@ def test_what_makes_no_sense_is_refused_by_name(variable: str, value: str, expec
     assert caught.value.variable == f"FIMBRIA_{variable}"
     assert caught.value.value and caught.value.value in value
     assert expected in caught.value.expected
+
+
+def test_pod_cidrs_are_canonical_and_disjoint() -> None:
+    assert load(POD_CIDR="10.244.1.0/24,FD00:0::/112").pod_cidrs == ("10.244.1.0/24", "fd00::/112")
+    assert load().pod_cidrs == ()
+
+
+@pytest.mark.parametrize(
+    "cidrs",
+    [
+        ("10.244.1.1/24",),
+        ("10.244.1.0/31",),
+        ("10.244.0.0/16", "10.244.1.0/24"),
+        tuple(f"10.{n}.0.0/16" for n in range(17)),
+    ],
+)
+def test_pod_cidrs_that_cannot_be_are_refused(cidrs: tuple[str, ...]) -> None:
+    with pytest.raises(SettingsError, match="FIMBRIA_POD_CIDR"):
+        load(POD_CIDR=",".join(cidrs))

@@ -278,6 +278,83 @@ async def test_nodes_become_routes_and_meanings(cluster: Cluster, ipcache: Ipcac
     assert ipcache.kernel.addresses == HERE
 
 
+def own(revision: int, *cidrs: str) -> ipam_pb2.Node:
+    found = node(1)
+    found.revision = revision
+    found.pod_cidrs[:] = ["10.244.1.0/24", *cidrs]
+    return found
+
+
+async def test_the_nodes_own_cidrs_are_followed_both_ways(cluster: Cluster) -> None:
+    sync, feed, links = cluster
+    told: list[tuple[str, ...]] = []
+    sync._own_changed = lambda changed: told.append(changed.pod_cidrs)
+    feed.say(nodes(2, own(2), node(2), complete=True))
+    assert await sync.applied.wait(2, 5)
+    assert (links.own, told) == ((), []), "as it registered"
+    feed.say(nodes(3, own(3, "10.245.0.0/24")))
+    assert await sync.applied.wait(3, 5)
+    assert links.own == ("10.244.1.0/24", "10.245.0.0/24")
+    feed.say(nodes(4, own(4)))
+    assert await sync.applied.wait(4, 5)
+    assert links.own == ("10.244.1.0/24",)
+    assert told == [("10.244.1.0/24", "10.245.0.0/24"), ("10.244.1.0/24",)]
+
+
+async def test_an_address_of_a_cidr_not_heard_of_yet_is_asked_about(cluster: Cluster) -> None:
+    sync, feed, links = cluster
+    asked = 0
+
+    async def get_own() -> ipam_pb2.Node:
+        nonlocal asked
+        asked += 1
+        return own(7, "10.245.0.0/24")
+
+    sync._get_own = get_own
+    await sync.cover(["10.244.1.9"])
+    assert (asked, links.own) == (0, ())
+    await sync.cover(["10.245.0.9"])
+    assert (asked, links.own) == (1, ("10.244.1.0/24", "10.245.0.0/24"))
+    # What the watch says late is older than that.
+    feed.say(nodes(6, own(6), complete=True))
+    assert await sync.applied.wait(6, 5)
+    assert links.own == ("10.244.1.0/24", "10.245.0.0/24")
+
+
+async def test_a_cidr_that_cannot_be_routed_keeps_no_pod_waiting(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync, feed, links = cluster
+    monkeypatch.setattr("services.loader.ipcache.nodes._COVER_SECONDS", 0.05)
+    links.fail = {"set_own"}
+    feed.say(nodes(3, own(3, "10.245.0.0/24"), complete=True))
+    await until(lambda: "refused" in sync.state.error)
+    await sync.cover(["10.245.0.9"])
+    links.fail = set()
+    assert await sync.applied.wait(3, 5)
+    assert links.own == ("10.244.1.0/24", "10.245.0.0/24")
+
+
+async def test_a_node_that_ipam_has_forgotten_says_so(cluster: Cluster) -> None:
+    sync, feed, _ = cluster
+    feed.say(nodes(2, node(2), complete=True))
+    assert await sync.applied.wait(2, 5)
+    assert "does not know this node" in sync.problem
+    feed.say(nodes(3, own(3)))
+    assert await sync.applied.wait(3, 5)
+    assert sync.problem == ""
+
+
+async def test_a_node_of_the_same_name_elsewhere_changes_nothing(cluster: Cluster) -> None:
+    sync, feed, links = cluster
+    other = own(2, "10.245.0.0/24")
+    other.ipv4 = "172.31.1.9"
+    feed.say(nodes(2, other, complete=True))
+    assert await sync.applied.wait(2, 5)
+    assert "172.31.1.9" in sync.problem
+    assert links.own == ()
+
+
 @pytest.mark.parametrize("tunnel", [True, False])
 def test_what_the_nodes_addresses_of_both_families_mean(tunnel: bool) -> None:
     own = Node("node-1", "172.31.1.1", (), "10.244.1.1", "2001:db8::1", "fd00:10:244::1:1")
