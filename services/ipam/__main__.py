@@ -13,11 +13,11 @@ from services.chassis.feed import Feed, compact_regularly
 from services.chassis.service import ServiceContext, run_service
 from services.ipam.address_api import AddressApi
 from services.ipam.address_store import AddressStore
-from services.ipam.api import DEFAULT_POOL, NodeApi, PoolApi
-from services.ipam.cidr import parse_cidr
-from services.ipam.family import of_family
+from services.ipam.api import NodeApi, PoolApi
+from services.ipam.default_pool import ensure_default_pool
+from services.ipam.give_back import GiveBack
+from services.ipam.node_rows import NODE_FEED
 from services.ipam.node_store import NodeStore
-from services.ipam.plan import plan_pool
 from services.ipam.pool_store import PoolStore
 from services.ipam.settings import IpamSettings
 
@@ -29,13 +29,13 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
     database = await context.stack.enter_async_context(
         await Database.open(settings.database_url, migrations="services.ipam.migrations")
     )
-    feed = Feed(database, "nodes")
-    pools = PoolStore(database, time.time_ns)
+    feed = Feed(database, NODE_FEED)
+    pools = PoolStore(database, time.time_ns, feed, hold_seconds=settings.ipam_hold_seconds)
     await ensure_default_pool(pools, settings)
     server = context.server
     server.add(
         ipam_pb2_grpc.add_NodeServiceServicer_to_server,
-        NodeApi(NodeStore(database, feed, time.time_ns), feed),
+        NodeApi(NodeStore(database, feed, time.time_ns, mode=settings.ipam_mode), feed),
         "fimbria.ipam.v1.NodeService",
     )
     server.add(ipam_pb2_grpc.add_PoolServiceServicer_to_server, PoolApi(pools), "fimbria.ipam.v1.PoolService")
@@ -52,31 +52,9 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
         ),
         "fimbria.ipam.v1.AddressService",
     )
+    context.background(GiveBack(database, feed, settings.ipam_cidr_idle_seconds).run(), "give-back")
     context.background(compact_regularly([feed], settings.feed_keep), "compaction")
     yield
-
-
-async def ensure_default_pool(pools: PoolStore, settings: IpamSettings) -> None:
-    """Makes the pool `default` that the settings describe.
-
-    One of other content, from an earlier start with other settings, raises AlreadyExists: going on with it
-    would ignore what the operator asked for.
-    """
-    if not settings.ipam_default_pool_cidr:
-        return
-    cidrs = [parse_cidr(text, "FIMBRIA_IPAM_DEFAULT_POOL_CIDR") for text in settings.ipam_default_pool_cidr]
-    pool = plan_pool(
-        DEFAULT_POOL,
-        cidrs,
-        # The settings' defaults are there also for a family that nobody asked for.
-        settings.ipam_default_pool_mask_size if of_family(cidrs, 4) else 0,
-        settings.ipam_default_pool_mask_size_ipv6 if of_family(cidrs, 6) else 0,
-        fields={
-            4: "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE",
-            6: "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE_IPV6",
-        },
-    )
-    await pools.create(pool)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeAlias
 
 import grpc
@@ -13,18 +13,19 @@ from services.chassis.feed import Feed, FeedEvent
 from services.chassis.paging import PageRequest
 from services.chassis.telemetry import inject
 from services.ipam.cidr import parse_cidr, parse_ipv4, parse_ipv6
-from services.ipam.messages import text, timestamp
-from services.ipam.model import Node, Pool
-from services.ipam.node_store import NodeStore, decode_node
-from services.ipam.plan import plan_pool
+from services.ipam.exclusions import parse_all
+from services.ipam.family import Network
+from services.ipam.messages import namespace_selector, node_message, pod_selector, pool_message
+from services.ipam.model import DEFAULT_POOL, Node
+from services.ipam.node_rows import decode_node
+from services.ipam.node_store import NodeStore
+from services.ipam.plan import PoolContent, plan_pool
 from services.ipam.pool_store import PoolStore
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
-DEFAULT_POOL = "default"
 # Events of one message while the present state is sent: cheap, and far below the message limit.
 SNAPSHOT_EVENTS = 500
-MAX_UINT64 = (1 << 64) - 1
 
 
 class NodeApi(ipam_pb2_grpc.NodeServiceServicer):
@@ -40,6 +41,7 @@ class NodeApi(ipam_pb2_grpc.NodeServiceServicer):
             parse_ipv4(request.ipv4, "ipv4"),
             request.pool or DEFAULT_POOL,
             ipv6=parse_ipv6(request.ipv6, "ipv6") if request.ipv6 else None,
+            pod_cidrs=_cidrs(request.pod_cidrs, "pod_cidrs"),
             trace=inject().traceparent,
         )
         return node_message(node)
@@ -86,8 +88,15 @@ class PoolApi(ipam_pb2_grpc.PoolServiceServicer):
         self._store = store
 
     async def CreatePool(self, request: ipam_pb2.CreatePoolRequest, context: Context) -> ipam_pb2.Pool:
-        cidrs = tuple(parse_cidr(text, f"cidrs[{at}]") for at, text in enumerate(request.cidrs))
-        pool = plan_pool(request.name, cidrs, request.node_mask_size, request.node_mask_size_ipv6)
+        pool = plan_pool(
+            request.name,
+            _cidrs(request.cidrs, "cidrs"),
+            request.node_mask_size,
+            request.node_mask_size_ipv6,
+            excluded=parse_all(request.excluded, "excluded"),
+            pod_selector=pod_selector(request),
+            namespace_selector=namespace_selector(request),
+        )
         return pool_message(await self._store.create(pool))
 
     async def GetPool(self, request: ipam_pb2.GetPoolRequest, context: Context) -> ipam_pb2.Pool:
@@ -103,6 +112,21 @@ class PoolApi(ipam_pb2_grpc.PoolServiceServicer):
             pools=map(pool_message, page.items), next_page_token=page.next_page_token
         )
 
+    async def UpdatePool(self, request: ipam_pb2.UpdatePoolRequest, context: Context) -> ipam_pb2.Pool:
+        content = PoolContent(
+            _cidrs(request.cidrs, "cidrs"),
+            parse_all(request.excluded, "excluded"),
+            pod_selector(request),
+            namespace_selector(request),
+        )
+        pool = await self._store.update(
+            request.name,
+            content,
+            expected_revision=request.expected_revision,
+            trace=inject().traceparent,
+        )
+        return pool_message(pool)
+
     async def DeletePool(
         self, request: ipam_pb2.DeletePoolRequest, context: Context
     ) -> ipam_pb2.DeletePoolResponse:
@@ -110,31 +134,8 @@ class PoolApi(ipam_pb2_grpc.PoolServiceServicer):
         return ipam_pb2.DeletePoolResponse()
 
 
-def node_message(node: Node) -> ipam_pb2.Node:
-    """A node as the API shows it."""
-    return ipam_pb2.Node(
-        name=node.name,
-        ipv4=str(node.ipv4),
-        pool=node.pool,
-        pod_cidrs=map(str, node.pod_cidrs),
-        router_ipv4=text(node.router(4)),
-        revision=node.revision,
-        create_time=timestamp(node.created_ns),
-        ipv6=text(node.ipv6),
-        router_ipv6=text(node.router(6)),
-    )
-
-
-def pool_message(pool: Pool) -> ipam_pb2.Pool:
-    """A pool as the API shows it."""
-    return ipam_pb2.Pool(
-        name=pool.name,
-        cidrs=map(str, pool.cidrs),
-        node_mask_size=pool.node_mask_size,
-        node_cidrs_total=min(pool.capacity, MAX_UINT64),
-        node_cidrs_used=pool.used,
-        node_mask_size_ipv6=pool.node_mask_size_ipv6,
-    )
+def _cidrs(texts: Iterable[str], field: str) -> tuple[Network, ...]:
+    return tuple(parse_cidr(text, f"{field}[{at}]") for at, text in enumerate(texts))
 
 
 def _present(node: Node) -> ipam_pb2.NodeEvent:

@@ -71,9 +71,9 @@ class NodeStore:
         place of first CIDRs that drain and are empty. In mode kubernetes its CIDRs are `pod_cidrs` from now
         on, and `pool` does not matter. `trace` is the trace context of the change.
 
-        Raises InvalidArgument (POD_CIDRS_MISSING, POD_CIDRS_UNEXPECTED, CIDR_INVALID), NotFound
-        (POOL_NOT_FOUND), ResourceExhausted (POOL_EXHAUSTED), FailedPrecondition (NODE_POOL_CONFLICT,
-        ADDRESS_IN_USE, CIDR_OVERLAP, CIDR_IN_USE).
+        Raises InvalidArgument (POD_CIDRS_MISSING, POD_CIDRS_UNEXPECTED, CIDR_INVALID, POOL_NAME_RESERVED),
+        NotFound (POOL_NOT_FOUND), ResourceExhausted (POOL_EXHAUSTED), FailedPrecondition
+        (NODE_POOL_CONFLICT, ADDRESS_IN_USE, CIDR_OVERLAP, CIDR_IN_USE).
         """
         created_ns = self._clock()
         given = None
@@ -81,6 +81,8 @@ class NodeStore:
             given, pool = GivenCidrs(name, pod_cidrs), KUBERNETES_POOL
         elif pod_cidrs:
             raise problems.pod_cidrs_unexpected(pod_cidrs, self._mode)
+        elif pool == KUBERNETES_POOL:
+            raise problems.pool_reserved(pool, "pool")
 
         async def operation(connection: AsyncConnection) -> Node:
             present = await read_node(connection, name)

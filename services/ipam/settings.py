@@ -23,7 +23,8 @@ class IpamSettings(CommonSettings):
     )
     ipam_default_pool_cidr: tuple[str, ...] = setting(
         (),
-        help="CIDRs (IPv4, IPv6, both) of the pool `default`, made at start if it is missing. Empty: none.",
+        help="CIDRs (IPv4, IPv6, both) of the pool `default`, made at start if it is missing; not in mode"
+        " `kubernetes`. One that `fimbria pool` has changed since stays as it is. Empty: none.",
     )
     ipam_default_pool_mask_size: int = setting(
         24,
