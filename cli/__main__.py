@@ -28,6 +28,7 @@ COMMANDS = {
     "prog": ("cli.commands.prog:prog", "BPF programs: where they run, what they cost."),
     "reload": ("cli.commands.prog:reload", "Load the nodes' programs anew, under traffic."),
     "cni": ("cli.commands.cni:cni", "The CNI plugin: print its configuration, install it."),
+    "db": ("cli.commands.db:db", "The services' schemas in PostgreSQL: migrate, status."),
     "orphans": ("cli.commands.orphans:orphans", "What on the nodes belongs to nobody."),
 }
 
