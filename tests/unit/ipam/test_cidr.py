@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,12 @@ from services.ipam.cidr import (
     carve,
     check_node_mask,
     first_overlap,
+    merged,
     parse_address,
     parse_cidr,
     parse_ipv4,
     parse_ipv6,
+    span_of,
 )
 from services.ipam.family import Network
 
@@ -159,3 +162,19 @@ def test_carving_until_full_gives_disjoint_networks_and_then_none(
         assert not any(network.overlaps(other) for other in taken)
         taken.append(network)
     assert len(taken) == capacity_of(cidrs, mask)
+
+
+@pytest.mark.parametrize(
+    "text", ["10.1.2.0/24", "0.0.0.0/0", "10.0.0.7/32", "fd00:1::/64", "::/0", "fd00::1/128"]
+)
+def test_a_stored_cidr_is_read_as_numbers(text: str) -> None:
+    network = net(text)
+    assert span_of(text) == (int(network.network_address), int(network.broadcast_address))
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 9)).map(lambda pair: (pair[0], sum(pair)))))
+def test_merged_spans_are_the_same_numbers(spans: list[tuple[int, int]]) -> None:
+    found = merged(spans)
+    numbers = [value for first, last in found for value in range(first, last + 1)]
+    assert numbers == sorted({value for first, last in spans for value in range(first, last + 1)})
+    assert all(later[0] > earlier[1] + 1 for earlier, later in pairwise(found))
