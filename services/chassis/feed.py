@@ -3,6 +3,10 @@
 A feed numbers its events 1, 2, 3, … inside the transaction that makes the change, by a counter row that only
 one transaction can hold at a time. Commit order is therefore revision order, and a watcher that has seen N
 can never miss an event below N, whichever process wrote it.
+
+Watchers of one process share what they are given: the newest events are kept in memory, without a hole, and
+are read once when another process has written them. Of such commits a process learns by announcement
+(PostgreSQL) or by looking every now and then (SQLite, and whenever announcements do not arrive).
 """
 
 from __future__ import annotations
@@ -10,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -24,6 +28,8 @@ from services.chassis.logs import get_logger
 BATCH_EVENTS: Final = 1000
 TAIL_EVENTS: Final = 4096
 POLL_SECONDS: Final = 0.25
+# While announcements arrive, looking is but a fallback.
+ANNOUNCED_POLL_SECONDS: Final = 5.0
 PROGRESS_SECONDS: Final = 10.0
 
 log = get_logger(__name__)
@@ -113,17 +119,24 @@ class Feed:
     def __init__(self, db: Database, name: str) -> None:
         self._db = db
         self._name = name
-        self._revision = db.revisions.get(name, 0)
+        # What watchers may be given, and what is known to be committed: more than that while others' events
+        # are being read.
+        self._revision = self._committed_revision = db.revisions.get(name, 0)
         # The newest events, contiguous up to _revision: watchers that keep up never read the store.
         self._tail: deque[FeedEvent] = deque(maxlen=TAIL_EVENTS)
+        self._shared: tuple[int, FeedBatch] = (-1, FeedBatch(-1))
         self._changed = asyncio.Event()
         self._watchers = 0
+        self._unfollow: Callable[[], None] | None = None
         self._poller: asyncio.Task[None] | None = None
+        # Set when there is something to take in; _unheard: others may have committed more than is known.
+        self._look = asyncio.Event()
+        self._unheard = False
 
     @property
     def revision(self) -> int:
         """The newest committed revision that this process knows of; 0 when nothing ever happened."""
-        return self._revision
+        return self._committed_revision
 
     async def append(
         self, conn: AsyncConnection, key: str, payload: bytes, deleted: bool = False, trace: str = ""
@@ -168,6 +181,7 @@ class Feed:
             ],
         )
         self._db.after_commit(lambda: self._committed(events))
+        self._db.announce(self._name, last)
         return last
 
     async def revision_at(self, conn: AsyncConnection) -> int:
@@ -196,12 +210,12 @@ class Feed:
         self._enter()
         try:
             while True:
-                events = self._from_tail(after)
-                if events is None:
-                    events = await self._from_store(after)
-                if events:
-                    after = events[-1].revision
-                    yield FeedBatch(after, events)
+                batch = self._from_tail(after)
+                if batch is None:
+                    batch = await self._from_store(after)
+                if batch.events:
+                    after = batch.revision
+                    yield batch
                 elif announce or not await self._wait():
                     yield FeedBatch(after)
                 announce = False
@@ -237,37 +251,59 @@ class Feed:
     def _committed(self, events: Sequence[FeedEvent]) -> None:
         if events[0].revision == self._revision + 1:
             self._tail.extend(events)
-            self._revision = events[-1].revision
-            self._wake()
+            self._advance(events[-1].revision)
         else:
             # Another process wrote in between: the tail would have a hole.
             self._observe(events[-1].revision)
 
-    def _observe(self, revision: int) -> None:
-        if revision > self._revision:
-            self._tail.clear()
-            self._revision = revision
-            self._wake()
+    def _observe(self, revision: int | None) -> None:
+        """Up to `revision` is committed; None: more may be than is known."""
+        if revision is None:
+            self._unheard = True
+            self._look.set()
+        elif revision > self._committed_revision:
+            self._committed_revision = revision
+            if self._watchers:
+                self._look.set()
+            else:
+                # Nobody waits for the events in between; whoever comes reads them.
+                self._tail.clear()
+                self._advance(revision)
 
-    def _wake(self) -> None:
+    def _advance(self, revision: int) -> None:
+        self._revision = revision
+        self._committed_revision = max(self._committed_revision, revision)
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _from_tail(self, after: int) -> tuple[FeedEvent, ...] | None:
+    def _from_tail(self, after: int) -> FeedBatch | None:
         """The events after ``after``, or None when the store has to be asked."""
         if after >= self._revision:
-            return ()
+            return FeedBatch(after)
         if not self._tail or self._tail[0].revision > after + 1:
             return None
+        # Watchers that keep up all ask for the same.
+        asked, batch = self._shared
+        if asked == after and batch.revision == min(self._revision, after + BATCH_EVENTS):
+            return batch
         skip = after + 1 - self._tail[0].revision
         stop = min(len(self._tail), skip + BATCH_EVENTS)
-        return tuple(self._tail[position] for position in range(skip, stop))
+        events = tuple(self._tail[position] for position in range(skip, stop))
+        batch = FeedBatch(events[-1].revision, events)
+        self._shared = (after, batch)
+        return batch
 
-    async def _from_store(self, after: int) -> tuple[FeedEvent, ...]:
+    async def _from_store(self, after: int) -> FeedBatch:
+        events = await self._read(after)
+        if not events or events[0].revision != after + 1:
+            async with self._db.read() as conn:
+                self._check_kept(after, (await self._position(conn))[1])
+        return FeedBatch(events[-1].revision if events else after, events)
+
+    async def _read(self, after: int) -> tuple[FeedEvent, ...]:
+        """Up to BATCH_EVENTS events after `after` that are still kept."""
         async with self._db.read() as conn:
             rows = (await conn.execute(_AFTER, {"feed": self._name, "after": after})).all()
-            if not rows or rows[0].revision != after + 1:
-                self._check_kept(after, (await self._position(conn))[1])
         return tuple(FeedEvent(r.revision, r.key, r.payload, bool(r.deleted), r.trace) for r in rows)
 
     async def _wait(self) -> bool:
@@ -285,24 +321,68 @@ class Feed:
         if self._poller is None:
             # The poller outlives the watch that starts it, and does not belong to that one's trace.
             context = contextvars.Context()
-            self._poller = asyncio.create_task(self._poll(), name=f"feed-poll-{self._name}", context=context)
+            self._poller = asyncio.create_task(
+                self._follow(), name=f"feed-poll-{self._name}", context=context
+            )
+            self._unfollow = self._db.follow(self._name, self._observe)
+            # What was announced between the watch's first look and now was not heard.
+            self._observe(None)
 
     def _leave(self) -> None:
         self._watchers -= 1
         if self._watchers == 0 and self._poller is not None:
             self._poller.cancel()
             self._poller = None
+            if self._unfollow is not None:
+                self._unfollow()
+                self._unfollow = None
+            if self._revision < self._committed_revision:
+                self._tail.clear()
+                self._advance(self._committed_revision)
 
-    async def _poll(self) -> None:
-        """Notices what other processes commit."""
+    async def _follow(self) -> None:
+        """Takes in what other processes commit: when it is announced, and by looking every now and then."""
         while True:
-            await asyncio.sleep(POLL_SECONDS)
+            pause = ANNOUNCED_POLL_SECONDS if self._db.announces else POLL_SECONDS
             try:
-                async with self._db.read() as conn:
-                    self._observe((await self._position(conn))[0])
+                async with asyncio.timeout(pause):
+                    await self._look.wait()
+            except TimeoutError:
+                self._unheard = True
+            self._look.clear()
+            try:
+                if self._unheard:
+                    self._unheard = False
+                    async with self._db.read() as conn:
+                        revision = (await self._position(conn))[0]
+                    self._committed_revision = max(self._committed_revision, revision)
+                await self._catch_up()
             except FimbriaError as exc:
                 # The next round may do better; this process's own commits wake watchers without it.
                 log.warning("cannot look for changes by others", feed=self._name, reason=exc.reason)
+                await asyncio.sleep(POLL_SECONDS)
+                self._observe(None)
+
+    async def _catch_up(self) -> None:
+        """Reads what others have committed into the tail, once for all watchers."""
+        while (after := self._revision) < (upto := self._committed_revision):
+            if upto - after > TAIL_EVENTS:
+                # More than is kept in memory: each watcher reads from where it is.
+                self._tail.clear()
+                self._advance(upto)
+                return
+            events = await self._read(after)
+            if self._revision != after:
+                continue
+            if not events:
+                # Compacted meanwhile: whoever is behind learns that from the store.
+                self._tail.clear()
+                self._advance(upto)
+                return
+            if events[0].revision != after + 1:
+                self._tail.clear()
+            self._tail.extend(events)
+            self._advance(events[-1].revision)
 
 
 async def compact_regularly(feeds: Iterable[Feed], keep: int, seconds: float = 60.0) -> NoReturn:
