@@ -21,7 +21,7 @@ from services.chassis.errors import (
 )
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec
 from services.loader.endpoints.records import NodeRecord
-from services.loader.interfaces import Allocation, ResolvedIdentity
+from services.loader.interfaces import Allocation, ResolvedIdentity, UseReport
 
 T = TypeVar("T")
 
@@ -151,15 +151,22 @@ class IdentityServiceClient:
         self._identities = identity_pb2_grpc.IdentityServiceStub(channel)
         self._ipcache = identity_pb2_grpc.IpCacheServiceStub(channel)
         self._node = node
+        self._holder = f"node/{node}"
         self._node_ipv4 = node_ipv4
         self._target = target
         self._timeout = timeout
 
     async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
-        """The number of a label set."""
-        request = identity_pb2.ResolveRequest(labels=labels)
+        """The number of a label set, which this node uses from then on."""
+        request = identity_pb2.ResolveRequest(labels=labels, holder=self._holder)
         identity = await call(self._identities.Resolve(request, timeout=self._timeout), self._target)
         return ResolvedIdentity(identity.id, identity.revision)
+
+    async def report(self, identities: Sequence[int]) -> UseReport:
+        """Says that this node uses these identities, and no others."""
+        request = identity_pb2.ReportUseRequest(holder=self._holder, identities=identities)
+        answer = await call(self._identities.ReportUse(request, timeout=self._timeout), self._target)
+        return UseReport(answer.lease_seconds, frozenset(answer.unknown), answer.label_filter_revision)
 
     async def labels(self, identity: int) -> tuple[str, ...]:
         """The labels of a number."""

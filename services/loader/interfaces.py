@@ -542,6 +542,17 @@ class ResolvedIdentity:
     revision: int
 
 
+@dataclass(frozen=True, slots=True)
+class UseReport:
+    """What the identity service answers to a report of use: for how long it is good, the reported numbers
+    that there are not, and the revision of the label filter.
+    """
+
+    lease_seconds: float
+    unknown: frozenset[int]
+    filter_revision: int
+
+
 class AddressClient(Protocol):
     """IPAM's addresses. Methods raise FimbriaError."""
 
@@ -561,7 +572,10 @@ class IdentityClient(Protocol):
     """Identities and the cluster's ipcache. Methods raise FimbriaError."""
 
     async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
-        """The number of a label set."""
+        """The number of a label set, which this node uses from then on."""
+
+    async def report(self, identities: Sequence[int]) -> UseReport:
+        """Says that this node uses these identities, and no others."""
 
     async def labels(self, identity: int) -> tuple[str, ...]:
         """The labels of a number."""

@@ -116,7 +116,8 @@ def _sync_age(running: NodeRuntime) -> Iterator[Observation]:
 
 
 def _connected(running: NodeRuntime) -> Iterator[Observation]:
-    for state in _watches(running):
+    # The reports are no watch, yet it is the same question whether the last one was taken.
+    for state in (*_watches(running), running.uses.state):
         yield Observation(int(state.connected), {names.WATCH: state.name})
 
 

@@ -24,6 +24,7 @@ from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
 from services.loader.endpoints.device_watch import DeviceWatch
 from services.loader.endpoints.endpoint import State
+from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.manager import EndpointManager
 from services.loader.endpoints.orphans import OrphanFinder
 from services.loader.endpoints.publication import Publication
@@ -90,6 +91,7 @@ class NodeRuntime:
     cni: CniCalls
     maker: EndpointMaker
     publication: Publication
+    uses: IdentityUse
     labels: IdentityLabels
     flows: FlowLog
     reader: FlowReader
@@ -142,6 +144,7 @@ class NodeRuntime:
             ("refresh", self.refresh.run(self.settings.refresh_seconds)),
             ("leftovers", self.give_back_leftovers()),
             ("publication", self.publish_all()),
+            ("identity-use", self.uses.run(self.manager.refresh)),
             (
                 "conntrack-gc",
                 collect_conntrack(
@@ -158,8 +161,8 @@ class NodeRuntime:
         while True:
             await self.publication.outdated.wait()
             try:
-                for endpoint in self.registry:
-                    await self.manager.refresh(endpoint.record.id)
+                ready = [endpoint.record for endpoint in self.registry]
+                await self.uses.resolve_again(ready, self.manager.refresh)
                 records, revision = await self.publication.publish_all()
             except FimbriaError as problem:
                 _log.warning("publication.postponed", reason=problem.reason, error=problem.message)
@@ -219,6 +222,8 @@ class NodeRuntime:
         for state in self.watches:
             if state.error:
                 found.append(f"the watch of {state.name}: {state.error}")
+        if self.uses.problem:
+            found.append(f"the report of identities in use: {self.uses.problem}")
         if self.policy.prefix_problem:
             found.append(f"prefixes of policies: {self.policy.prefix_problem}")
         degraded = [each.record.id for each in self.registry if each.status.state is State.DEGRADED]
@@ -332,6 +337,7 @@ def _assemble(
     )
     registry = EndpointRegistry(state, record.name)
     publication = Publication(identities, registry)
+    uses = IdentityUse(registry, identities)
     releases = Releases(state, ipam, publication)
     manager: EndpointManager | None = None
 
@@ -394,6 +400,7 @@ def _assemble(
         ipcache=ipcache,
         barrier=barrier,
         publication=publication,
+        uses=uses,
         cover=nodes.cover,
     )
     manager = EndpointManager(
@@ -409,6 +416,7 @@ def _assemble(
         ipcache=ipcache,
         barrier=barrier,
         publication=publication,
+        uses=uses,
     )
 
     async def repair() -> None:
@@ -468,6 +476,7 @@ def _assemble(
         cni=CniCalls(record.name, manager, registry),
         maker=maker,
         publication=publication,
+        uses=uses,
         labels=IdentityLabels(identities, prefixes.labels),
         flows=flows,
         reader=FlowReader(kernel, flows),

@@ -18,6 +18,7 @@ from services.chassis.logs import get_logger
 from services.chassis.telemetry import span
 from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Phase, State
+from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.regeneration import Cause, Level
 from services.loader.endpoints.registry import EndpointRegistry
@@ -64,9 +65,11 @@ class EndpointMaker:
         ipcache: IpcacheSync,
         barrier: IdentityBarrier,
         publication: Publication,
+        uses: IdentityUse,
         cover: Callable[[Iterable[str]], Awaitable[None]] | None = None,
     ) -> None:
         self._cover = cover
+        self._uses = uses
         self._registry = registry
         self._releases = releases
         self._addresses = addresses
@@ -114,9 +117,11 @@ class EndpointMaker:
         if subject is not None:
             self._policy.release(subject, record.id)
         self._registry.remove(record.id)
+        self._uses.changed()
 
     async def _create(self, record: EndpointRecord, netns_fd: int | None, undo: Undo) -> EndpointRecord:
         spec = record.spec
+        epoch = self._uses.epoch
         self._registry.save(record)
         failpoints.passed("add.recorded")
 
@@ -145,6 +150,7 @@ class EndpointMaker:
             raise
         self._registry.sync_soon(record.id)
         self._registry.set_status(record.id, state=State.READY, policy_revision=_revision(subject.result()))
+        self._uses.made(record.id, epoch)
         announcement = asyncio.create_task(self._announced(record, publication))
         self._announcements.add(announcement)
         announcement.add_done_callback(self._announcements.discard)
@@ -157,12 +163,16 @@ class EndpointMaker:
         return allocation
 
     async def _identity(self, record: EndpointRecord) -> ResolvedIdentity:
-        # What an endpoint of this node has, the service has not taken back; when it is away, a new pod waits.
-        if self._ipcache.state.connected:
+        # What an endpoint of this node has, the service has not taken back, and as long as its label filter
+        # is the same it is what these labels resolve to; when it is away, a new pod waits.
+        if self._ipcache.state.connected and self._uses.settled:
             known = self._registry.identity_of(record.spec.labels)
             if known is not None:
+                self._uses.resolved(known[0])
                 return ResolvedIdentity(*known)
-        return await self._identities.resolve(record.spec.labels)
+        found = await self._identities.resolve(record.spec.labels)
+        self._uses.resolved(found.id)
+        return found
 
     async def _announced(self, record: EndpointRecord, publication: Awaitable[int]) -> None:
         """Notes that the cluster knows of a new endpoint, or that it has to be told all again."""

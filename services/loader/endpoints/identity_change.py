@@ -14,6 +14,7 @@ from services.loader import failpoints
 from services.loader.endpoints.endpoint import EndpointRecord, State
 from services.loader.endpoints.engine import Regenerator
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
+from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.realization import EndpointRealizer
 from services.loader.endpoints.regeneration import Cause, Level
@@ -45,7 +46,9 @@ class IdentityChange:
         realizer: EndpointRealizer,
         regenerator: Regenerator,
         health: EndpointHealth,
+        uses: IdentityUse,
     ) -> None:
+        self._uses = uses
         self._registry = registry
         self._subjects = subjects
         self._identities = identities
@@ -86,7 +89,9 @@ class IdentityChange:
 
     async def _switch(self, record: EndpointRecord, labels: tuple[str, ...]) -> EndpointRecord:
         old = self._subjects.get(record.subject)
+        epoch = self._uses.epoch
         found = await self._identities.resolve(labels)
+        self._uses.resolved(found.id)
         key = SubjectKey(found.id, record.spec.named_ports)
         subject = await self._policy.subscribe(key, found.revision, record.id)
         try:
@@ -125,6 +130,7 @@ class IdentityChange:
         if old is not None:
             self._leave(old, subject, record.id)
         self._registry.set_status(record.id, policy_revision=revision)
+        self._uses.made(record.id, epoch)
         return moved
 
     def _save_again(self, record: EndpointRecord) -> None:

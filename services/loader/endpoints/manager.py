@@ -31,6 +31,7 @@ from services.loader.endpoints.engine import Programs, Regenerator
 from services.loader.endpoints.health import DATAPATH, PUBLICATION, EndpointHealth
 from services.loader.endpoints.history import KEPT
 from services.loader.endpoints.identity_change import IdentityChange
+from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.publication import Publication
 from services.loader.endpoints.realization import EndpointRealizer
 from services.loader.endpoints.regeneration import Cause, Job, Level, Regeneration
@@ -70,6 +71,7 @@ class EndpointManager:
         ipcache: IpcacheSync,
         barrier: IdentityBarrier,
         publication: Publication,
+        uses: IdentityUse,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._node = node
@@ -104,6 +106,7 @@ class EndpointManager:
             realizer=self._realizer,
             regenerator=self.regenerator,
             health=self._health,
+            uses=uses,
         )
 
     async def create(self, spec: EndpointSpec, netns_fd: int | None) -> EndpointRecord:

@@ -27,6 +27,7 @@ from services.loader.interfaces import (
     SubjectHead,
     TrackedConnection,
     TrafficCount,
+    UseReport,
 )
 from services.loader.ipcache.table import Changes, Meaning
 from services.loader.policy.entries import EntryKey, EntryValue
@@ -312,6 +313,10 @@ class FakeServices:
     workloads: dict[str, Workload] = field(default_factory=dict)
     identities: dict[tuple[str, ...], int] = field(default_factory=dict)
     published: dict[str, int] = field(default_factory=dict)
+    reported: list[tuple[int, ...]] = field(default_factory=list)
+    lease: float = 900
+    filter_revision: int = 1
+    ignored: set[str] = field(default_factory=set)
     calls: list[str] = field(default_factory=list)
     free: list[str] = field(default_factory=lambda: [f"10.0.0.{n}" for n in range(2, 250)])
 
@@ -351,8 +356,15 @@ class FakeServices:
 
     async def resolve(self, labels: Sequence[str]) -> ResolvedIdentity:
         await self._call("resolve")
-        number = self.identities.setdefault(tuple(labels), 256 + len(self.identities))
+        kept = tuple(label for label in labels if label not in self.ignored)
+        number = self.identities.setdefault(kept, max(self.identities.values(), default=255) + 1)
         return ResolvedIdentity(number, number - 255)
+
+    async def report(self, identities: Sequence[int]) -> UseReport:
+        await self._call("report")
+        self.reported.append(tuple(identities))
+        known = set(self.identities.values())
+        return UseReport(self.lease, frozenset(identities) - known, self.filter_revision)
 
     async def labels(self, identity: int) -> tuple[str, ...]:
         await self._call("labels")

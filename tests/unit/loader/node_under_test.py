@@ -17,6 +17,7 @@ from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
 from services.loader.endpoints.device_watch import DeviceWatch
 from services.loader.endpoints.endpoint import Endpoint
+from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.manager import EndpointManager
 from services.loader.endpoints.orphans import OrphanFinder
 from services.loader.endpoints.publication import Publication
@@ -83,6 +84,7 @@ class NodeUnderTest:
         )
         self.publication = Publication(self.services, self.registry)
         self.releases = Releases(self.state, self.services, self.publication)
+        self.uses = IdentityUse(self.registry, self.services, filter_seconds=0.01, coalesce_seconds=0.01)
         self.maker = EndpointMaker(
             registry=self.registry,
             releases=self.releases,
@@ -94,6 +96,7 @@ class NodeUnderTest:
             ipcache=self.ipcache,
             barrier=self.barrier,
             publication=self.publication,
+            uses=self.uses,
         )
         self.manager = EndpointManager(
             node="node-1",
@@ -108,6 +111,7 @@ class NodeUnderTest:
             ipcache=self.ipcache,
             barrier=self.barrier,
             publication=self.publication,
+            uses=self.uses,
             clock=lambda: 1.0,
         )
         self.orphans = OrphanFinder(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from services.loader.cni.interface_settings import InterfaceSettings
 from services.loader.clients import workload_of
+from services.loader.cni.interface_settings import InterfaceSettings
 from services.loader.endpoints.cni_calls import has_rules, result_of, spec_of
 from services.loader.endpoints.health import DATAPATH
 from tests.unit.loader.node_under_test import NodeUnderTest, add, only, request

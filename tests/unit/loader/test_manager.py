@@ -112,7 +112,7 @@ async def test_an_add_does_not_wait_until_the_cluster_is_told(node: NodeUnderTes
 
 async def test_labels_that_an_endpoint_has_need_not_be_resolved_again(node: NodeUnderTest) -> None:
     await node.cni.add(add())
-    node.ipcache.state.connected = True
+    node.ipcache.state.connected = node.uses.settled = True
     node.services.fail = {"resolve"}
     await node.cni.add(add("c2", netns="/run/netns/two"))
     first, second = node.registry

@@ -65,7 +65,9 @@ class Clock:
 def running(kernel: Kernel) -> NodeRuntime:
     """A node with two endpoints."""
     registry = [SimpleNamespace(status=SimpleNamespace(state=State.READY)) for _ in range(2)]
-    nodes, ipcache, policy = (WatchState(name) for name in ("nodes", "ipcache", "policy"))
+    nodes, ipcache, policy, uses = (
+        WatchState(name) for name in ("nodes", "ipcache", "policy", "identity-use")
+    )
     nodes.opened()
     nodes.in_force(4)
     return cast(
@@ -77,6 +79,7 @@ def running(kernel: Kernel) -> NodeRuntime:
             nodes=SimpleNamespace(state=nodes),
             ipcache=SimpleNamespace(state=ipcache),
             policy=SimpleNamespace(state=policy),
+            uses=SimpleNamespace(state=uses),
             start_time=time.time() - 1000,
         ),
     )
@@ -131,7 +134,7 @@ def test_regenerations_programs_and_watches_are_told() -> None:
     ages = {attributes["watch"]: age for attributes, age in told["fimbria.watch.sync.age"]}
     assert ages["nodes"] < 900 < 1000 <= ages["ipcache"] and ages.keys() == {"nodes", "ipcache", "policy"}
     connected = {attributes["watch"]: value for attributes, value in told["fimbria.watch.connected"]}
-    assert connected == {"nodes": 1, "ipcache": 0, "policy": 0}
+    assert connected == {"nodes": 1, "ipcache": 0, "policy": 0, "identity-use": 0}
 
 
 def test_what_cannot_be_read_just_now_keeps_nothing_else_from_being_told() -> None:
