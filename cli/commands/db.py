@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -135,15 +134,11 @@ def _postgres(url: str | None) -> str:
 
 
 def _run(work: Awaitable[T]) -> T:
-    import structlog
-
     from services.chassis.errors import StartError
 
     async def carry_out() -> T:
         return await work
 
-    # What goes wrong is said once, as this command's error.
-    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.CRITICAL))
     try:
         return asyncio.run(carry_out())
     except StartError as error:

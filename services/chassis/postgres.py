@@ -58,6 +58,8 @@ class Server:
             raise DatabaseOpenError(
                 f"database URL {shown(url)!r} names no database; expected postgresql://USER@HOST/DATABASE"
             )
+        # While the store is being opened, what fails is said once, by whoever opens it.
+        self.opening = True
         self.shown = shown(url)
         self.schema = schema
         self._url = url
@@ -91,8 +93,8 @@ class Server:
             try:
                 return await self.connect(settings=settings)
             except FAILURES as exc:
-                # The driver's text stays in the log; SQLAlchemy passes this through as it is.
-                raise problem(exc) from exc
+                # SQLAlchemy passes it through as it is.
+                raise problem(exc, quiet=self.opening) from exc
 
         engine = create_async_engine(
             "postgresql+asyncpg://",
@@ -184,6 +186,7 @@ class PostgresBackend:
         except BaseException:
             await backend.close()
             raise
+        server.opening = False
         return backend
 
     async def begin_read(self, connection: AsyncConnection) -> None:
@@ -261,18 +264,15 @@ class _Transaction:
             await self._connection.invalidate()
 
 
-def problem(exc: Exception) -> FimbriaError:
-    """What a client is told of an error of the driver or of SQLAlchemy; its text stays in the log."""
+def problem(exc: Exception, *, quiet: bool = False) -> FimbriaError:
+    """What a client is told of an error of the driver or of SQLAlchemy; its text goes to the log only."""
     if isinstance(exc, FimbriaError):
         return exc
     orig = getattr(exc, "orig", None) or exc
     code = str(getattr(orig, "sqlstate", None) or "")
-    log.error(
-        "store failed",
-        error=f"{type(orig).__name__}: {orig}".replace("\n", " "),
-        sqlstate=code,
-        statement=getattr(exc, "statement", None),
-    )
+    if not quiet:
+        what = f"{type(orig).__name__}: {orig}".replace("\n", " ")
+        log.error("store failed", error=what, sqlstate=code, statement=getattr(exc, "statement", None))
     if code in _DISK_FULL:
         return ResourceExhausted("the disk that holds the store is full", reason="DATABASE_FULL")
     if code in _BUSY:

@@ -164,7 +164,8 @@ def test_a_bad_setting_is_one_line_and_exit_code_2(program: Path) -> None:
         ("sqlite:////proc/fimbria/thing.db", "cannot open the database /proc/fimbria/thing.db"),
         ("sqlite:///{dir}/thing.py/thing.db", "expected a directory and file that this process may write"),
         ("sqlite:///{dir}/thing.py", "damaged or not a SQLite database"),
-        ("postgresql://admin:hunter2@db/fimbria", "this version stores in SQLite only"),
+        ("postgresql://admin:hunter2@127.0.0.1:1/fimbria", "is the server running"),
+        ("mysql://admin:hunter2@db/fimbria", "expected sqlite:///PATH or postgresql://"),
         ("nonsense", "expected sqlite:///PATH"),
     ],
 )

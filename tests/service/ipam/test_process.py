@@ -109,7 +109,7 @@ def test_a_busy_port_is_named(tmp_path: Path) -> None:
         ([POOL, "--ipam-default-pool-mask-size=31"], 2, "--ipam-default-pool-mask-size"),
         ([BOTH, "--ipam-default-pool-mask-size-ipv6=113"], 1, "FIMBRIA_IPAM_DEFAULT_POOL_MASK_SIZE_IPV6"),
         (["--ipam-default-pool-cidr=10.244.0.0/16,fd00::1/48"], 1, "'fd00::1/48'"),
-        (["--database-url=postgresql://db/ipam"], 1, "sqlite:///"),
+        (["--database-url=mysql://db/ipam"], 1, "sqlite:///"),
     ],
 )
 def test_a_bad_setting_is_named(tmp_path: Path, flags: list[str], code: int, named: str) -> None:
