@@ -17,7 +17,10 @@ _LOADERS = "FIMBRIA_LOADER_TARGETS"
 
 @dataclass(frozen=True)
 class Targets:
-    """gRPC targets of a cluster: one for each service, one for each node's loader."""
+    """gRPC targets of a cluster: one for each service, one for each node's loader.
+
+    A service's target may have the addresses of several replicas: `ipv4:10.0.0.1:4001,10.0.0.2:4001`.
+    """
 
     services: Mapping[str, str]
     loaders: Mapping[str, str] = field(default_factory=dict)
@@ -62,7 +65,7 @@ def resolve(directory: str | None = None, environ: Mapping[str, str] = os.enviro
             hint=f"`fimbria lab up` starts one; another cluster is named by {', '.join(_VARIABLES.values())}",
         )
     return Targets(
-        {service: paths.target(service) for service in CLUSTER_SERVICES},
+        {service: paths.service_target(service, state.get("replicas", 1)) for service in CLUSTER_SERVICES},
         {node: paths.target(node) for node in state["nodes"]},
         paths.trace_file("cli"),
     )

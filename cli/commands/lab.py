@@ -57,6 +57,12 @@ def lab() -> None:
 @click.option("--no-masquerade", is_flag=True, help="Let pods reach the world with their own addresses.")
 @click.option("--ipv4-only", is_flag=True, help="No IPv6 (default: both, if the kernel has it).")
 @click.option(
+    "--replicas",
+    type=int,
+    help="How many processes each service has (default 1, on SQLite; more share a PostgreSQL server of the"
+    " lab's own; a lab that exists keeps its own).",
+)
+@click.option(
     "--set",
     "settings",
     multiple=True,
@@ -71,6 +77,7 @@ def up(
     endpoint_routes: bool,
     no_masquerade: bool,
     ipv4_only: bool,
+    replicas: int | None,
     settings: tuple[str, ...],
     output: str,
 ) -> None:
@@ -89,13 +96,14 @@ def up(
         ipv6=False if ipv4_only else None,
         settings=parse_settings(settings),
     )
-    state = made.up(nodes, asked)
+    state = made.up(nodes, asked, replicas)
     if output == "json":
         print_json({"directory": str(made.paths.directory), **state, "processes": made.status()})
         return
     count = len(state["nodes"])
+    each = f"{state['replicas']} each of " if state.get("replicas", 1) > 1 else ""
     click.echo(
-        f"lab {state['lab']} in {made.paths.directory}: ipam, identity, policy and {count} node"
+        f"lab {state['lab']} in {made.paths.directory}: {each}ipam, identity, policy and {count} node"
         f"{'s' if count > 1 else ''} serve ({time.monotonic() - started:.1f} s)"
     )
 
@@ -116,6 +124,7 @@ def down(output: str) -> None:
     click.echo(
         f"removed lab {made.paths.id}: {swept.processes} processes, {len(swept.namespaces)} namespaces"
         f"{', BPF pins' if swept.pins else ''}{', files' if swept.files else ''}"
+        f"{', the PostgreSQL server' if swept.postgres else ''}"
     )
     if swept.kept:
         click.echo(f"kept what is not the lab's in {made.paths.directory}: {', '.join(swept.kept)}")

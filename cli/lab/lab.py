@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from cli.errors import BadInput, CliError, ServiceUnavailable
 from cli.lab import directory, preflight, processes, sweep, underlay
+from cli.lab.databases import SERVER, Databases, check_replicas
 from cli.lab.files import locked, read_json, write_json
 from cli.lab.network import Asked, Network, choose, of_state
 from cli.lab.paths import LabPaths
@@ -54,17 +55,24 @@ class Lab:
 
     # -- the whole -------------------------------------------------------------------------------------------
 
-    def up(self, nodes: int | None = None, network: Asked = Asked()) -> dict[str, Any]:
+    def up(
+        self, nodes: int | None = None, network: Asked = Asked(), replicas: int | None = None
+    ) -> dict[str, Any]:
         """Start what does not run and return when everything serves; the state. Any number of times.
 
-        Raises BadInput for a directory that is not a lab's, fewer nodes than there are or another network
-        than there is, CliError when the machine lacks something or a process does not start.
+        With more than one of `replicas` (of each service) they share a PostgreSQL server of the lab's own.
+
+        Raises BadInput for a directory that is not a lab's, fewer nodes than there are or another network or
+        number of replicas than there is, CliError when the machine lacks something or a process does not
+        start.
         """
         if nodes is not None and not 1 <= nodes <= underlay.MOST_NODES:
             raise BadInput(f"--nodes {nodes} is not valid: expected 1 to {underlay.MOST_NODES}")
+        if replicas is not None:
+            check_replicas(replicas)
         preflight.check()
         with directory.claimed(self.paths, underlay.node_name(underlay.MOST_NODES)) as lock:
-            state = self._state(nodes, network)
+            state = self._state(nodes, network, replicas)
             self._start(state["nodes"], lock)
             self._settle()
             return state
@@ -86,6 +94,15 @@ class Lab:
         """How the nodes are connected. ServiceUnavailable when there is no lab."""
         return of_state(self._stored())
 
+    @property
+    def replicas(self) -> int:
+        """How many processes each service has. ServiceUnavailable when there is no lab."""
+        return int(self._stored().get("replicas", 1))
+
+    @property
+    def _databases(self) -> Databases:
+        return Databases(self.paths, self.replicas)
+
     def _stored(self) -> dict[str, Any]:
         state = read_json(self.paths.state)
         if state is None:
@@ -97,7 +114,7 @@ class Lab:
         return dict(state)
 
     def _specs(self) -> list[processes.ProcessSpec]:
-        return processes.specs(self.paths, self.nodes, self.network)
+        return processes.specs(self.paths, self.nodes, self.network, self.replicas)
 
     def status(self) -> list[dict[str, Any]]:
         """Every process: name, pid, whether it runs and serves, where it listens, its log."""
@@ -119,10 +136,27 @@ class Lab:
                     "log": str(self.paths.log(spec.name)),
                 }
             )
+        if self._databases.shared:
+            rows.append(self._server_row())
         return rows
 
+    def _server_row(self) -> dict[str, Any]:
+        server, found = self._databases.server, self._databases.process
+        return {
+            "name": SERVER,
+            "state": "serving" if found and self._databases.answers else "starting" if found else "dead",
+            "pid": found.pid if found else None,
+            "addresses": [f"unix:{server.socket_directory}"] if found else [],
+            "netns": None,
+            "log": str(server.log),
+        }
+
     def process(self, name: str) -> ProcessId:
-        """The running process of a service or a node's loader; CliError when it is dead."""
+        """The running process of a replica of a service (`ipam`, `ipam-2`), a node's loader or the PostgreSQL
+        server (`postgres`); CliError when it is dead.
+        """
+        if name == SERVER and (server := self._databases.process):
+            return server
         for spec in self._specs():
             if spec.name == name and (found := processes.running(self.paths, spec)):
                 return found
@@ -267,7 +301,7 @@ class Lab:
                 hint="`fimbria lab up` starts one",
             ) from error
 
-    def _state(self, nodes: int | None, asked: Asked) -> dict[str, Any]:
+    def _state(self, nodes: int | None, asked: Asked, replicas: int | None) -> dict[str, Any]:
         state = read_json(self.paths.state)
         network = choose(state, asked)
         had = len(state["nodes"]) if state else 0
@@ -278,6 +312,13 @@ class Lab:
                 reason="NODES_FEWER",
                 hint="`fimbria lab down` first",
             )
+        count = state.get("replicas", 1) if state else replicas or 1
+        if replicas not in (None, count):
+            raise BadInput(
+                f"the lab's services have {count} replicas each, not {replicas}: a lab keeps its stores",
+                reason="REPLICAS_DIFFER",
+                hint="`fimbria lab down` first",
+            )
         if state is None or wanted != had:
             names = [underlay.node_name(number) for number in range(1, wanted + 1)]
             state = {
@@ -285,6 +326,7 @@ class Lab:
                 "lab": self.paths.id,
                 "nodes": names,
                 "network": network.stored(),
+                "replicas": count,
             }
             write_json(self.paths.state, state)
         return dict(state)
@@ -305,6 +347,7 @@ class Lab:
         try:
             nodes = [spec.name for spec in wanted if spec.netns]
             underlay.ensure(self.paths, nodes, self.network.families)
+            self._databases.start()
             if start.wanted != processes.dead(self.paths, wanted):
                 # A node's namespace had to be made again: its loader lives in the old one.
                 processes.end_stale(self.paths, wanted)
@@ -351,7 +394,7 @@ class Lab:
     def _revive(self) -> None:
         """Start again what has died, as `up` would."""
         wanted = self._specs()
-        if not all(processes.ready(self.paths, spec) for spec in wanted):
+        if self._databases.missing or not all(processes.ready(self.paths, spec) for spec in wanted):
             self.up()
 
     def _row(self, pod: Pod) -> dict[str, Any]:

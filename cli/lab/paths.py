@@ -13,6 +13,8 @@ from pathlib import Path
 
 DEFAULT_DIRECTORY = "/run/fimbria/lab"
 NETNS_DIRECTORY = Path("/run/netns")
+# PostgreSQL runs as a user of its own, which must be able to reach its files: a lab's directory is closed.
+POSTGRES_PARENT = Path("/var/tmp")
 BPFFS = Path("/sys/fs/bpf")
 REPOSITORY = Path(__file__).resolve().parents[2]
 # A process of a lab, and whatever it starts, carries this variable: see process.marked().
@@ -70,6 +72,11 @@ class LabPaths:
         return self.directory / "data"
 
     @property
+    def postgres(self) -> Path:
+        """Everything of the PostgreSQL server of a lab with replicas; outside of the lab's directory."""
+        return POSTGRES_PARENT / f"fimbria-lab-{self.id}-postgres"
+
+    @property
     def pods(self) -> Path:
         return self.directory / "pods"
 
@@ -103,6 +110,14 @@ class LabPaths:
     def target(self, process: str) -> str:
         """gRPC target of a service or of a node's loader."""
         return f"unix:{self.socket(process)}"
+
+    def replicas(self, service: str, count: int) -> list[str]:
+        """Names of a service's processes: `ipam`, `ipam-2`, `ipam-3`."""
+        return [service, *(f"{service}-{number}" for number in range(2, count + 1))]
+
+    def service_target(self, service: str, replicas: int) -> str:
+        """gRPC target of a service with all its replicas: calls take turns over those that serve."""
+        return "unix:" + ",".join(str(self.socket(name)) for name in self.replicas(service, replicas))
 
     def ready(self, process: str) -> Path:
         return self.run / f"{process}.ready.json"

@@ -7,6 +7,7 @@ signalled.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pwd
 import shutil
@@ -31,6 +32,7 @@ SOCKET_NAME: Final = ".s.PGSQL.5432"
 START_SECONDS: Final = 30.0
 STOP_SECONDS: Final = 20.0
 POLL_SECONDS: Final = 0.01
+_IPC_RMID: Final = 0
 
 # Small, and durable: what a benchmark or a crash test says of it must hold for a real one.
 SETTINGS: Final[Mapping[str, str]] = {
@@ -51,7 +53,8 @@ SETTINGS: Final[Mapping[str, str]] = {
     "autovacuum_max_workers": "1",
     "autovacuum_naptime": "10s",
     "huge_pages": "off",
-    "dynamic_shared_memory_type": "posix",
+    # In files of its directory: what a killed server leaves behind in /dev/shm nobody would remove.
+    "dynamic_shared_memory_type": "mmap",
     "logging_collector": "off",
     "log_line_prefix": "%m [%p] %a ",
     "log_checkpoints": "off",
@@ -163,6 +166,8 @@ class Postgres:
             time.sleep(POLL_SECONDS)
         if not _serves(pid, self.data):
             lock.unlink(missing_ok=True)
+            for left in (SOCKET_NAME, f"{SOCKET_NAME}.lock"):
+                (self.socket_directory / left).unlink(missing_ok=True)
 
     def wait_ready(self, timeout: float = START_SECONDS) -> None:
         """Wait until it takes connections. Raises CliError with the log's end when it does not."""
@@ -206,10 +211,21 @@ class Postgres:
         self.start()
 
     def remove(self) -> None:
-        """Kill it and remove its directory."""
-        if self.process() is not None:
-            self.kill()
+        """End it and remove its directory."""
+        self.stop(timeout=5.0)
+        # Also one without a record is over when its children are.
+        self.kill()
+        self._free_shared_memory()
         shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _free_shared_memory(self) -> None:
+        """The interlock of a server that was killed, some bytes of System V shared memory, outlives it."""
+        try:
+            # The seventh line is its key and its id.
+            identifier = int((self.data / "postmaster.pid").read_text().splitlines()[6].split()[1])
+        except (FileNotFoundError, IndexError, ValueError):
+            return
+        ctypes.CDLL(None).shmctl(identifier, _IPC_RMID, None)
 
     def _signal(self, number: int, timeout: float) -> bool:
         """Whether it is gone within `timeout` seconds after the signal."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from cli.errors import CliError
 from cli.lab import netns, process, underlay
+from cli.lab.databases import Databases
 from cli.lab.files import read_json
 from cli.lab.network import Network
 from cli.lab.paths import CLUSTER_SERVICES, MARK, REPOSITORY, LabPaths, netns_path
@@ -37,11 +38,14 @@ class ProcessSpec:
     netns: str = ""
 
 
-def specs(paths: LabPaths, nodes: Iterable[str], network: Network) -> list[ProcessSpec]:
-    """All processes of a lab with these nodes."""
-    return [_service(paths, service, network) for service in CLUSTER_SERVICES] + [
-        _loader(paths, node, network) for node in nodes
-    ]
+def specs(paths: LabPaths, nodes: Iterable[str], network: Network, replicas: int = 1) -> list[ProcessSpec]:
+    """All processes of a lab with these nodes and so many replicas of each service."""
+    databases = Databases(paths, replicas)
+    return [
+        _service(paths, service, name, network, databases)
+        for service in CLUSTER_SERVICES
+        for name in paths.replicas(service, replicas)
+    ] + [_loader(paths, node, network, replicas) for node in nodes]
 
 
 def _common(paths: LabPaths, name: str) -> dict[str, str]:
@@ -53,19 +57,19 @@ def _common(paths: LabPaths, name: str) -> dict[str, str]:
     }
 
 
-def _service(paths: LabPaths, service: str, network: Network) -> ProcessSpec:
-    environ = _common(paths, service) | {
-        "FIMBRIA_LISTEN": f"{paths.target(service)},127.0.0.1:0",
-        "FIMBRIA_DATABASE_URL": f"sqlite:///{paths.data / service}.db",
+def _service(paths: LabPaths, service: str, name: str, network: Network, databases: Databases) -> ProcessSpec:
+    environ = _common(paths, name) | {
+        "FIMBRIA_LISTEN": f"{paths.target(name)},127.0.0.1:0",
+        "FIMBRIA_DATABASE_URL": databases.url(service),
     }
     if service == "ipam":
         environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"] = ",".join(POOL_CIDRS[each] for each in network.families)
     if service == "policy":
-        environ["FIMBRIA_IDENTITY_TARGET"] = paths.target("identity")
-    return ProcessSpec(service, f"services.{service}", environ)
+        environ["FIMBRIA_IDENTITY_TARGET"] = paths.service_target("identity", databases.replicas)
+    return ProcessSpec(name, f"services.{service}", environ)
 
 
-def _loader(paths: LabPaths, node: str, network: Network) -> ProcessSpec:
+def _loader(paths: LabPaths, node: str, network: Network, replicas: int) -> ProcessSpec:
     environ = _common(paths, node) | {
         **network.environ,
         "FIMBRIA_LISTEN": paths.target(node),
@@ -77,7 +81,10 @@ def _loader(paths: LabPaths, node: str, network: Network) -> ProcessSpec:
         "FIMBRIA_SOURCE_DIR": str(REPOSITORY / "bpf"),
         "FIMBRIA_CNI_SOCKET": str(paths.cni_socket(node)),
         "FIMBRIA_CNI_QUEUE": str(paths.cni_queue(node)),
-        **{f"FIMBRIA_{service.upper()}_TARGET": paths.target(service) for service in CLUSTER_SERVICES},
+        **{
+            f"FIMBRIA_{service.upper()}_TARGET": paths.service_target(service, replicas)
+            for service in CLUSTER_SERVICES
+        },
     }
     return ProcessSpec(node, "services.loader", environ, paths.node_netns(node))
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from cli.errors import BadInput, CliError
 from cli.lab import netns, process
+from cli.lab.databases import remove_server
 from cli.lab.files import locked, read_json
 from cli.lab.paths import LabPaths
+from cli.lab.postgres import Postgres
 
 
 @dataclass
@@ -27,10 +29,12 @@ class Swept:
     files: bool = False
     kept: list[str] = field(default_factory=list)
     """Files in the directory that are not the lab's."""
+    postgres: bool = False
+    """The lab's PostgreSQL server, with its files."""
 
     @property
     def anything(self) -> bool:
-        return bool(self.processes or self.namespaces or self.pins or self.files)
+        return bool(self.processes or self.namespaces or self.pins or self.files or self.postgres)
 
 
 def refuse_foreign(paths: LabPaths) -> None:
@@ -64,10 +68,14 @@ def remove(paths: LabPaths) -> Swept:
 
 def _remove_kernel_state(paths: LabPaths) -> Swept:
     swept = Swept()
+    # The database server goes last, and in order: a kill would leave its shared memory behind.
+    server = Postgres(paths.postgres).process()
     # A process may be starting another one just now (a launcher its children): look until none is left.
-    while found := process.marked(paths.id):
+    while found := [each for each in process.marked(paths.id) if each != server]:
         process.end(found, grace=0)
         swept.processes += len(found)
+    swept.processes += server is not None
+    swept.postgres = remove_server(paths)
     for name in netns.named(paths.netns_prefix):
         if netns.delete(name):
             swept.namespaces.append(name)
@@ -120,6 +128,8 @@ def leftovers(paths: LabPaths) -> list[str]:
     found += [f"network namespace {name}" for name in netns.named(paths.netns_prefix)]
     if paths.pins.exists():
         found.append(f"BPF pins in {paths.pins}")
+    if paths.postgres.exists():
+        found.append(f"a PostgreSQL server's files in {paths.postgres}")
     if paths.marker.exists():
         found.append(f"files in {paths.directory}")
     return found
