@@ -88,6 +88,13 @@ def test_bad_input_is_one_line_and_exit_code_2(
         ["map", "resize", "ct4", "1000"],
         ["prog", "list"],
         ["reload"],
+        ["ipam", "check"],
+        ["pool", "list"],
+        ["pool", "extend", "blue", "10.0.0.0/8"],
+        ["node", "delete", "node-1"],
+        ["identity", "status"],
+        ["identity", "filter", "set", "--default"],
+        ["ip", "list", "--on-hold"],
     ],
 )
 def test_without_a_lab_every_command_says_how_to_start_one(
