@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,6 +184,10 @@ class Pod:
     ipv4: str = ""
     ipv6: str = ""
     ports: list[dict[str, Any]] = field(default_factory=list)
+    annotations: dict[str, str] = field(default_factory=dict)
+
+    def _annotations(self) -> list[dict[str, str]]:
+        return [{"key": key, "value": value} for key, value in self.annotations.items()]
 
     @property
     def container_id(self) -> str:
@@ -198,7 +202,7 @@ class Pod:
             "type": "fimbria-cni",
             "socket": str(self.node.socket),
             "queue": str(self.node.directory / "deletes"),
-            "args": {"cni": {"labels": pairs, "ports": self.ports}},
+            "args": {"cni": {"labels": pairs, "ports": self.ports, "annotations": self._annotations()}},
             **more,
         }
         done = subprocess.run(
@@ -237,8 +241,9 @@ class Pod:
 class Rig:
     """The cluster. Everything that it makes is gone after :meth:`close`.
 
-    ``cidrs`` is the pool; with an IPv6 one the nodes have IPv6 on the underlay too. ``flags`` are more of the
-    loaders'.
+    ``cidrs`` is the pool, or empty for none; with an IPv6 one, or ``ipv6``, the nodes have IPv6 on the
+    underlay too. ``flags`` are more of the loaders', ``node_flags`` of one of them by number,
+    ``service_flags`` of a service by name.
     """
 
     def __init__(
@@ -248,10 +253,16 @@ class Rig:
         nodes: int = 2,
         cidrs: str = IPV4_POOL,
         flags: Sequence[str] = (),
+        node_flags: Callable[[int], Sequence[str]] = lambda number: (),
+        service_flags: Mapping[str, Sequence[str]] = {},
+        ipv6: bool = False,
     ) -> None:
         self.directory = directory
         self._cidrs = cidrs
         self._flags = list(flags)
+        self._node_flags = node_flags
+        self._service_flags = service_flags
+        self._ipv6 = ipv6 or ":" in cidrs
         self.namespaces = namespaces
         self.pin_root = BPFFS / f"test-{os.getpid()}-{directory.name}"
         self.services = {name: self._service(name) for name in SERVICES}
@@ -288,6 +299,12 @@ class Rig:
 
     def pod(self, node: Node, name: str, **labels: str) -> Pod:
         return Pod(node, name, self.namespaces.make(), labels)
+
+    def create_pool(self, name: str, cidrs: list[str], **more: Any) -> None:
+        with grpc.insecure_channel(self.target("ipam")) as channel:
+            stub = ipam_pb2_grpc.PoolServiceStub(channel)
+            request = ipam_pb2.CreatePoolRequest(name=name, cidrs=cidrs, **more)
+            stub.CreatePool(request, wait_for_ready=True, timeout=patient(10))
 
     def four_pods(self) -> dict[str, Pod]:
         """web and near on the first node, client and stranger on the second, added."""
@@ -359,7 +376,8 @@ class Rig:
             f"--database-url=sqlite:///{self.directory / name}.db",
             f"--ready-file={ready}",
         ]
-        if name == "ipam":
+        flags += self._service_flags.get(name, ())
+        if name == "ipam" and self._cidrs:
             flags.append(f"--ipam-default-pool-cidr={self._cidrs}")
         if name == "policy":
             flags.append(f"--identity-target={self.target('identity')}")
@@ -370,7 +388,7 @@ class Rig:
         name, ipv4 = f"node-{number}", f"172.31.1.{number}"
         namespace = self.namespaces.make()
         namespace.command("ip", "link", "set", "lo", "up")
-        ipv6 = f"2001:db8::{number}" if ":" in self._cidrs else ""
+        ipv6 = f"2001:db8::{number}" if self._ipv6 else ""
         self._connect(namespace, name, "eth0", ipv4, ipv6)
         directory = self.directory / name
         directory.mkdir()
@@ -381,6 +399,7 @@ class Rig:
             f"--node-ipv4={ipv4}",
             *([f"--node-ipv6={ipv6}"] if ipv6 else []),
             *self._flags,
+            *self._node_flags(number),
             *(f"--{service}-target={self.target(service)}" for service in SERVICES),
             f"--state-dir={directory}/state",
             f"--pin-dir={self.pin_root / name}",
