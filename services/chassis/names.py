@@ -77,6 +77,11 @@ MAP_PRESSURE: Final = "fimbria.map.pressure"
 MAP_ENTRIES: Final = "fimbria.map.entries"
 WATCH_SYNC_AGE: Final = "fimbria.watch.sync.age"
 WATCH_CONNECTED: Final = "fimbria.watch.connected"
+IDENTITIES_COLLECTED: Final = "fimbria.identity.collected"
+IDENTITIES_UNUSED: Final = "fimbria.identity.unused"
+IDENTITY_BACKLOG: Final = "fimbria.identity.collection.backlog"
+IDENTITY_LAG: Final = "fimbria.identity.collection.lag"
+IDENTITY_UTILISATION: Final = "fimbria.identity.space.utilisation"
 
 # Attributes of metrics.
 REASON: Final = "reason"
@@ -87,6 +92,7 @@ OUTCOME: Final = "outcome"
 PROGRAM: Final = "program"
 KIND: Final = "kind"
 WATCH: Final = "watch"
+SPACE: Final = "space"
 
 # Keys of structured log lines.
 LOG_TRACE_ID: Final = "trace_id"

@@ -1,39 +1,46 @@
-"""The ipcache in SQL: every change of an entry is an event of the ipcache feed."""
+"""The ipcache in SQL: every change of an entry is an event of the ipcache feed.
+
+Changes that arrive together are read, planned one after the other in memory, and written by one handful of
+statements: a cluster's loaders publish an entry for each pod that starts.
+"""
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import orjson
 from sqlalchemy import LargeBinary, bindparam, delete, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chassis.db import Database
+from services.chassis.db import Database, Group
+from services.chassis.errors import FimbriaError
 from services.chassis.feed import Feed
 from services.identity import problems
+from services.identity.chunks import chunks
 from services.identity.ipcache import Changes, Entry, plan_publish, plan_withdraw
 from services.identity.reserved import is_reserved
-from services.identity.schema import identities, ipcache
+from services.identity.schema import identities, ipcache, prefixes
+from services.identity.use_store import touch
 
-# Below the least limit on variables of one statement that any supported SQLite has.
-CHUNK = 500
 # Of a sort_key of IPv4 and of IPv6: its keys sort among each other, so that each family is read by itself.
 KEY_LENGTHS = (5, 17)
-
-T = TypeVar("T")
+# Changes of more entries than this are written by themselves, so that small ones need not wait for them.
+TOGETHER = 500
 
 _BY_KEYS = select(ipcache).where(ipcache.c.sort_key.in_(bindparam("keys", expanding=True)))
-_BY_NODE = select(ipcache).where(ipcache.c.node == bindparam("node"))
+_BY_NODE = select(ipcache).where(ipcache.c.node == bindparam("of_node"))
 _PAST = (
     select(ipcache)
     .where(ipcache.c.sort_key > bindparam("after"), func.length(ipcache.c.sort_key) == bindparam("length"))
     .order_by(ipcache.c.sort_key)
 )
-_REVISIONS = select(identities.c.id, identities.c.revision).where(
-    identities.c.id.in_(bindparam("numbers", expanding=True))
+_REVISIONS = tuple(
+    select(table.c.id, table.c.revision).where(table.c.id.in_(bindparam("numbers", expanding=True)))
+    for table in (identities, prefixes)
 )
 # Written as text because SQLite and PostgreSQL agree on it word for word, which their constructs do not.
 _PUT = text(
@@ -46,12 +53,62 @@ _PUT = text(
 _REMOVE = delete(ipcache).where(ipcache.c.sort_key == bindparam("key"))
 
 
+@dataclass(frozen=True, slots=True)
+class _Change:
+    """A publication (`entries`, with `replace_node` all that the node has) or a withdrawal of `prefixes`."""
+
+    node: str
+    trace: str
+    entries: Sequence[Entry] | None = None
+    replace_node: bool = False
+    prefixes: Sequence[str] = ()
+
+    @property
+    def size(self) -> int:
+        return len(self.prefixes) if self.entries is None else len(self.entries)
+
+    def named(self) -> Iterable[str]:
+        """The prefixes that it speaks of."""
+        return self.prefixes if self.entries is None else (entry.prefix for entry in self.entries)
+
+
+@dataclass(slots=True)
+class _Table:
+    """The entries that a batch speaks of, as they are after each of its changes, and what is to write."""
+
+    entries: dict[str, Entry]
+    changed: dict[str, None] = field(default_factory=dict)
+    events: list[tuple[str, bytes, bool, str]] = field(default_factory=list)
+    # Position in `events` of the newest event of a prefix.
+    newest: dict[str, int] = field(default_factory=dict)
+    # Identities that an entry had before and has not now.
+    left: set[int] = field(default_factory=set)
+
+    def apply(self, changes: Changes, trace: str) -> None:
+        # Removals come first: the last event of a replacement is the one after which nothing stale is left.
+        for entry in changes.removals:
+            self._note(entry.prefix, b"", True, trace)
+            self.left.add(self.entries.pop(entry.prefix).identity)
+        for entry in changes.puts:
+            self._note(entry.prefix, encode_entry(entry), False, trace)
+            before = self.entries.get(entry.prefix)
+            if before is not None and before.identity != entry.identity:
+                self.left.add(before.identity)
+            self.entries[entry.prefix] = entry
+
+    def _note(self, prefix: str, payload: bytes, deleted: bool, trace: str) -> None:
+        self.changed[prefix] = None
+        self.newest[prefix] = len(self.events)
+        self.events.append((prefix, payload, deleted, trace))
+
+
 class IpCacheStore:
     """What each prefix means, by the rules of `services.identity.ipcache`."""
 
     def __init__(self, database: Database, feed: Feed) -> None:
         self._database = database
         self._feed = feed
+        self._changes: Group[_Change, tuple[int, Sequence[Entry]]] = Group(database, self._change_together)
 
     async def publish(
         self, node: str, entries: Sequence[Entry], *, replace_node: bool, trace: str
@@ -61,24 +118,12 @@ class IpCacheStore:
         Returns the ipcache revision that holds the result, and the entries of other nodes that were taken
         over. `identity_revision` of the entries is filled in here. Raises NotFound (IDENTITY_NOT_FOUND).
         """
-
-        async def operation(connection: AsyncConnection) -> tuple[int, Sequence[Entry]]:
-            wanted = await _with_identity_revisions(connection, entries)
-            current = await _read(connection, [entry.prefix for entry in wanted])
-            replaced = await _read_node(connection, node) if replace_node else ()
-            changes = plan_publish(wanted, current, replaced=replaced)
-            return await self._apply(connection, changes, trace), changes.taken_over
-
-        return await self._database.write(operation)
+        return await self._change(_Change(node, trace, entries, replace_node))
 
     async def withdraw(self, node: str, prefixes: Sequence[str], *, trace: str) -> int:
         """Removes those of `prefixes` that `node` still owns; the ipcache revision that shows it."""
-
-        async def operation(connection: AsyncConnection) -> int:
-            current = await _read(connection, prefixes)
-            return await self._apply(connection, plan_withdraw(node, current.values()), trace)
-
-        return await self._database.write(operation)
+        revision, _ = await self._change(_Change(node, trace, prefixes=prefixes))
+        return revision
 
     async def list(self, *, node: str, after: str, limit: int | None) -> tuple[Sequence[Entry], int]:
         """Up to `limit` entries by prefix past the prefix `after`, and the feed revision that they show.
@@ -99,21 +144,48 @@ class IpCacheStore:
                 found += map(_from_row, (await connection.execute(statement, start)).all())
         return found, revision
 
-    async def _apply(self, connection: AsyncConnection, changes: Changes, trace: str) -> int:
-        """Writes `changes`; the revision of the last event, or the feed's when nothing changed."""
-        # Removals come first: the last event of a replacement is the one after which nothing stale is left.
-        events = [(entry.prefix, b"", True) for entry in changes.removals]
-        events += [(entry.prefix, encode_entry(entry), False) for entry in changes.puts]
-        if not events:
-            return await self._feed.revision_at(connection)
-        revision = await self._feed.append_all(connection, events, trace)
-        if changes.removals:
-            await connection.execute(_REMOVE, [{"key": sort_key(entry.prefix)} for entry in changes.removals])
-        if changes.puts:
-            first = revision - len(changes.puts) + 1
-            rows = [_to_row(replace(entry, revision=first + at)) for at, entry in enumerate(changes.puts)]
-            await connection.execute(_PUT, rows)
-        return revision
+    @asynccontextmanager
+    async def snapshot(self, size: int) -> AsyncIterator[tuple[int, AsyncIterator[Sequence[Any]]]]:
+        """The ipcache revision of one snapshot, and the rows of its entries by prefix, `size` at a time."""
+        async with self._database.read() as connection:
+            yield await self._feed.revision_at(connection), _pages(connection, size)
+
+    async def _change(self, change: _Change) -> tuple[int, Sequence[Entry]]:
+        if change.size <= TOGETHER and not change.replace_node:
+            return await self._changes.submit(change)
+
+        async def operation(connection: AsyncConnection) -> tuple[int, Sequence[Entry]]:
+            (result,) = await self._change_together(connection, [change])
+            if isinstance(result, FimbriaError):
+                raise result
+            return result
+
+        return await self._database.write(operation)
+
+    async def _change_together(
+        self, connection: AsyncConnection, changes: Sequence[_Change]
+    ) -> Sequence[tuple[int, Sequence[Entry]] | FimbriaError]:
+        revisions = await _identity_revisions(connection, changes)
+        table = _Table(await _read(connection, changes))
+        results: list[tuple[int, Sequence[Entry]] | FimbriaError] = []
+        for change in changes:
+            try:
+                planned = _plan(change, table.entries, revisions)
+            except FimbriaError as refusal:
+                results.append(refusal)
+                continue
+            table.apply(planned, change.trace)
+            results.append((len(table.events), planned.taken_over))
+        if table.events:
+            before = await self._feed.append_changes(connection, table.events) - len(table.events)
+            await _write(connection, table, before + 1)
+        else:
+            before = await self._feed.revision_at(connection)
+        # Each is told the revision up to which its own change goes; one that changes nothing, what it found.
+        return [
+            result if isinstance(result, FimbriaError) else (before + result[0], result[1])
+            for result in results
+        ]
 
 
 def sort_key(prefix: str) -> bytes:
@@ -135,32 +207,71 @@ def decode_entry(prefix: str, payload: bytes, revision: int) -> Entry:
     return Entry(prefix, identity, node, tunnel, owner, identity_revision, revision)
 
 
-async def _with_identity_revisions(connection: AsyncConnection, entries: Sequence[Entry]) -> list[Entry]:
-    numbers = {entry.identity for entry in entries if not is_reserved(entry.identity)}
-    revisions: dict[int, int] = {}
-    for chunk in _chunks(sorted(numbers)):
-        rows = (await connection.execute(_REVISIONS, {"numbers": chunk})).all()
-        revisions.update((row.id, row.revision) for row in rows)
-    for index, entry in enumerate(entries):
-        if entry.identity in numbers and entry.identity not in revisions:
+async def _pages(connection: AsyncConnection, size: int) -> AsyncIterator[Sequence[Any]]:
+    """The rows of all entries on one snapshot, by prefix, up to `size` at a time."""
+    for length in KEY_LENGTHS:
+        after = b""
+        while True:
+            start = {"length": length, "after": after}
+            rows = (await connection.execute(_PAST.limit(size), start)).all()
+            if rows:
+                yield rows
+            if len(rows) < size:
+                break
+            after = rows[-1].sort_key
+
+
+def _plan(change: _Change, table: Mapping[str, Entry], revisions: Mapping[int, int]) -> Changes:
+    if change.entries is None:
+        named = dict.fromkeys(change.prefixes)
+        return plan_withdraw(change.node, [table[prefix] for prefix in named if prefix in table])
+    wanted = []
+    for index, entry in enumerate(change.entries):
+        if entry.identity not in revisions and not is_reserved(entry.identity):
             raise problems.identity_not_found(entry.identity, f"entries[{index}].identity")
-    return [replace(entry, identity_revision=revisions.get(entry.identity, 0)) for entry in entries]
+        wanted.append(replace(entry, identity_revision=revisions.get(entry.identity, 0)))
+    replaced = [e for e in table.values() if e.node == change.node] if change.replace_node else ()
+    return plan_publish(wanted, table, replaced=replaced)
 
 
-async def _read(connection: AsyncConnection, prefixes: Iterable[str]) -> dict[str, Entry]:
+async def _write(connection: AsyncConnection, table: _Table, first: int) -> None:
+    """Writes the entries as they are after all changes; `first` is the revision of the first event."""
+    gone = [{"key": sort_key(prefix)} for prefix in table.changed if prefix not in table.entries]
+    rows = [
+        _to_row(replace(table.entries[prefix], revision=first + table.newest[prefix]))
+        for prefix in table.changed
+        if prefix in table.entries
+    ]
+    if gone:
+        await connection.execute(_REMOVE, gone)
+    if rows:
+        await connection.execute(_PUT, rows)
+    await touch(connection, [number for number in table.left if not is_reserved(number)])
+
+
+async def _identity_revisions(connection: AsyncConnection, changes: Sequence[_Change]) -> dict[int, int]:
+    """Of all identities that the changes name and that exist, but for reserved ones."""
+    numbers = {entry.identity for change in changes for entry in change.entries or ()}
+    revisions: dict[int, int] = {}
+    wanted = sorted(number for number in numbers if not is_reserved(number))
+    for statement in _REVISIONS:
+        for chunk in chunks([number for number in wanted if number not in revisions]):
+            rows = (await connection.execute(statement, {"numbers": chunk})).all()
+            revisions.update((row.id, row.revision) for row in rows)
+    return revisions
+
+
+async def _read(connection: AsyncConnection, changes: Sequence[_Change]) -> dict[str, Entry]:
+    """The present entries of all prefixes that the changes name, and of all nodes that they replace."""
     found: dict[str, Entry] = {}
-    for chunk in _chunks([sort_key(prefix) for prefix in prefixes]):
+    keys = {sort_key(prefix) for change in changes for prefix in change.named()}
+    for chunk in chunks(sorted(keys)):
         rows = (await connection.execute(_BY_KEYS, {"keys": chunk})).all()
         found.update((row.prefix, _from_row(row)) for row in rows)
+    for node in {change.node for change in changes if change.replace_node}:
+        rows = (await connection.execute(_BY_NODE, {"of_node": node})).all()
+        found.update((row.prefix, _from_row(row)) for row in rows)
     return found
-
-
-async def _read_node(connection: AsyncConnection, node: str) -> list[Entry]:
-    return [_from_row(row) for row in (await connection.execute(_BY_NODE, {"node": node})).all()]
-
-
-def _chunks(items: Sequence[T]) -> Iterable[Sequence[T]]:
-    return (items[start : start + CHUNK] for start in range(0, len(items), CHUNK))
 
 
 def _to_row(entry: Entry) -> dict[str, Any]:

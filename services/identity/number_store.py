@@ -1,84 +1,105 @@
-"""Free numbers from SQL: the cursor of a space of numbers, and the search for those that nobody has."""
+"""Free numbers from SQL: the cursor of a space of numbers, and the search for those that nobody has.
+
+Most of the time the numbers past the cursor are free, and a look at a few of them is enough. In a space that
+is nearly full it is not: then all free numbers are looked up once and remembered, and from there on each is
+only asked for by name, until none of them is left. So the price of a number does not grow with how full the
+space is.
+"""
 
 from __future__ import annotations
 
-from sqlalchemy import Table, bindparam, select, update
+from bisect import bisect_left
+
+from sqlalchemy import Table, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.identity import problems
-from services.identity.numbers import Space, first_gap
+from services.identity.chunks import CHUNK
+from services.identity.numbers import Space
 
-# How many used numbers one step of the search for a free one reads.
-SEARCH_PAGE = 1024
+# How many more numbers than four times those that are needed the first look takes in.
+MARGIN = 64
 
 
 class NumberStore:
     """Gives out the numbers of a space: those that are not the `id` of a row of `used`.
 
     `cursor` is a table of one row whose `next_id` says where the search starts; see `numbers` on rotation.
-    `remedy` says what helps when none is left.
     """
 
-    def __init__(self, space: Space, used: Table, cursor: Table, remedy: str) -> None:
+    def __init__(self, space: Space, used: Table, cursor: Table) -> None:
         self.space = space
-        self._remedy = remedy
-        self._cursor = select(
-            cursor.c.next_id, select(used.c.id).where(used.c.id == cursor.c.next_id).exists().label("used")
-        )
+        # Numbers that were free when they were looked up, ascending; others may have taken them since.
+        self._free: list[int] = []
+        self._cursor = select(cursor.c.next_id)
         self._used_between = (
             select(used.c.id)
             .where(used.c.id.between(bindparam("start"), bindparam("end")))
             .order_by(used.c.id)
-            .limit(SEARCH_PAGE)
+        )
+        self._used_of = select(used.c.id).where(used.c.id.in_(bindparam("numbers", expanding=True)))
+        self._count = (
+            select(func.count())
+            .select_from(used)
+            .where(used.c.id.between(bindparam("start"), bindparam("end")))
         )
         self._move_cursor = update(cursor).where(cursor.c.singleton == 1)
 
-    async def take(self, connection: AsyncConnection) -> int:
-        """The next free number in rotation, to be used before the next call.
-
-        Raises ResourceExhausted (IDENTITIES_EXHAUSTED).
-        """
-        cursor = (await connection.execute(self._cursor)).one()
-        for start, end in self.space.rotation(cursor.next_id):
-            at_hand = start == cursor.next_id and not cursor.used
-            number = start if at_hand else await self._free(connection, start, end)
-            if number is not None:
-                await connection.execute(self._move_cursor, {"next_id": number + 1})
-                return number
-        raise problems.identities_exhausted(self.space.first, self.space.last, self._remedy)
-
     async def take_many(self, connection: AsyncConnection, count: int) -> list[int]:
-        """As many free numbers, in rotation. Raises ResourceExhausted (IDENTITIES_EXHAUSTED)."""
-        cursor = (await connection.execute(self._cursor)).one()
-        found: list[int] = []
-        for start, end in self.space.rotation(cursor.next_id):
-            while start <= end and len(found) < count:
-                page = await self._page(connection, start, end)
-                # Past the page's last number nothing is known, unless the page is the last one.
-                upto = end if len(page) < SEARCH_PAGE else page[-1]
-                used = set(page)
-                for number in range(start, upto + 1):
-                    if number not in used:
-                        found.append(number)
-                        if len(found) == count:
-                            break
-                start = upto + 1
+        """Up to `count` free numbers in rotation, fewer when there are no more. Inside a write."""
+        if count == 0:
+            return []
+        cursor = self.space.clamp((await connection.execute(self._cursor)).scalar_one())
+        found = await self._next(connection, cursor, count)
         if len(found) < count:
-            raise problems.identities_exhausted(self.space.first, self.space.last, self._remedy)
-        await connection.execute(self._move_cursor, {"next_id": found[-1] + 1})
+            after = found[-1] + 1 if found else cursor
+            found += await self._remembered(connection, after, count - len(found), {*found})
+        if len(found) < count and await self.taken(connection) + len(found) < self.space.capacity:
+            after = found[-1] + 1 if found else cursor
+            self._free = await self._search(connection, {*found})
+            found += await self._remembered(connection, after, count - len(found), {*found})
+        if found:
+            await connection.execute(self._move_cursor, {"next_id": found[-1] + 1})
         return found
 
-    async def _free(self, connection: AsyncConnection, start: int, end: int) -> int | None:
-        while start <= end:
-            page = await self._page(connection, start, end)
-            number = first_gap(start, page)
-            if number > end:
-                return None
-            if len(page) < SEARCH_PAGE or number <= page[-1]:
-                return number
-            start = number
-        return None
+    async def taken(self, connection: AsyncConnection) -> int:
+        """How many numbers of the space stand for something."""
+        bounds = {"start": self.space.first, "end": self.space.last}
+        return int((await connection.execute(self._count, bounds)).scalar_one())
 
-    async def _page(self, connection: AsyncConnection, start: int, end: int) -> list[int]:
+    async def _next(self, connection: AsyncConnection, cursor: int, count: int) -> list[int]:
+        """Free numbers from the next few past the cursor."""
+        end = min(cursor + 4 * count + MARGIN - 1, self.space.last)
+        used = await self._between(connection, cursor, end)
+        free = [number for number in range(cursor, end + 1) if number not in used]
+        return free[:count]
+
+    async def _remembered(
+        self, connection: AsyncConnection, cursor: int, count: int, taken: set[int]
+    ) -> list[int]:
+        """The same from the free numbers that are remembered; those that are used by now are forgotten."""
+        found: list[int] = []
+        at = bisect_left(self._free, cursor)
+        while self._free and len(found) < count:
+            at = at if at < len(self._free) else 0
+            some = self._free[at : at + min(CHUNK, count - len(found) + MARGIN)]
+            rows = await connection.execute(self._used_of, {"numbers": some})
+            gone = {*rows.scalars(), *taken}
+            asked = 0
+            for number in some:
+                if len(found) == count:
+                    break
+                asked += 1
+                if number not in gone:
+                    found.append(number)
+            # What was asked for is in use now, or about to be.
+            del self._free[at : at + asked]
+        return found
+
+    async def _search(self, connection: AsyncConnection, taken: set[int]) -> list[int]:
+        used = await self._between(connection, self.space.first, self.space.last)
+        numbers = range(self.space.first, self.space.last + 1)
+        return [number for number in numbers if number not in used and number not in taken]
+
+    async def _between(self, connection: AsyncConnection, start: int, end: int) -> set[int]:
         rows = await connection.execute(self._used_between, {"start": start, "end": end})
-        return list(rows.scalars().all())
+        return set(rows.scalars())

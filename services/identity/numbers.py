@@ -7,45 +7,45 @@ meant before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+
+from services.identity.reserved import CLUSTER_FIRST, CLUSTER_LAST, PREFIX_FIRST, PREFIX_LAST
 
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The numbers `first`..`last`, both included."""
+    """The numbers `first`..`last`, both included. `remedy` is what helps when none of them is left."""
 
+    name: str
     first: int
     last: int
+    remedy: str
 
     def __contains__(self, number: int) -> bool:
         return self.first <= number <= self.last
+
+    @property
+    def capacity(self) -> int:
+        """How many numbers it has."""
+        return self.last - self.first + 1
 
     def clamp(self, cursor: int) -> int:
         """`cursor` if it is a number of the space, else the first one."""
         return cursor if cursor in self else self.first
 
-    def rotation(self, cursor: int) -> tuple[tuple[int, int], ...]:
-        """The inclusive spans of numbers to search, in order: from `cursor` to the end, then up to
-        `cursor`.
-        """
-        start = self.clamp(cursor)
-        if start == self.first:
-            return ((self.first, self.last),)
-        return ((start, self.last), (self.first, start - 1))
+
+CLUSTER = Space(
+    "cluster",
+    CLUSTER_FIRST,
+    CLUSTER_LAST,
+    "let fewer labels be security-relevant (fimbria identity filter)",
+)
+PREFIXES = Space("prefixes", PREFIX_FIRST, PREFIX_LAST, "let policies name fewer prefixes")
 
 
-def first_gap(start: int, used: Sequence[int]) -> int:
-    """The lowest number >= `start` that is not in `used`: distinct, ascending, none below `start`.
+@dataclass(frozen=True, slots=True)
+class Prospect:
+    """How many numbers of a space garbage collection is about to free, and in how many seconds the first."""
 
-    When `used` is one page of a longer list and the answer lies past its last number, the search has to go
-    on with the next page from there.
-    """
-    low, high = 0, len(used)
-    while low < high:
-        middle = (low + high) // 2
-        if used[middle] == start + middle:
-            low = middle + 1
-        else:
-            high = middle
-    return start + low
+    unused: int = 0
+    seconds: float | None = None

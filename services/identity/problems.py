@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from services.chassis.errors import FieldViolation, InvalidArgument, NotFound, ResourceExhausted
+from services.chassis.errors import Aborted, FieldViolation, InvalidArgument, NotFound, ResourceExhausted
 
 
 def invalid(field: str, description: str, *, reason: str, **metadata: str) -> InvalidArgument:
@@ -15,6 +15,21 @@ def invalid(field: str, description: str, *, reason: str, **metadata: str) -> In
     )
 
 
+def filter_invalid(field: str, pattern: str, description: str) -> InvalidArgument:
+    """A pattern of a label filter that means nothing; `description` goes on after the pattern."""
+    return invalid(field, f"pattern {pattern!r} {description}", reason="FILTER_INVALID", pattern=pattern)
+
+
+def filter_changed(expected: int, revision: int) -> Aborted:
+    """Somebody else has set the filter since it was read."""
+    return Aborted(
+        f"expected_revision: the label filter has revision {revision}, not {expected};"
+        " read it again and decide anew",
+        reason="FILTER_CHANGED",
+        metadata={"field": "expected_revision", "expected": str(expected), "revision": str(revision)},
+    )
+
+
 def identity_not_found(number: int, field: str) -> NotFound:
     """No label set has this number."""
     return NotFound(
@@ -24,10 +39,27 @@ def identity_not_found(number: int, field: str) -> NotFound:
     )
 
 
-def identities_exhausted(first: int, last: int, remedy: str) -> ResourceExhausted:
-    """Every number of a space stands for something."""
+def identities_exhausted(
+    first: int, last: int, used: int, remedy: str, *, unused: int = 0, retry_after: float | None = None
+) -> ResourceExhausted:
+    """A space has too few numbers left. `unused` of them will come free when nobody has used them for long
+    enough, the first in `retry_after` seconds.
+    """
+    capacity = last - first + 1
+    what = f"no identity is left: {used} of the {capacity} numbers {first} to {last} stand for something"
+    if unused:
+        what += f", {unused} of which nobody uses any more: they come free soon"
     return ResourceExhausted(
-        f"no identity is left: all of {first} to {last} are in use; {remedy}",
+        f"{what}; {remedy}",
         reason="IDENTITIES_EXHAUSTED",
-        metadata={"first": str(first), "last": str(last), "capacity": str(last - first + 1)},
+        metadata={
+            "first": str(first),
+            "last": str(last),
+            "capacity": str(capacity),
+            "used": str(used),
+            "unused": str(unused),
+            "transient": "true" if unused else "false",
+            "help": "try again: garbage collection is about to free numbers" if unused else remedy,
+        },
+        retry_after=retry_after if unused else None,
     )

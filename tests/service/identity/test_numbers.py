@@ -67,7 +67,17 @@ async def test_the_last_free_numbers_are_found_in_rotation_and_then_none(databas
     with pytest.raises(ResourceExhausted) as caught:
         await store.resolve(app("three"), trace="")
     assert caught.value.reason == "IDENTITIES_EXHAUSTED"
-    assert caught.value.metadata == {"first": "256", "last": "65535", "capacity": "65280"}
+    metadata = caught.value.metadata
+    assert metadata.pop("help") in str(caught.value)
+    assert metadata == {
+        "first": "256",
+        "last": "65535",
+        "capacity": "65280",
+        "used": "65280",
+        "unused": "0",
+        "transient": "false",
+    }
+    assert caught.value.retry_after is None
     # Known sets go on resolving, also by a process that has never seen them.
     assert (await store.resolve(app("one"), trace="")).number == 300
     assert (await store_over(database).resolve(app("n999"), trace="")).number == 999

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from hypothesis import given
-from hypothesis import strategies as st
-
 from services.identity.model import reserved_identities, reserved_identity
-from services.identity.numbers import Space, first_gap
+from services.identity.numbers import Space
 from services.identity.reserved import RESERVED_IDENTITIES, RESERVED_PREFIXES, is_reserved
 
 
@@ -46,16 +43,8 @@ def test_the_reserved_identity_of_a_family_has_the_labels_of_its_prefix() -> Non
         assert set(identity.labels) == {f"cidr:{prefix}", "reserved:world", f"reserved:{identity.name}"}
 
 
-def test_the_search_starts_at_the_cursor_and_wraps() -> None:
-    space = Space(256, 65535)
-    assert space.rotation(256) == ((256, 65535),)
-    assert space.rotation(300) == ((300, 65535), (256, 299))
-    assert space.rotation(65536) == ((256, 65535),)
-    assert space.clamp(7) == 256
+def test_the_search_starts_at_a_number_of_the_space() -> None:
+    space = Space("cluster", 256, 65535, "")
+    assert (space.clamp(7), space.clamp(300), space.clamp(65536)) == (256, 300, 256)
     assert (256 in space, 65535 in space, 255 in space, 65536 in space) == (True, True, False, False)
-
-
-@given(st.integers(256, 1000), st.sets(st.integers(0, 80)))
-def test_first_gap_is_the_least_number_not_used(start: int, offsets: set[int]) -> None:
-    used = sorted(start + offset for offset in offsets)
-    assert first_gap(start, used) == next(n for n in range(start, start + 82) if n not in used)
+    assert space.capacity == 65280
