@@ -28,6 +28,8 @@ from tests.patience import patient
 
 T = TypeVar("T")
 
+STORES = ("sqlite", "postgresql")
+
 # Short, because the path of a socket has to be.
 _ROOT = Path("/tmp")
 _NAME = re.compile(r"fimbria-pg-(\d+)-(\d+)(?:-\d+)?")
@@ -72,6 +74,16 @@ def fresh_database(*services: str, server: Postgres | None = None) -> Iterator[s
         yield server.url(name)
     finally:
         administrate(server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@contextmanager
+def store_of(service: str, kind: str) -> Iterator[list[str]]:
+    """Flags that give a service process a store of one of STORES; SQLite is what it gets without any."""
+    if kind == "sqlite":
+        yield []
+        return
+    with fresh_database(service) as url:
+        yield [f"--database-url={url}"]
 
 
 def migrate(url: str, *services: str) -> None:

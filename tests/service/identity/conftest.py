@@ -1,4 +1,6 @@
-"""One real identity process for the tests of a worker; each test has names and addresses of its own."""
+"""One real identity process over each kind of store for the tests of a worker; each test has names and
+addresses of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,20 @@ import pytest
 from fimbria.identity.v1 import identity_pb2_grpc
 
 from services.chassis.channel import open_channel
+from tests.postgres import STORES, store_of
 from tests.service.processes import ServiceProcess, start
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def identity(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = start("identity", tmp_path_factory.mktemp("identity"))
-    yield service
-    assert service.terminate() == 0
+@pytest.fixture(scope="session", params=STORES)
+def identity(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    with store_of("identity", request.param) as flags:
+        service = start("identity", tmp_path_factory.mktemp("identity"), *flags)
+        yield service
+        assert service.terminate() == 0
 
 
 @pytest.fixture

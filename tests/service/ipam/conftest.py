@@ -1,4 +1,6 @@
-"""One real ipam process for the tests of a worker; each test has a pool and names of its own."""
+"""One real ipam process over each kind of store for the tests of a worker; each test has a pool and names of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,26 @@ import pytest
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
 from services.chassis.channel import open_channel
+from tests.postgres import STORES, store_of
 from tests.service.processes import ServiceProcess, start
 
 _numbers = itertools.count(1)
 
 
-@pytest.fixture(scope="session")
-def ipam(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    service = start(
-        "ipam", tmp_path_factory.mktemp("ipam"), "--ipam-default-pool-cidr=10.244.0.0/16", "--log-level=debug"
-    )
-    yield service
-    assert service.terminate() == 0
+@pytest.fixture(scope="session", params=STORES)
+def ipam(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ServiceProcess]:
+    with store_of("ipam", request.param) as flags:
+        service = start(
+            "ipam",
+            tmp_path_factory.mktemp("ipam"),
+            "--ipam-default-pool-cidr=10.244.0.0/16",
+            "--log-level=debug",
+            *flags,
+        )
+        yield service
+        assert service.terminate() == 0
 
 
 @pytest.fixture
