@@ -67,7 +67,8 @@ def lab() -> None:
     "settings",
     multiple=True,
     metavar="FIMBRIA_NAME=VALUE",
-    help="Another setting of the loaders, see docs/settings.md; may be given again.",
+    help="Another setting of the loaders, or of the service that it begins with the name of "
+    "(FIMBRIA_IPAM_MODE), see docs/settings.md; may be given again.",
 )
 @output_option()
 @options.dir_option

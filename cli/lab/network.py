@@ -32,7 +32,7 @@ class Network:
     ipv6: bool = True
     """Nodes and pods have IPv6 beside IPv4."""
     settings: Mapping[str, str] = field(default_factory=dict)
-    """More settings of the loaders, by variable."""
+    """More settings of the loaders, by variable; a service is given those that begin with its name."""
 
     @property
     def families(self) -> tuple[int, ...]:

@@ -66,6 +66,11 @@ def _service(paths: LabPaths, service: str, name: str, network: Network, databas
         environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"] = ",".join(POOL_CIDRS[each] for each in network.families)
     if service == "policy":
         environ["FIMBRIA_IDENTITY_TARGET"] = paths.service_target("identity", databases.replicas)
+    environ |= {
+        variable: value
+        for variable, value in network.settings.items()
+        if variable.startswith(f"FIMBRIA_{service.upper()}_")
+    }
     return ProcessSpec(name, f"services.{service}", environ)
 
 

@@ -97,3 +97,10 @@ def test_the_loaders_are_told(tmp_path: Path) -> None:
     ipam, *_, loader = processes.specs(LabPaths.of(tmp_path), ["node-1"], Network(ipv6=False))
     assert "FIMBRIA_NODE_IPV6" not in loader.environ
     assert ":" not in ipam.environ["FIMBRIA_IPAM_DEFAULT_POOL_CIDR"]
+
+
+def test_a_service_is_told_what_begins_with_its_name(tmp_path: Path) -> None:
+    network = Network(settings={"FIMBRIA_IPAM_MODE": "multi-pool", "FIMBRIA_MTU": "1400"})
+    ipam, identity, *_ = processes.specs(LabPaths.of(tmp_path), ["node-1"], network)
+    assert ipam.environ["FIMBRIA_IPAM_MODE"] == "multi-pool"
+    assert "FIMBRIA_MTU" not in ipam.environ and "FIMBRIA_IPAM_MODE" not in identity.environ
