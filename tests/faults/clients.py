@@ -47,6 +47,8 @@ class Load:
     numbers: History = field(default_factory=History)
     entries: History = field(default_factory=History)
     problems: list[str] = field(default_factory=list)
+    only: tuple[str, ...] = ("addresses", "addresses", "numbers", "entries")
+    """What clients do, each as often as it is named."""
     pace: float = 0.0
     """Seconds that a client rests between calls, on average: more keys are then in the hands of few calls."""
 
@@ -130,7 +132,8 @@ class _Client:
     ipcache: identity_pb2_grpc.IpCacheServiceAsyncStub
 
     async def work(self) -> None:
-        acts = [self._addresses, self._addresses, self._numbers, self._entries]
+        ways = {"addresses": self._addresses, "numbers": self._numbers, "entries": self._entries}
+        acts = [ways[name] for name in self.load.only]
         while not self.load.stopped:
             await self.random.choice(acts)()
             if self.load.pace:
@@ -147,7 +150,7 @@ class _Client:
 
     @property
     def _turn(self) -> int:
-        return len(self.load.addresses.operations) // 2000
+        return sum(len(each.operations) for each in self.load.histories) // 3000
 
     async def _addresses(self) -> None:
         node = self.load.nodes[self.number % len(self.load.nodes)]

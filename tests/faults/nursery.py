@@ -27,6 +27,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     for service in sys.argv[1:]:
         importlib.import_module(f"services.{service}.__main__")
+    importlib.import_module("services.chassis.postgres")
     gc.collect()
     gc.freeze()
     children: set[int] = set()

@@ -98,6 +98,7 @@ class Replicas:
     """All replicas of a service over one store."""
 
     service: str
+    database_url: str
     members: list[Replica] = field(default_factory=list)
 
     @classmethod
@@ -107,7 +108,9 @@ class Replicas:
         """``count`` replicas, not started yet. The directory's path must be short: sockets are in it."""
         names = [f"{service}-{number}" for number in range(1, count + 1)]
         common = (f"--database-url={database_url}", "--drain-seconds=1", *flags)
-        return cls(service, [Replica(nursery, service, directory / name, common) for name in names])
+        return cls(
+            service, database_url, [Replica(nursery, service, directory / name, common) for name in names]
+        )
 
     @property
     def target(self) -> str:

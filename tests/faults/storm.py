@@ -12,6 +12,7 @@ from typing import Final
 
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
+from cli.lab.postgres import Postgres
 from services.chassis.channel import open_channel
 from tests.faults.nursery import Nursery
 from tests.faults.servers import START_SECONDS, Replica, Replicas, start_all
@@ -37,7 +38,10 @@ class World:
     ipam: Replicas
     identity: Replicas
     seed: int
+    server: Postgres | None = None
+    """The database server, where there is one."""
     kills: int = 0
+    server_kills: int = 0
     random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,40 +68,51 @@ class World:
                 request = ipam_pb2.RegisterNodeRequest(name=name, ipv4=f"172.31.0.{number + 1}")
                 await stub.RegisterNode(request, wait_for_ready=True)
 
-    async def storm(self, seconds: float, victims: Sequence[Replica], pause: tuple[float, float]) -> None:
+    async def storm(
+        self, seconds: float, victims: Sequence[Replica | Postgres], pause: tuple[float, float]
+    ) -> None:
         """Kills one of the victims, starts it again, and so on after a pause, until the time is over."""
         async with asyncio.timeout(seconds + 3 * START_SECONDS):
             end = asyncio.get_running_loop().time() + seconds
             while asyncio.get_running_loop().time() < end:
                 victim = self.random.choice(victims)
                 await asyncio.sleep(self.random.uniform(*pause))
-                await self.kill(victim)
-        for each in victims:
-            await back(each)
+                if isinstance(victim, Postgres):
+                    await self.kill_server(victim)
+                else:
+                    await self.kill(victim)
+        for each in self.members:
+            await self._back(each)
 
     async def kill(self, victim: Replica) -> None:
-        """kill -9, then a new life; returns when that one has begun to start, or serves if it is the last."""
+        """kill -9, then a new life; returns when that has begun, or serves if there is no other replica."""
         if not victim.ready:
-            await back(victim)
+            await self._back(victim)
         victim.kill()
         self.kills += 1
         await asyncio.sleep(self.random.uniform(0.0, 0.2))
         victim.spawn()
         if not any(each.ready for each in self._peers(victim)):
-            await back(victim)
+            await self._back(victim)
+
+    async def kill_server(self, server: Postgres) -> None:
+        """kill -9 of the database server and what comes of it, then a new life; returns when that serves."""
+        await asyncio.to_thread(server.kill)
+        self.server_kills += 1
+        await asyncio.sleep(self.random.uniform(0.0, 0.2))
+        await asyncio.to_thread(server.start)
 
     def _peers(self, one: Replica) -> list[Replica]:
         return [each for each in self.members if each.service == one.service and each is not one]
 
-
-async def back(replica: Replica) -> None:
-    """Returns when the replica serves."""
-    if not replica.alive:
-        replica.spawn()
-    async with asyncio.timeout(START_SECONDS):
-        while not replica.ready:
-            assert replica.alive, replica.last_words("ended")
-            await asyncio.sleep(0.02)
+    async def _back(self, replica: Replica) -> None:
+        """Returns when the replica serves, in a further life where it found no database in this one."""
+        async with asyncio.timeout(START_SECONDS):
+            while not replica.ready:
+                if not replica.alive:
+                    assert self.server_kills, replica.last_words("ended")
+                    replica.spawn()
+                await asyncio.sleep(0.02)
 
 
 def seed_of_the_run() -> int:
@@ -105,12 +120,24 @@ def seed_of_the_run() -> int:
     return int(os.environ.get("FIMBRIA_FAULT_SEED") or random.SystemRandom().randrange(1 << 32))
 
 
-def sqlite_world(nursery: Nursery, directory: Path, seed: int) -> World:
+def sqlite_world(nursery: Nursery, directory: Path, seed: int, *, ipam: bool = True) -> World:
     """One process of each service over a file of its own."""
     return World(
-        Replicas.of(nursery, "ipam", 1, directory, f"sqlite:///{directory}/ipam.db", *IPAM_FLAGS),
+        Replicas.of(nursery, "ipam", int(ipam), directory, f"sqlite:///{directory}/ipam.db", *IPAM_FLAGS),
         Replicas.of(nursery, "identity", 1, directory, f"sqlite:///{directory}/identity.db"),
         seed,
+    )
+
+
+def postgres_world(
+    nursery: Nursery, directory: Path, seed: int, server: Postgres, url: str, *, ipam: bool = True
+) -> World:
+    """Three replicas of each service over one database of the server."""
+    return World(
+        Replicas.of(nursery, "ipam", 3 * int(ipam), directory, url, *IPAM_FLAGS),
+        Replicas.of(nursery, "identity", 3, directory, url),
+        seed,
+        server,
     )
 
 

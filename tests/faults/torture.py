@@ -1,0 +1,62 @@
+"""Watchers under fire, over whatever store and replicas they are given."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Sequence
+from typing import Final
+
+from cli.lab.postgres import Postgres
+from services.chassis.db import Database
+from tests.faults.clients import Load
+from tests.faults.servers import Replica
+from tests.faults.storm import SETTLE_CALLS, SETTLE_SECONDS, World
+from tests.faults.verdict import check_entries
+from tests.faults.watcher import ENTRIES, IDENTITIES, Log, Watcher, keep_log, watching
+
+# How many events are kept: a watcher that falls behind for a moment is compacted away.
+KEEP: Final = 150
+
+
+async def torture(
+    world: World, database: Database, seconds: float, victims: Sequence[Replica | Postgres]
+) -> None:
+    """Storm, compaction and slow watchers at once; then every claim of every watcher is checked."""
+    service = world.identity
+    await keep_log(database)
+    targets = [service.target, *(service.one(number) for number in range(len(service.members)))]
+    logs = [Log(database, table, KEEP) for table in (ENTRIES, IDENTITIES)]
+    watchers = {
+        log.table.feed: [
+            Watcher(log.table, targets, random.Random(f"{world.seed}-{number}"), slow)
+            for number, slow in enumerate((0.0, 0.0, 0.1, 0.6))
+        ]
+        for log in logs
+    }
+    everyone = [watcher for each in watchers.values() for watcher in each]
+    only = ("numbers", "entries")
+    async with watching(logs, everyone), Load(service.target, service.target, world.seed, only=only) as load:
+        await load.more(SETTLE_CALLS)
+        await world.storm(seconds, victims, pause=(0.2, 1.0))
+        await load.more(SETTLE_CALLS)
+        await load.stop()
+        await _caught_up(logs, watchers)
+    claims = sum(log.check(watchers[log.table.feed]) for log in logs)
+    counted = await check_entries(load)
+    restarted = sum(watcher.restarted for watcher in everyone)
+    resumed = sum(watcher.resumed for watcher in everyone)
+    print(
+        f"{world.kills} kills, {world.server_kills} of the server, {counted}, {claims} claims checked,"
+        f" {resumed} times resumed, {restarted} of them from a snapshot, {[log.revision for log in logs]} revisions"
+    )
+    assert restarted and claims > 100
+    assert resumed > restarted
+
+
+async def _caught_up(logs: list[Log], watchers: dict[str, list[Watcher]]) -> None:
+    async with asyncio.timeout(SETTLE_SECONDS):
+        for log in logs:
+            await log.read()
+            while any(each.revision < log.revision for each in watchers[log.table.feed]):  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
