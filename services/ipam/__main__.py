@@ -14,8 +14,10 @@ from services.chassis.service import ServiceContext, run_service
 from services.ipam.address_api import AddressApi
 from services.ipam.address_store import AddressStore
 from services.ipam.api import NodeApi, PoolApi
+from services.ipam.check_store import AddressCheck
 from services.ipam.default_pool import ensure_default_pool
 from services.ipam.give_back import GiveBack
+from services.ipam.holds import sweep_regularly
 from services.ipam.node_rows import NODE_FEED
 from services.ipam.node_store import NodeStore
 from services.ipam.pool_store import PoolStore
@@ -32,6 +34,9 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
     feed = Feed(database, NODE_FEED)
     pools = PoolStore(database, time.time_ns, feed, hold_seconds=settings.ipam_hold_seconds)
     await ensure_default_pool(pools, settings)
+    addresses = AddressStore(
+        database, feed, time.time_ns, mode=settings.ipam_mode, hold_seconds=settings.ipam_hold_seconds
+    )
     server = context.server
     server.add(
         ipam_pb2_grpc.add_NodeServiceServicer_to_server,
@@ -41,18 +46,11 @@ async def build(context: ServiceContext[IpamSettings]) -> AsyncIterator[None]:
     server.add(ipam_pb2_grpc.add_PoolServiceServicer_to_server, PoolApi(pools), "fimbria.ipam.v1.PoolService")
     server.add(
         ipam_pb2_grpc.add_AddressServiceServicer_to_server,
-        AddressApi(
-            AddressStore(
-                database,
-                feed,
-                time.time_ns,
-                mode=settings.ipam_mode,
-                hold_seconds=settings.ipam_hold_seconds,
-            )
-        ),
+        AddressApi(addresses, AddressCheck(database, time.time_ns)),
         "fimbria.ipam.v1.AddressService",
     )
     context.background(GiveBack(database, feed, settings.ipam_cidr_idle_seconds).run(), "give-back")
+    context.background(sweep_regularly(addresses.sweep), "sweep of addresses on hold")
     context.background(compact_regularly([feed], settings.feed_keep), "compaction")
     yield
 

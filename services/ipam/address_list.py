@@ -1,59 +1,32 @@
-"""Reading who holds which address, a page at a time: one row an owner, both families side by side."""
+"""Reading who holds which address, and what is on hold, a page at a time."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import and_, bindparam, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.ipam.addresses import AddressRange
-from services.ipam.family import Address, Network, address_from_packed
+from services.ipam.address_rows import read_nodes
+from services.ipam.allocation import NodeCidrs, bounds_of
+from services.ipam.family import Address, address_from_packed
+from services.ipam.holds import HeldBack, until
 from services.ipam.model import Allocation, Held
-from services.ipam.schema import addresses, node_cidrs
+from services.ipam.statements import Sql
 
-# Below the least limit on variables of one statement that any supported SQLite has.
-CHUNK: Final = 500
-
-# An owner is one row: its address of the node's first family, and beside it the one of the other.
-_first_cidr = node_cidrs.alias("first_cidr")
-_other = addresses.alias("other")
-_holding = addresses.alias("holding")
-_LIST = (
-    select(
-        addresses.c.address,
-        addresses.c.node,
-        addresses.c.owner,
-        addresses.c.cidr,
-        addresses.c.created_ns,
-        _other.c.address.label("other_address"),
-        _other.c.cidr.label("other_cidr"),
-    )
-    .join(
-        _first_cidr,
-        and_(
-            _first_cidr.c.node == addresses.c.node,
-            _first_cidr.c.position == 0,
-            _first_cidr.c.family == addresses.c.family,
-        ),
-    )
-    .outerjoin(
-        _other,
-        and_(
-            _other.c.node == addresses.c.node,
-            _other.c.owner == addresses.c.owner,
-            _other.c.family != addresses.c.family,
-        ),
-    )
-    .order_by(addresses.c.node, addresses.c.address)
+# An owner is one row: its IPv4 address and beside it its IPv6 one, or the IPv6 one when it has no other.
+_OWNERS: Final = (
+    "SELECT a.node, a.owner, a.created_ns, a.address, a.cidr, o.address, o.cidr FROM addresses AS a"
+    " LEFT JOIN addresses AS o"
+    " ON a.family = 4 AND o.node = a.node AND o.owner = a.owner AND o.family = 6"
+    " WHERE (a.family = 4 OR NOT EXISTS (SELECT 1 FROM addresses AS f"
+    " WHERE f.node = a.node AND f.owner = a.owner AND f.family = 4))"
 )
-_CIDRS_OF_NODES = (
-    select(node_cidrs.c.node, node_cidrs.c.cidr)
-    .where(node_cidrs.c.node.in_(bindparam("nodes", expanding=True)))
-    .order_by(node_cidrs.c.node, node_cidrs.c.position)
+_HOLDS: Final = (
+    "SELECT a.node, a.owner, a.address, a.cidr, c.pool, a.released_ns FROM holds AS a"
+    " JOIN node_cidrs AS c ON c.cidr = a.cidr WHERE a.released_ns > ?"
 )
+_HOLDER: Final = Sql("SELECT node, owner FROM addresses WHERE address = ?")
 
 
 async def read_page(
@@ -66,38 +39,83 @@ async def read_page(
     limit: int,
 ) -> Sequence[Allocation]:
     """Up to `limit` allocations by (node, first address) past `after`; see AddressStore.list."""
-    statement = _LIST.limit(limit)
-    if node:
-        statement = statement.where(addresses.c.node == node)
-    if owner:
-        statement = statement.where(addresses.c.owner == owner)
+    text, parameters = _OWNERS, list[object]()
     if address is not None:
-        holder = select(_holding.c.node, _holding.c.owner).where(_holding.c.address == address.packed)
-        statement = statement.where(tuple_(addresses.c.node, addresses.c.owner).in_(holder))
-    if after is not None:
-        statement = statement.where(
-            tuple_(addresses.c.node, addresses.c.address) > tuple_(after[0], after[1].packed)
+        holder = await _HOLDER.rows(connection, address.packed)
+        if not holder:
+            return []
+        text += " AND a.node = ? AND a.owner = ?"
+        parameters += holder[0]
+    text, parameters = _filtered(text, parameters, node, owner, after)
+    rows = await Sql(text).rows(connection, *parameters, limit)
+    nodes = await read_nodes(connection, {row[0] for row in rows})
+    return [_allocation(row, nodes[row[0]]) for row in rows]
+
+
+async def read_holds(
+    connection: AsyncConnection,
+    *,
+    hold_ns: int,
+    now_ns: int,
+    node: str,
+    owner: str,
+    address: Address | None,
+    after: tuple[str, Address] | None,
+    limit: int,
+) -> Sequence[HeldBack]:
+    """Up to `limit` addresses on hold by (node, address) past `after`; see AddressStore.list_on_hold."""
+    text, parameters = _HOLDS, list[object]([now_ns - hold_ns])
+    if address is not None:
+        text += " AND a.address = ?"
+        parameters.append(address.packed)
+    text, parameters = _filtered(text, parameters, node, owner, after)
+    return [
+        HeldBack(
+            at,
+            last_owner,
+            address_from_packed(packed),
+            bounds_of(cidr).network,
+            pool,
+            until(released_ns, hold_ns, now_ns),
         )
-    rows = (await connection.execute(statement)).all()
-    cidrs = await _networks_of(connection, sorted({row.node for row in rows}))
-    return [_allocation(row, cidrs[row.node]) for row in rows]
+        for at, last_owner, packed, cidr, pool, released_ns in await Sql(text).rows(
+            connection, *parameters, limit
+        )
+    ]
 
 
-async def _networks_of(connection: AsyncConnection, nodes: Sequence[str]) -> dict[str, list[Network]]:
-    found: dict[str, list[Network]] = {node: [] for node in nodes}
-    for start in range(0, len(nodes), CHUNK):
-        chunk = nodes[start : start + CHUNK]
-        for row in (await connection.execute(_CIDRS_OF_NODES, {"nodes": chunk})).all():
-            found[row.node].append(ipaddress.ip_network(row.cidr))
-    return found
+def _filtered(
+    text: str, parameters: list[object], node: str, owner: str, after: tuple[str, Address] | None
+) -> tuple[str, list[object]]:
+    """The statement with the filters, the place to go on from, the order and the limit."""
+    if node:
+        text += " AND a.node = ?"
+        parameters.append(node)
+    if owner:
+        # With each node named, the primary key finds the owner; there is no index on owners alone.
+        text += " AND a.owner = ?" if node else " AND a.node IN (SELECT name FROM nodes) AND a.owner = ?"
+        parameters.append(owner)
+    if after is not None:
+        if node:
+            text += " AND a.address > ?"
+            parameters.append(after[1].packed)
+        else:
+            text += " AND (a.node, a.address) > (?, ?)"
+            parameters += [after[0], after[1].packed]
+    return text + " ORDER BY a.node, a.address LIMIT ?", parameters
 
 
-def _allocation(row: Any, cidrs: Sequence[Network]) -> Allocation:
-    """What one row of _LIST says; `cidrs` are all CIDRs of its node."""
-    held = []
-    for packed, cidr in ((row.address, row.cidr), (row.other_address, row.other_cidr)):
-        if packed is not None:
-            address = address_from_packed(packed)
-            first = next(one for one in cidrs if one.version == address.version)
-            held.append(Held(address, ipaddress.ip_network(cidr), AddressRange(first).router))
-    return Allocation(row.node, row.owner, tuple(held), row.created_ns)
+def _allocation(row: Any, node: NodeCidrs) -> Allocation:
+    """What one row of _OWNERS says."""
+    name, owner, created_ns, *rest = row
+    held: list[Held] = []
+    pool = ""
+    for packed, cidr in (rest[:2], rest[2:]):
+        if packed is None:
+            continue
+        bounds = bounds_of(cidr)
+        pool = node.pool_of(cidr)
+        held.append(
+            Held(address_from_packed(packed), bounds.network, node.router(bounds.family) or bounds.router)
+        )
+    return Allocation(name, owner, tuple(held), created_ns, pool)

@@ -209,12 +209,13 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What one owner has on one node: an address of each family that the node has, IPv4 first."""
+    """What one owner has on one node out of one pool: an address of each family that both have, IPv4 first."""
 
     node: str
     owner: str
     held: tuple[Held, ...]
     created_ns: int
+    pool: str = ""
 
     def of(self, family: Family) -> Held | None:
         """What is held of `family`."""
