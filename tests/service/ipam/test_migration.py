@@ -1,4 +1,4 @@
-"""A store from before IPv6 goes on working: its pools, nodes and addresses are what they were."""
+"""Stores of earlier schemas go on working: their pools, nodes and addresses are what they were."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from pathlib import Path
 
+import orjson
 import pytest
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 from sqlalchemy import text
@@ -17,7 +18,9 @@ from services.chassis.channel import open_channel
 from services.chassis.db import Database
 from services.chassis.feed import Feed
 from services.ipam.address_store import AddressStore
-from services.ipam.node_store import NodeStore, decode_node
+from services.ipam.node_rows import decode_node
+from services.ipam.node_store import NodeStore
+from tests.service.ipam.stores import World, pair, texts
 from tests.service.processes import WATCH_SECONDS, start
 from tests.service.watches import next_events
 
@@ -25,13 +28,20 @@ POOL = "--ipam-default-pool-cidr=10.244.0.0/16"
 OWNERS = 5
 
 
+def migrations_up_to(directory: Path, last: str) -> Path:
+    """The migrations of a release of then: those up to `last`."""
+    versions = Path(next(iter(services.ipam.migrations.__path__))) / "versions"
+    (directory / "versions").mkdir(parents=True)
+    for one in versions.glob("[0-9]*.py"):
+        if one.name[:4] <= last:
+            shutil.copy(one, directory / "versions")
+    return directory
+
+
 @pytest.fixture
 async def old_store(tmp_path: Path) -> Path:
     """The directory of a store with the first schema: one pool, two nodes, addresses on one of them."""
-    first = tmp_path / "old_migrations"
-    (first / "versions").mkdir(parents=True)
-    versions = Path(next(iter(services.ipam.migrations.__path__))) / "versions"
-    shutil.copy(versions / "0001_initial.py", first / "versions")
+    first = migrations_up_to(tmp_path / "old_migrations", "0001")
     async with await Database.open(f"sqlite:///{tmp_path}/ipam.db", first) as database:
         feed = Feed(database, "nodes")
 
@@ -90,6 +100,12 @@ async def test_a_store_of_ipv4_is_taken_over(old_store: Path) -> None:
                 node_mask_size=24,
                 node_cidrs_total=256,
                 node_cidrs_used=2,
+                usage=[
+                    ipam_pb2.PoolUsage(
+                        family="IPv4", node_cidrs_total=256, node_cidrs_used=2, capacity=506, held=OWNERS
+                    )
+                ],
+                revision=1,
             )
             node = await nodes.GetNode(ipam_pb2.GetNodeRequest(name="node-0"))
             assert (list(node.pod_cidrs), node.router_ipv4) == (["10.244.0.0/24"], "10.244.0.1")
@@ -156,3 +172,97 @@ def test_a_payload_from_before_ipv6_is_read() -> None:
     assert (node.router(4), node.router(6)) == (IPv4Address("10.244.0.1"), None)
     both = decode_node("node-1", payload.replace(b'"pool"', b'"ipv6":"fd99::1","pool"'), 8)
     assert both.ipv6 == IPv6Address("fd99::1")
+
+
+@pytest.fixture
+async def second_store(tmp_path: Path) -> Path:
+    """The directory of a store with the second schema: a dual-stack pool, a node, addresses on it."""
+    second = migrations_up_to(tmp_path / "second_migrations", "0002")
+    async with await Database.open(f"sqlite:///{tmp_path}/ipam.db", second) as database:
+        feed = Feed(database, "nodes")
+
+        async def fill(connection: AsyncConnection) -> None:
+            async def put(statement: str, **values: object) -> None:
+                await connection.execute(text(statement), values)
+
+            await put(
+                "INSERT INTO pools (name, node_mask_size, node_mask_size_ipv6, created_ns)"
+                " VALUES ('default', 29, 125, 1)"
+            )
+            cidrs = ["10.244.0.0/29", "fd00::/125"]
+            for at, cidr in enumerate(["10.244.0.0/28", "fd00::/120"]):
+                await put(
+                    "INSERT INTO pool_cidrs (cidr, pool, position) VALUES (:cidr, 'default', :at)",
+                    cidr=cidr,
+                    at=at,
+                )
+            # The payload as it was written then.
+            payload = (
+                b'{"ipv4":"172.31.0.1","ipv6":"fd99::1","pool":"default",'
+                b'"pod_cidrs":["10.244.0.0/29","fd00::/125"],"created_ns":2}'
+            )
+            revision = await feed.append(connection, "n1", payload, trace="")
+            await put(
+                "INSERT INTO nodes (name, ipv4, pool, created_ns, revision, ipv6)"
+                " VALUES ('n1', '172.31.0.1', 'default', 2, :revision, 'fd99::1')",
+                revision=revision,
+            )
+            for at, cidr in enumerate(cidrs):
+                network = ip_network(cidr)
+                await put(
+                    "INSERT INTO node_cidrs (cidr, node, pool, position, next_address, family)"
+                    " VALUES (:cidr, 'n1', 'default', :at, :next, :family)",
+                    cidr=cidr,
+                    at=at,
+                    next=network[4].packed,
+                    family=network.version,
+                )
+                for number in range(2):
+                    await put(
+                        "INSERT INTO addresses (node, owner, family, address, cidr, created_ns)"
+                        " VALUES ('n1', :owner, :family, :address, :cidr, 3)",
+                        owner=f"c{number}",
+                        family=network.version,
+                        address=network[2 + number].packed,
+                        cidr=cidr,
+                    )
+
+        await database.write(fill)
+    return tmp_path
+
+
+async def test_a_store_from_before_modes_learns_what_is_new(second_store: Path) -> None:
+    async with World.open(f"sqlite:///{second_store}/ipam.db", hold_seconds=30) as world:
+        pool = await world.pools.get("default")
+        assert (pool.revision, pool.excluded, pool.draining) == (1, (), ())
+        assert (pool.pod_selector, pool.namespace_selector) == (None, None)
+        assert [(one.family, one.held, one.on_hold) for one in pool.usage] == [(4, 2, 0), (6, 2, 0)]
+        node = await world.nodes.get("n1")
+        assert (texts(node), node.cidrs[0].pool) == (["10.244.0.0/29", "fd00::/125"], "default")
+        (event,) = await world.events(0)
+        assert decode_node("n1", event.payload, event.revision) == node
+        # Rotation goes on, and everything new works on what is old: holds, growth, draining, giving back.
+        assert str(pair((await world.fill("n1", 1))[0]).ipv4) == "10.244.0.4"
+        released = await world.addresses.release("n1", "c0")
+        assert str(released.ipv4) == "10.244.0.2"
+        await world.fill("n1", 3)
+        assert texts(await world.nodes.get("n1")) == ["10.244.0.0/29", "fd00::/125", "10.244.0.8/29"]
+        changed = await world.update("default", "10.9.0.0/28", "fd00::/120", excluded=["10.9.0.2"])
+        assert [(str(one.network), one.node_cidrs, one.addresses) for one in changed.draining] == [
+            ("10.244.0.0/28", 2, 6)
+        ]
+        assert changed.revision == 2
+
+
+async def test_a_node_is_announced_so_that_the_version_before_understands_it(second_store: Path) -> None:
+    async with World.open(f"sqlite:///{second_store}/ipam.db") as world:
+        await world.update("default", "10.9.0.0/28", "fd00::/120")
+        payload = orjson.loads((await world.events(1))[0].payload)
+    assert payload.pop("cidrs") == [["10.244.0.0/29", "default", True], ["fd00::/125", "default", False]]
+    assert payload == {
+        "ipv4": "172.31.0.1",
+        "ipv6": "fd99::1",
+        "pool": "default",
+        "pod_cidrs": ["10.244.0.0/29", "fd00::/125"],
+        "created_ns": 2,
+    }
