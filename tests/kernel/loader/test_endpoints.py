@@ -50,9 +50,7 @@ def endpoint(pod: Pod) -> loader_pb2.Endpoint:
     return found
 
 
-def test_an_endpoint_is_what_the_plugin_says(
-    rig: Rig, pods: dict[str, Pod], eventually: Eventually
-) -> None:
+def test_an_endpoint_is_what_the_plugin_says(rig: Rig, pods: dict[str, Pod], eventually: Eventually) -> None:
     web = pods["web"]
     found = endpoint(web)
     assert found.state == loader_pb2.ENDPOINT_STATE_READY
