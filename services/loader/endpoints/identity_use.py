@@ -32,6 +32,8 @@ RECENT_SECONDS: Final = 60.0
 # A replica may go by the filter of before for a second after another has told of the new one.
 FILTER_SECONDS: Final = 2.0
 _REPORTS_A_LEASE: Final = 3
+# For a service that names none.
+_LEASE_SECONDS: Final = 60.0
 _AT_ONCE: Final = 8
 
 _log = get_logger(__name__)
@@ -87,6 +89,9 @@ class IdentityUse:
 
     def made(self, number: int, epoch: int) -> None:
         """An endpoint has the identity that its labels resolved to in an epoch."""
+        endpoint = self._registry.find(number)
+        if endpoint is not None:
+            self._recent.pop(endpoint.record.identity, None)
         self.changed()
         if epoch != self.epoch:
             self._some.add(number)
@@ -120,7 +125,6 @@ class IdentityUse:
         async def one(labels: tuple[str, ...], alike: list[EndpointRecord]) -> None:
             async with turn:
                 found = await self._identities.resolve(labels)
-                self.resolved(found.id)
                 for record in alike:
                     if (record.identity, record.identity_revision) != (found.id, found.revision):
                         await refresh(record.id)
@@ -147,7 +151,8 @@ class IdentityUse:
             self.state.in_force(told.filter_revision)
             self._take(told)
             # Nodes that started together shall not report together.
-            await self._until_due(told.lease_seconds / _REPORTS_A_LEASE * random.uniform(0.8, 1.0))
+            lease = told.lease_seconds or _LEASE_SECONDS
+            await self._until_due(lease / _REPORTS_A_LEASE * random.uniform(0.8, 1.0))
 
     async def _until_due(self, seconds: float) -> None:
         """Returns when a report is due: after so long, or when it would say something else."""

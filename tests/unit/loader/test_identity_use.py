@@ -31,7 +31,6 @@ def identities(node: NodeUnderTest) -> dict[str, int]:
 async def test_what_comes_and_goes_is_reported_soon(running: NodeUnderTest) -> None:
     await running.cni.add(add())
     await until(lambda: running.services.reported[-1] == (256,))
-    running.uses._recent.clear()
     await running.cni.delete(request("DEL"))
     await until(lambda: running.services.reported[-1] == ())
 
