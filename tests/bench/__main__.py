@@ -1,6 +1,6 @@
 """Measures every figure and writes docs/benchmarks.md: `python -m tests.bench`.
 
-Takes some six minutes on two cores and wants the machine for itself.
+Takes some nine minutes on two cores and wants the machine for itself.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +23,10 @@ from tests.bench.loader import loader
 from tests.bench.namespaces import namespaces
 from tests.bench.policy import policies
 from tests.bench.policy_engine import engine, growth
-from tests.bench.report import Table, render
+from tests.bench.report import Section, Table, render, updated
+from tests.bench.scale import replicas, unary
+from tests.bench.scale_growth import growth as address_growth
+from tests.bench.scale_watch import watches
 from tests.bench.traffic_figures import traffic
 
 _PAUSE_SECONDS = 0.03
@@ -140,38 +143,63 @@ def many_policies(directory: Path) -> list[Figure]:
     return policies(directory)
 
 
+def scale(directory: Path) -> Mapping[str, Section]:
+    """IPAM and identity under many callers and with many addresses."""
+    # Each service's socket and store are in the directory: a new one each time.
+    found: list[Figure] = []
+    for line, measure in (("many callers", unary), ("replicas", replicas), ("watches", watches)):
+        _tell(line)
+        base = directory / line.replace(" ", "-")
+        base.mkdir()
+        found += measure(base)
+    _tell("more and more addresses")
+    grown, memory = address_growth(directory)
+    return {"IPAM and identity under load": [*found, *memory], "IPAM, by addresses in use": grown}
+
+
+def _one(title: str, measure: Callable[[Path], Section]) -> Callable[[Path], Mapping[str, Section]]:
+    """A part of the run that makes one section."""
+    return lambda directory: {title: measure(directory)}
+
+
 def _tell(line: str) -> None:
     print(f"bench: {line}", file=sys.stderr, flush=True)
 
 
 def main() -> int:
     """Runs the sections asked for; returns the exit code."""
-    sections: dict[str, tuple[str, Callable[[Path], list[Figure] | Table]]] = {
-        "control": ("Control plane", control_plane),
-        "engine": ("Policy engine", policy_engine),
-        "growth": ("Policy engine, by identities", policy_growth),
-        "policy": ("Many policies", many_policies),
-        "loader": ("Loader", many_endpoints),
-        "cost": ("Cost per packet", cost),
-        "traffic": ("Traffic", traffic),
+    parts: dict[str, Callable[[Path], Mapping[str, Section]]] = {
+        "control": _one("Control plane", control_plane),
+        "scale": scale,
+        "engine": _one("Policy engine", policy_engine),
+        "growth": _one("Policy engine, by identities", policy_growth),
+        "policy": _one("Many policies", many_policies),
+        "loader": _one("Loader", many_endpoints),
+        "cost": _one("Cost per packet", cost),
+        "traffic": _one("Traffic", traffic),
     }
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
-    parser.add_argument("--only", choices=sorted(sections), help="measure this section and print it only")
-    only = parser.parse_args().only
+    parser.add_argument("--only", choices=sorted(parts), help="measure this part and print it only")
+    parser.add_argument(
+        "--update", action="store_true", help="with --only: replace this part of the page, leave the others"
+    )
+    given = parser.parse_args()
     if os.geteuid() != 0:
         print("bench: needs root: it makes network namespaces and loads BPF", file=sys.stderr)
         return 2
-    found: dict[str, list[Figure] | Table] = {}
+    found: dict[str, Section] = {}
     with tempfile.TemporaryDirectory(prefix="fimbria-bench-") as directory:
-        for key, (title, measure) in sections.items():
-            if only in (None, key):
+        for key, measure in parts.items():
+            if given.only in (None, key):
                 base = Path(directory) / key
                 base.mkdir()
-                found[title] = measure(base)
+                found |= measure(base)
     page = render(found)
     print(page)
-    if only is None:
+    if given.only is None:
         _PAGE.write_text(page)
+    elif given.update:
+        _PAGE.write_text(updated(_PAGE.read_text(), found))
     return 0
 
 

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pyroaring import BitMap
@@ -34,7 +34,7 @@ from tests.bench.policy_load import (
     loaded,
     policy,
 )
-from tests.bench.report import Table
+from tests.bench.report import Table, plot
 
 RULES = 1_000
 CHANGES = 200
@@ -45,7 +45,6 @@ _ROUNDS = 5
 _SET_SIZE = 20_000
 _MEMORY_IDENTITIES, _MEMORY_POLICIES, _MEMORY_SUBJECTS, _MEMORY_KEYS = 100_000, 5_000, 1_000, 5
 _UPDATES = 1_000
-_WIDTH = 40
 
 
 def engine(_directory: Path) -> list[Figure]:
@@ -199,25 +198,12 @@ def growth(_directory: Path) -> Table:
         curves.append((size, middle))
     header = ("identities", "rule added", "rule removed", "identity added", "identity removed",
               "entries of the rule", "entries of the identity")  # fmt: skip
-    return Table(header, rows, _GROWTH + _plot(header[1:5], curves))
+    return Table(header, rows, _GROWTH + plot([f"{name}, ms" for name in header[1:5]], curves))
 
 
 _GROWTH = f"""{RULES:,} rules on one subject pick among {min(SIZES):,} identities; what changes is of no
 concern to all others. Medians over {CHANGES} changes.
 """
-
-
-def _plot(names: Sequence[str], curves: Iterable[tuple[int, Sequence[float]]]) -> str:
-    """Bars to one scale, those of one kind of change under each other."""
-    points = list(curves)
-    most = max(value for _, values in points for value in values)
-    lines = []
-    for place, name in enumerate(names):
-        lines.append(f"{name}, ms")
-        for size, values in points:
-            bar = "#" * max(1, round(values[place] / most * _WIDTH))
-            lines.append(f"  {size:>7,}  {bar} {values[place]:.3f}")
-    return "\n```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def _memory() -> list[Figure]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from tests.bench.figures import Figure
 
+_WIDTH = 40
 _HEAD = """# Benchmarks
 
 `make bench` measures these figures and writes this page. A peer's figure is from the same run, measured in
@@ -35,19 +38,56 @@ class Table:
     introduction: str = ""
 
 
-def render(sections: Mapping[str, Sequence[Figure] | Table]) -> str:
+Section: TypeAlias = Sequence[Figure] | Table
+
+
+def render(sections: Mapping[str, Section]) -> str:
     """The page. One table a section."""
-    parts = [_HEAD.format(machine=machine())]
-    for title, section in sections.items():
-        parts.append(f"## {title}\n")
-        table = section if isinstance(section, Table) else _figures(section)
-        if table.introduction:
-            parts.append(table.introduction)
-        parts += [_line(table.header), "|---" * len(table.header) + "|", *map(_line, table.rows), ""]
-        if not isinstance(section, Table):
-            notes = [f"- {figure.name}: {figure.note}" for figure in section if figure.note]
-            parts += ["\n".join(notes) + "\n"] if notes else []
-    return "\n".join(parts).rstrip() + "\n"
+    return _page(
+        _HEAD.format(machine=machine()),
+        {title: _section(title, section) for title, section in sections.items()},
+    )
+
+
+def updated(page: str, sections: Mapping[str, Section]) -> str:
+    """The page with these sections as they are now; those that it does not have yet come last."""
+    head, *old = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    found = {text.splitlines()[0].removeprefix("## "): text for text in old}
+    return _page(head, found | {title: _section(title, section) for title, section in sections.items()})
+
+
+def _page(head: str, sections: Mapping[str, str]) -> str:
+    return "\n\n".join(text.strip() for text in (head, *sections.values())) + "\n"
+
+
+def _section(title: str, section: Section) -> str:
+    parts = [f"## {title}\n"]
+    table = section if isinstance(section, Table) else _figures(section)
+    if table.introduction:
+        parts.append(table.introduction)
+    parts += [_line(table.header), "|---" * len(table.header) + "|", *map(_line, table.rows), ""]
+    if not isinstance(section, Table):
+        parts += [f"- {figure.name}: {figure.note}" for figure in section if figure.note]
+    return "\n".join(parts)
+
+
+def plot(names: Sequence[str], curves: Sequence[tuple[int, Sequence[float]]]) -> str:
+    """Bars for a table's introduction: of each name those of all sizes under each other, to one scale for
+    names of one unit (what follows the last comma).
+    """
+    units = [name.rpartition(",")[2] for name in names]
+    most = {
+        unit: max(values[place] for _, values in curves for place, each in enumerate(units) if each == unit)
+        for unit in units
+    }
+    lines = []
+    for place, name in enumerate(names):
+        lines.append(name)
+        for size, values in curves:
+            bar = "#" * max(1, round(values[place] / most[units[place]] * _WIDTH))
+            shown = f"{values[place]:.0f}" if most[units[place]] >= 100 else f"{values[place]:.3f}"
+            lines.append(f"  {size:>7,}  {bar} {shown}")
+    return "\n```text\n" + "\n".join(lines) + "\n```\n"
 
 
 def _figures(figures: Sequence[Figure]) -> Table:
