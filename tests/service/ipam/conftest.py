@@ -8,13 +8,15 @@ import itertools
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from ipaddress import IPv4Network
+from pathlib import Path
 
 import grpc
 import pytest
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
 from services.chassis.channel import open_channel
-from tests.postgres import STORES, store_of
+from tests.postgres import STORES, fresh_database, store_of
+from tests.service.ipam.stores import empty
 from tests.service.processes import ServiceProcess, start
 
 _numbers = itertools.count(1)
@@ -34,6 +36,25 @@ def ipam(
         )
         yield service
         assert service.terminate() == 0
+
+
+@pytest.fixture(scope="module", params=STORES)
+def database(request: pytest.FixtureRequest) -> Iterator[str | None]:
+    """The URL of a PostgreSQL database that the tests of a module use in turn; None for SQLite."""
+    if request.param == "sqlite":
+        yield None
+        return
+    with fresh_database("ipam") as url:
+        yield url
+
+
+@pytest.fixture
+async def url(database: str | None, tmp_path: Path) -> str:
+    """The URL of an empty store of either kind for stores in this process."""
+    if database is None:
+        return f"sqlite:///{tmp_path}/ipam.db"
+    await empty(database)
+    return database
 
 
 @pytest.fixture

@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Self
 
+from sqlalchemy import delete, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
 from services.chassis.db import Database
 from services.chassis.feed import Feed, FeedEvent
 from services.ipam.address_store import AddressStore
@@ -19,6 +22,7 @@ from services.ipam.node_rows import NODE_FEED
 from services.ipam.node_store import NodeStore
 from services.ipam.plan import PoolContent, plan_pool
 from services.ipam.pool_store import PoolStore
+from services.ipam.schema import addresses, holds, node_cidrs, nodes, pool_cidrs, pools
 
 SECOND = 1_000_000_000
 
@@ -158,3 +162,17 @@ def pair(allocation: Allocation) -> AddressPair:
     assert not isinstance(ipv4, IPv6Address)
     assert not isinstance(ipv6, IPv4Address)
     return AddressPair(ipv4, ipv6)
+
+
+async def empty(url: str) -> None:
+    """Takes everything out of the store, the history of its feed too."""
+    tables = (addresses, holds, node_cidrs, nodes, pool_cidrs, pools)
+    async with await Database.open(url, "services.ipam.migrations") as database:
+
+        async def operation(connection: AsyncConnection) -> None:
+            for table in tables:
+                await connection.execute(delete(table))
+            for name in ("feed_event", "feed_state"):
+                await connection.execute(text(f"DELETE FROM {name}"))
+
+        await database.write(operation)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv4Network, ip_network
-from pathlib import Path
 
 import pytest
 from sqlalchemy import insert
@@ -27,8 +26,8 @@ from tests.service.ipam.stores import World, nets, pair, texts
 
 
 @pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.open(f"sqlite:///{tmp_path}/ipam.db") as world:
+async def world(url: str) -> AsyncIterator[World]:
+    async with World.open(url) as world:
         yield world
 
 
@@ -224,8 +223,8 @@ async def test_an_empty_cidr_goes_back_once_it_has_been_so_for_long_enough(world
         assert await world.give_back.turn() == []
 
 
-async def test_a_cidr_with_addresses_on_hold_stays(tmp_path: Path) -> None:
-    async with World.open(f"sqlite:///{tmp_path}/ipam.db", hold_seconds=30, idle_seconds=0) as world:
+async def test_a_cidr_with_addresses_on_hold_stays(url: str) -> None:
+    async with World.open(url, hold_seconds=30, idle_seconds=0) as world:
         await world.pool("p", "10.0.0.0/27")
         await world.node(1)
         await world.fill("n1", 6)
@@ -339,8 +338,8 @@ async def test_a_family_that_the_pool_gives_up_goes_from_its_nodes(world: World)
     assert (await world.pools.get("p")).draining == ()
 
 
-async def test_a_node_that_is_deleted_by_force_gives_all_back(tmp_path: Path) -> None:
-    async with World.open(f"sqlite:///{tmp_path}/ipam.db", hold_seconds=30) as world:
+async def test_a_node_that_is_deleted_by_force_gives_all_back(url: str) -> None:
+    async with World.open(url, hold_seconds=30) as world:
         await world.pool("p", "10.0.0.0/28", "10.9.0.0/28")
         await world.node(1)
         await world.fill("n1", 7)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import grpc
 import pytest
@@ -22,11 +21,6 @@ from services.ipam.model import AddressPair, Mode, PoolUsage
 from tests.service.ipam.stores import World, nets, pair, texts
 from tests.service.processes import WATCH_SECONDS, ServiceProcess, start
 from tests.service.refusals import refused
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path}/ipam.db"
 
 
 @pytest.fixture
