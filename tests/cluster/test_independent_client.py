@@ -56,14 +56,42 @@ def _requests(lab: Lab) -> dict[str, dict[str, Any]]:
         f"{ipam}.NodeService/WatchNodes": {},
         f"{ipam}.AddressService/Allocate": {"node": "node-9", "owner": "stranger"},
         f"{ipam}.AddressService/ListAddresses": {"node": "node-9"},
+        f"{ipam}.AddressService/CheckAddresses": {
+            "node": "node-9",
+            "endpoints": [{"owner": "another", "addresses": ["10.244.255.9"]}],
+        },
         f"{ipam}.AddressService/Release": {"node": "node-9", "owner": "stranger"},
-        f"{ipam}.NodeService/DeleteNode": {"name": "node-9"},
+        f"{ipam}.AddressService/AllocateBatch": {"node": "node-9", "owners": ["one", "two"]},
+        f"{ipam}.AddressService/ReleaseBatch": {
+            "node": "node-9",
+            "holdings": [
+                {"owner": "one"},
+                {"owner": "two", "ifCreateTime": "2001-01-01T00:00:00Z"},
+                {"owner": "nobody"},
+            ],
+        },
+        f"{ipam}.NodeService/DeleteNode": {"name": "node-9", "force": True},
         f"{ipam}.PoolService/CreatePool": {"name": "spare", "cidrs": ["10.9.0.0/16"], "nodeMaskSize": 24},
         f"{ipam}.PoolService/GetPool": {"name": "spare"},
         f"{ipam}.PoolService/ListPools": {},
+        f"{ipam}.PoolService/UpdatePool": {
+            "name": "spare",
+            "cidrs": ["10.9.0.0/16", "10.10.0.0/16"],
+            "excluded": ["10.9.0.0/28"],
+            "podSelector": {"matchLabels": {"tier": "spare"}},
+        },
         f"{ipam}.PoolService/DeletePool": {"name": "spare"},
         f"{ident}.IdentityService/Resolve": {"labels": labels},
         f"{ident}.IdentityService/ResolvePrefixes": {"prefixes": ["203.0.113.0/24"]},
+        f"{ident}.IdentityService/ReportUse": {
+            "holder": "node/stranger",
+            "identities": [web["identity"], 65000],
+        },
+        f"{ident}.IdentityService/ListHolders": {"pageSize": 100},
+        f"{ident}.IdentityService/EndUse": {"holder": "node/stranger"},
+        f"{ident}.IdentityService/GetLabelFilter": {},
+        f"{ident}.IdentityService/SetLabelFilter": {"patterns": ["k8s:app"], "validateOnly": True},
+        f"{ident}.IdentityService/GetIdentityStatus": {},
         f"{ident}.IdentityService/GetIdentity": identity,
         f"{ident}.IdentityService/ListIdentities": {"includeReserved": True},
         f"{ident}.IdentityService/WatchIdentities": {},
@@ -135,7 +163,26 @@ def test_every_method_answers(shop: Lab) -> None:
         ask = first if known[method] else call
         answers[method] = ask(target, method, request)
     assert answers["fimbria.ipam.v1.AddressService/Allocate"]["node"] == "node-9"
-    assert answers["fimbria.identity.v1.IdentityService/WatchIdentities"]["events"]
+    (finding,) = answers["fimbria.ipam.v1.AddressService/CheckAddresses"]["findings"][:1]
+    assert finding["kind"] == "KIND_LEAKED" and finding["holder"] == "stranger"
+    batch = answers["fimbria.ipam.v1.AddressService/AllocateBatch"]["addresses"]
+    assert [address["owner"] for address in batch] == ["one", "two"]
+    assert answers["fimbria.ipam.v1.AddressService/ReleaseBatch"] == {
+        "released": 1,
+        "absent": 1,
+        "changed": 1,
+    }
+    updated = answers["fimbria.ipam.v1.PoolService/UpdatePool"]
+    assert updated["excluded"] == ["10.9.0.0/28"] and len(updated["cidrs"]) == 2
+    identity = "fimbria.identity.v1.IdentityService"
+    assert answers[f"{identity}/WatchIdentities"]["events"]
+    assert answers[f"{identity}/ReportUse"]["unknown"] == [65000]
+    holders = {holder["name"]: holder for holder in answers[f"{identity}/ListHolders"]["holders"]}
+    assert holders["node/stranger"]["identities"] == 1
+    assert answers[f"{identity}/SetLabelFilter"]["filter"]["patterns"] == ["k8s:app"]
+    assert answers[f"{identity}/GetLabelFilter"]["patterns"] != ["k8s:app"]
+    spaces = {space["name"] for space in answers[f"{identity}/GetIdentityStatus"]["spaces"]}
+    assert spaces == {"cluster", "prefixes"}
     assert answers["fimbria.policy.v1.PolicyService/Explain"]["allowed"] is True
     changes = answers["fimbria.policy.v1.PolicyService/DiffPolicies"]["changes"]
     assert {change["direction"] for change in changes} >= {"DIRECTION_INGRESS"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -33,7 +34,8 @@ def short() -> Iterator[Path]:
     """A directory whose path is short enough for unix sockets."""
     made = Path(tempfile.mkdtemp(prefix="fault-"))
     yield made
-    shutil.rmtree(made, ignore_errors=True)
+    if not os.environ.get("FIMBRIA_FAULT_KEEP"):
+        shutil.rmtree(made, ignore_errors=True)
 
 
 @contextmanager
@@ -41,6 +43,7 @@ def running(world: World) -> Iterator[World]:
     try:
         world.start()
         yield world
+        world.check_logs()
     finally:
         world.stop()
 

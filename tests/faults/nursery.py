@@ -8,6 +8,7 @@ it does when the test ends in whatever way, all children are killed.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import gc
@@ -52,6 +53,7 @@ def _child(service: str, log: str, flags: list[str]) -> None:
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for source, target in ((os.open(os.devnull, os.O_RDONLY), 0), (output, 1), (output, 2)):
             os.dup2(source, target)
+        signal.signal(signal.SIGUSR1, _tell_tasks)
         module = f"services.{service}"
         sys.argv = [module, *flags]
         del sys.modules[f"{module}.__main__"]
@@ -65,6 +67,12 @@ def _child(service: str, log: str, flags: list[str]) -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
+
+
+def _tell_tasks(*_: object) -> None:
+    """Where every task of the process waits just now: what a failed test wants to know."""
+    for task in asyncio.all_tasks():
+        task.print_stack(limit=4, file=sys.stderr)
 
 
 class Nursery:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import signal
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +57,21 @@ class World:
     def start(self) -> None:
         """Starts all that do not run and returns when all serve."""
         start_all(self.members)
+
+    def check_logs(self) -> None:
+        """No replica has met what it had not reckoned with: nothing was raised that nobody took."""
+        for each in self.members:
+            for line in each.log.splitlines():
+                strange = "never retrieved" in line or "Traceback" in line or '"level":"critical"' in line
+                assert not strange, f"{each.directory.name}: {each.log[each.log.index(line) :][:4000]}"
+
+    def tell_tasks(self) -> None:
+        """Prints where the tasks of every replica wait."""
+        for each in self.members:
+            before = len(each.log)
+            each.signal(signal.SIGUSR1)
+            time.sleep(0.5)
+            print(f"--- {each.directory.name}\n{each.log[before:]}")
 
     def stop(self) -> None:
         for each in self.members:

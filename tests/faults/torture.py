@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Sequence
 from typing import Final
 
 from cli.lab.postgres import Postgres
 from services.chassis.db import Database
+from tests.faults.checker import Violation
 from tests.faults.clients import Load
 from tests.faults.servers import Replica
 from tests.faults.storm import SETTLE_CALLS, SETTLE_SECONDS, World
@@ -41,22 +43,27 @@ async def torture(
         await world.storm(seconds, victims, pause=(0.2, 1.0))
         await load.more(SETTLE_CALLS)
         await load.stop()
-        await _caught_up(logs, watchers)
+        await _caught_up(world, logs, watchers)
     claims = sum(log.check(watchers[log.table.feed]) for log in logs)
     counted = await check_entries(load)
     restarted = sum(watcher.restarted for watcher in everyone)
     resumed = sum(watcher.resumed for watcher in everyone)
     print(
         f"{world.kills} kills, {world.server_kills} of the server, {counted}, {claims} claims checked,"
-        f" {resumed} times resumed, {restarted} of them from a snapshot, {[log.revision for log in logs]} revisions"
+        f" {resumed} times resumed, {restarted} of them from a snapshot,"
+        f" revisions {[log.revision for log in logs]}"
     )
     assert restarted and claims > 100
     assert resumed > restarted
 
 
-async def _caught_up(logs: list[Log], watchers: dict[str, list[Watcher]]) -> None:
-    async with asyncio.timeout(SETTLE_SECONDS):
-        for log in logs:
-            await log.read()
-            while any(each.revision < log.revision for each in watchers[log.table.feed]):  # noqa: ASYNC110
-                await asyncio.sleep(0.02)
+async def _caught_up(world: World, logs: list[Log], watchers: dict[str, list[Watcher]]) -> None:
+    deadline = time.monotonic() + SETTLE_SECONDS
+    for log in logs:
+        await log.read()
+        while behind := [each for each in watchers[log.table.feed] if each.revision < log.revision]:
+            await asyncio.sleep(0.02)
+            if time.monotonic() > deadline:
+                told = [(each.revision, each.target[-12:], each.resumed) for each in behind]
+                world.tell_tasks()
+                raise Violation(f"watchers of {log.table.feed} never come to {log.revision}: {told}")

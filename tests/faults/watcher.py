@@ -126,11 +126,14 @@ class Watcher:
     resumed: int = 0
     restarted: int = 0
     rebuilt: Rebuilt = field(default_factory=Rebuilt)
+    target: str = ""
+    """Where it watches just now."""
 
     async def follow(self) -> None:
         """Until it is cancelled. Raises Violation for an answer that no watcher may get."""
         while True:
-            async with open_channel(self.random.choice(self.targets), retry=False) as channel:
+            self.target = self.random.choice(self.targets)
+            async with open_channel(self.target, retry=False) as channel:
                 try:
                     await self._stream(channel)
                 except grpc.RpcError as error:
@@ -236,7 +239,7 @@ async def watching(logs: Sequence[Log], watchers: Sequence[Watcher]) -> AsyncIte
     finally:
         for task in tasks:
             task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+        # One that has ended by itself is the reason of whatever else went wrong.
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end

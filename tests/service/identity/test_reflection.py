@@ -13,7 +13,16 @@ IPCACHE = "fimbria.identity.v1.IpCacheService"
 def test_every_service_and_method_is_listed(identity: ServiceProcess) -> None:
     assert {IDENTITIES, IPCACHE, "grpc.health.v1.Health"} <= listed(identity.target, "--list-services")
     methods = listed(identity.target, "--list-methods")
-    named = ("Resolve", "GetIdentity", "ListIdentities", "WatchIdentities")
+    named: tuple[str, ...] = (
+        "Resolve",
+        "GetIdentity",
+        "ListIdentities",
+        "WatchIdentities",
+        "ReportUse",
+        "EndUse",
+    )
+    assert {f"{IDENTITIES}/{name}" for name in named} <= methods
+    named = ("ListHolders", "GetLabelFilter", "SetLabelFilter", "GetIdentityStatus", "ResolvePrefixes")
     assert {f"{IDENTITIES}/{name}" for name in named} <= methods
     named = ("Publish", "Withdraw", "ListIpCacheEntries", "WatchIpCache")
     assert {f"{IPCACHE}/{name}" for name in named} <= methods
@@ -25,6 +34,19 @@ def test_a_whole_life_by_json(identity: ServiceProcess, place: Place) -> None:
     assert call(target, f"{IDENTITIES}/GetIdentity", {"id": made["id"]}) == made
     first = call(target, f"{IDENTITIES}/ListIdentities", {"includeReserved": True, "pageSize": 1})
     assert first["identities"] == [{"id": 1, "labels": ["reserved:host"], "name": "host"}]
+    holder = f"node/{place.name}"
+    report = {"holder": holder, "identities": [made["id"], 65001]}
+    used = call(target, f"{IDENTITIES}/ReportUse", report)
+    assert used["unknown"] == [65001] and used["leaseSeconds"] > 0
+    holders = call(target, f"{IDENTITIES}/ListHolders", {"pageSize": 1000})["holders"]
+    assert [each["identities"] for each in holders if each["name"] == holder] == [1]
+    assert call(target, f"{IDENTITIES}/EndUse", {"holder": holder}) == {}
+    filter_ = call(target, f"{IDENTITIES}/GetLabelFilter", {})
+    wanted = {"patterns": ["k8s:app"], "validateOnly": True}
+    assert call(target, f"{IDENTITIES}/SetLabelFilter", wanted)["filter"]["patterns"] == ["k8s:app"]
+    assert call(target, f"{IDENTITIES}/GetLabelFilter", {}) == filter_
+    spaces = call(target, f"{IDENTITIES}/GetIdentityStatus", {})["spaces"]
+    assert [space["name"] for space in spaces] == ["cluster", "prefixes"]
     entry = {"prefix": place.prefix(1), "identity": made["id"], "tunnelEndpoint": "172.31.0.1"}
     revision = call(target, f"{IPCACHE}/Publish", {"node": place.name, "entries": [entry]})["revision"]
     held = call(target, f"{IPCACHE}/ListIpCacheEntries", {"node": place.name})["entries"]

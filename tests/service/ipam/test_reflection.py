@@ -17,8 +17,10 @@ def test_every_service_and_method_is_listed(ipam: ServiceProcess) -> None:
     assert {
         f"{NODES}/{name}" for name in ("RegisterNode", "GetNode", "ListNodes", "DeleteNode", "WatchNodes")
     } <= methods
-    assert {f"{POOLS}/{name}" for name in ("CreatePool", "GetPool", "ListPools", "DeletePool")} <= methods
-    assert {f"{ADDRESSES}/{name}" for name in ("Allocate", "Release", "ListAddresses")} <= methods
+    named: tuple[str, ...] = ("CreatePool", "GetPool", "ListPools", "UpdatePool", "DeletePool")
+    assert {f"{POOLS}/{name}" for name in named} <= methods
+    named = ("Allocate", "AllocateBatch", "Release", "ReleaseBatch", "CheckAddresses", "ListAddresses")
+    assert {f"{ADDRESSES}/{name}" for name in named} <= methods
 
 
 def test_a_whole_life_by_json(ipam: ServiceProcess, place: Place) -> None:
@@ -36,6 +38,20 @@ def test_a_whole_life_by_json(ipam: ServiceProcess, place: Place) -> None:
     assert held["addresses"] == [granted]
     released = call(target, f"{ADDRESSES}/Release", {"node": name, "owner": "c/eth0"})
     assert released == {"address": granted["address"]}
+    batch = call(target, f"{ADDRESSES}/AllocateBatch", {"node": name, "owners": ["a/eth0", "b/eth0"]})
+    assert [address["owner"] for address in batch["addresses"]] == ["a/eth0", "b/eth0"]
+    endpoint = {"owner": "a/eth0", "addresses": [batch["addresses"][0]["address"]]}
+    check = call(target, f"{ADDRESSES}/CheckAddresses", {"node": name, "endpoints": [endpoint]})
+    assert [(each["kind"], each["holder"]) for each in check["findings"]] == [("KIND_LEAKED", "b/eth0")]
+    holdings = [
+        {"owner": "a/eth0"},
+        {"owner": "b/eth0", "ifCreateTime": check["findings"][0]["createTime"]},
+        {"owner": "c/eth0"},
+    ]
+    done = call(target, f"{ADDRESSES}/ReleaseBatch", {"node": name, "holdings": holdings})
+    assert done == {"released": 2, "absent": 1}
+    wider = {"name": name, "cidrs": [str(place.network)], "excluded": [f"{place.network[5]}"]}
+    assert call(target, f"{POOLS}/UpdatePool", wider)["excluded"] == wider["excluded"]
     assert call(target, f"{NODES}/DeleteNode", {"name": name}) == {}
     assert call(target, f"{POOLS}/DeletePool", {"name": name}) == {}
 
