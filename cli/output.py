@@ -39,6 +39,16 @@ def cell(value: Any) -> str:
     return str(value)
 
 
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """`1 leak`, `2 leaks`; `plural` where an s does not make it."""
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def moment(text: str | None) -> str:
+    """An RFC 3339 time to the second, for people; empty for none."""
+    return f"{text.partition('.')[0]}Z" if text and "." in text else text or ""
+
+
 def table(rows: Iterable[Row], columns: Sequence[tuple[str, str]]) -> list[str]:
     """Lines of a table with a header; `columns` are (key, title)."""
     lines = [[title for _, title in columns]]

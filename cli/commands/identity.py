@@ -9,7 +9,7 @@ import click
 
 from cli.commands import options
 from cli.errors import BadInput, CliError
-from cli.output import cell, output_option, print_json, print_rows, table
+from cli.output import cell, counted, moment, output_option, print_json, print_rows, table
 
 if TYPE_CHECKING:
     from fimbria.identity.v1 import identity_pb2
@@ -107,7 +107,7 @@ def status_lines(told: dict[str, Any]) -> list[str]:
             "numbers": f"{space['first']}-{space['last']}",
             "full": f"{space['utilisation']:.1%}",
             "growth": f"{space['growth_per_hour']:+.1f}/h",
-            "exhausted": space["exhausted_time"] or "not in sight",
+            "exhausted": moment(space["exhausted_time"]) or "not in sight",
         }
         for space in told["spaces"]
     ]
@@ -126,7 +126,7 @@ def status_lines(told: dict[str, Any]) -> list[str]:
         "",
         f"garbage collection: {done['collected']} collected, {done['rate']:.1f}/s, {done['backlog']} waiting,"
         f" lag {done['lag_seconds']:.1f} s (unused for {done['grace_seconds']} s before;"
-        f" last look {cell(done['sweep_time'])})",
+        f" last look {cell(moment(done['sweep_time']))})",
         f"holders with a lease: {told['holders']}",
     ]
 
@@ -229,7 +229,7 @@ def _confirm(would: identity_pb2.SetLabelFilterResponse, output: str) -> None:
         click.echo(line, err=True)
     if output == "json" or not sys.stdin.isatty():
         raise BadInput(
-            f"{would.changed} identities would change, and there is nobody to ask",
+            f"{counted(would.changed, 'identity', 'identities')} would change, and there is nobody to ask",
             reason="NOT_CONFIRMED",
             hint="--yes sets the filter, --dry-run only says what would change",
         )
@@ -275,16 +275,16 @@ def change_document(told: identity_pb2.SetLabelFilterResponse) -> dict[str, Any]
 
 def change_lines(told: dict[str, Any]) -> list[str]:
     """What a filter changes, for people."""
+    entries = counted(told["entries"], "ipcache entry", "ipcache entries")
     lines = [
-        f"{told['changed']} identities change, {told['entries']} ipcache entries with them;"
-        f" {told['merged']} label sets come to be shared by several of today's identities"
+        f"identities that change: {told['changed']}, with {entries};"
+        f" label sets that several of today's identities come to share: {told['merged']}"
     ]
     rows = [
         {
             "identity": each["identity"],
             "becomes": each["becomes"] or "a new one",
             "left_out": sorted(set(each["labels"]) - set(each["new_labels"])),
-            "new_labels": each["new_labels"],
             "entries": each["entries"],
         }
         for each in told["changes"][:_SHOWN]
@@ -293,7 +293,6 @@ def change_lines(told: dict[str, Any]) -> list[str]:
         ("identity", "IDENTITY"),
         ("becomes", "BECOMES"),
         ("left_out", "LOSES"),
-        ("new_labels", "LABELS"),
         ("entries", "ENTRIES"),
     ]
     if rows:

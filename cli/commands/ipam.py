@@ -10,7 +10,7 @@ import click
 from cli import errors
 from cli.commands import options
 from cli.commands.nodes import node_option
-from cli.output import cell, output_option, print_json, table
+from cli.output import cell, counted, moment, output_option, print_json, table
 
 if TYPE_CHECKING:
     from cli import ipam_check
@@ -87,7 +87,7 @@ def _print_check(found: ipam_check.Check, report: Path | None) -> None:
             "holder": f"{one.holder_node}: {one.holder}"
             if one.holder and one.holder_node != one.node
             else one.holder,
-            "create_time": one.create_time,
+            "create_time": moment(one.create_time),
             "users": [owner if node == one.node else f"{node}: {owner}" for node, owner in one.users],
         }
         for one in found.findings
@@ -105,9 +105,10 @@ def _print_check(found: ipam_check.Check, report: Path | None) -> None:
             click.echo(line)
     verified = [view for view in found.nodes.values() if not view.problem]
     click.echo(
-        f"{_count(len(rows), 'finding')}; {_count(sum(view.checked for view in verified), 'owner')} compared"
-        f" with {_count(sum(len(view.endpoints) for view in verified), 'endpoint')}"
-        f" on {_count(len(verified), 'node')}"
+        f"{counted(len(rows), 'finding')};"
+        f" {counted(sum(view.checked for view in verified), 'owner')} compared"
+        f" with {counted(sum(len(view.endpoints) for view in verified), 'endpoint')}"
+        f" on {counted(len(verified), 'node')}"
     )
     for view in found.unverified:
         click.echo(f"unverified: {view.node}: {view.problem}")
@@ -162,13 +163,9 @@ def release(report: Path, dry_run: bool, output: str) -> None:
         for one in outcomes:
             counts[one.outcome] = counts.get(one.outcome, 0) + 1
         told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-        click.echo(f"{_count(len(rows), 'leak')} in the report: {cell(told)}")
+        click.echo(f"{counted(len(rows), 'leak')} in the report: {cell(told)}")
     kinds = {one.outcome for one in outcomes}
     if ipam_release.RACED in kinds or ipam_release.FAILED in kinds:
         click.get_current_context().exit(errors.FAILED)
     if ipam_release.UNVERIFIED in kinds:
         click.get_current_context().exit(errors.UNAVAILABLE)
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

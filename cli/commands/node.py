@@ -8,7 +8,7 @@ import click
 
 from cli.commands import options
 from cli.errors import BadInput, CliError
-from cli.output import cell, output_option, print_json, print_rows
+from cli.output import cell, counted, output_option, print_json, print_rows
 
 if TYPE_CHECKING:
     from fimbria.ipam.v1 import ipam_pb2
@@ -128,14 +128,15 @@ def delete(name: str, force: bool, output: str) -> None:
     else:
         click.echo(
             f"node {name} is gone; freed: {cell(told['pod_cidrs'])} of pool {cell(told['pool'])},"
-            f" {kept.addresses} addresses of {kept.owners} owners, {len(kept.entries)} ipcache entries,"
-            f" the use of {kept.identities} identities"
+            f" {counted(kept.addresses, 'address', 'addresses')} of {counted(kept.owners, 'owner')},"
+            f" {counted(len(kept.entries), 'ipcache entry', 'ipcache entries')},"
+            f" the use of {counted(kept.identities, 'identity', 'identities')}"
         )
 
 
 def _ask(kept: Belongings, alive: str) -> None:
     """Raises CliError when the node does not look gone."""
-    reasons = [f"{kept.addresses} addresses are held on it"] if kept.addresses else []
+    reasons = [f"it holds {counted(kept.addresses, 'address', 'addresses')}"] if kept.addresses else []
     reasons += [alive] if alive else []
     if reasons:
         raise CliError(

@@ -9,7 +9,7 @@ import click
 from cli import pool_edit
 from cli.commands import options
 from cli.errors import BadInput, CliError
-from cli.output import cell, output_option, print_json, print_rows, table
+from cli.output import cell, counted, output_option, print_json, print_rows, table
 
 if TYPE_CHECKING:
     from fimbria.ipam.v1 import ipam_pb2
@@ -245,7 +245,12 @@ def delete(name: str, output: str) -> None:
     from cli.client import call
 
     with options.cluster() as cluster:
-        call(cluster.pools.DeletePool, ipam_pb2.DeletePoolRequest(name=name))
+        try:
+            call(cluster.pools.DeletePool, ipam_pb2.DeletePoolRequest(name=name))
+        except CliError as error:
+            if error.reason == "POOL_IN_USE":
+                error.hint = "CIDRs go back when their pods are gone; a node's own pool stays its own"
+            raise
     if output == "json":
         print_json({"name": name, "deleted": True})
     else:
@@ -283,7 +288,8 @@ def text_lines(row: dict[str, Any]) -> list[str]:
         "for namespaces": row["namespace_selector"],
         "excluded": row["excluded"],
         "draining": [
-            f"{each['cidr']} ({each['node_cidrs']} node CIDRs, {each['addresses']} addresses left)"
+            f"{each['cidr']} ({counted(each['node_cidrs'], 'node CIDR')} and"
+            f" {counted(each['addresses'], 'address', 'addresses')} left)"
             for each in row["draining"]
         ],
     }

@@ -190,7 +190,7 @@ def test_a_node_frees_nothing_until_it_is_declared_gone(
     ]
     assert told["findings"] == []
     assert run(delete) == FAILED
-    assert "addresses are held on it" in capsys.readouterr().err
+    assert "it holds " in capsys.readouterr().err
     before = fimbria("node", "get", "node-2")
     assert before["addresses_held"] and before["ipcache_entries"] and before["lease"]
 

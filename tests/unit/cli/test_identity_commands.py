@@ -68,7 +68,11 @@ def test_the_filter_is_shown_as_it_can_be_said(command: Run) -> None:
 
 def test_a_filter_that_changes_nothing_is_set_at_once(cluster: FakeCluster, command: Run) -> None:
     code, out, _ = command("identity", "filter", "set", "!k8s:other$")
-    assert code == 0 and "0 identities change" in out and "the filter is set, revision 4" in out
+    assert (
+        code == 0
+        and "identities that change: 0, with 0 ipcache entries" in out
+        and "the filter is set, revision 4" in out
+    )
     assert list(cluster.identity.filter.patterns) == ["!k8s:other$"]
     code, out, _ = command("identity", "filter", "set", "!k8s:other$")
     assert code == 0 and "the filter is that already, revision 4" in out
@@ -78,7 +82,7 @@ def test_a_filter_that_changes_nothing_is_set_at_once(cluster: FakeCluster, comm
 def test_a_change_is_shown_first_and_needs_a_yes(changing: FakeCluster, command: Run) -> None:
     code, out, err = command("identity", "filter", "set", "k8s:app")
     assert code == 2 and out == "" and "NOT_CONFIRMED" in err and "--yes" in err
-    assert "21 identities change, 40 ipcache entries with them; 1 label sets" in err
+    assert "identities that change: 21, with 40 ipcache entries; label sets" in err
     assert "k8s:hash=x" in err and "… and 20 more" in err
     assert changing.identity.filter_calls == [True] and changing.identity.filter.revision == 3
     code, out, _ = command("identity", "filter", "set", "k8s:app", "--dry-run")

@@ -47,11 +47,11 @@ def test_one_node_is_shown_with_what_is_kept_for_it(busy: FakeCluster, command: 
 def test_a_node_that_does_not_look_gone_is_kept(busy: FakeCluster, command: Run) -> None:
     code, _, err = command("node", "delete", "node-1")
     assert code == 1
-    assert "2 addresses are held on it, and its loader answers and serves 1 endpoint(s)" in err
+    assert "it holds 2 addresses, and its loader answers and serves 1 endpoint(s)" in err
     assert "NODE_IN_USE" in err and "fimbria node delete node-1 --gone" in err
     busy.kill("node-1")
     code, _, err = command("node", "delete", "node-1")
-    assert code == 1 and "2 addresses are held on it" in err and "loader" not in err
+    assert code == 1 and "it holds 2 addresses" in err and "loader" not in err
     assert "node-1" in busy.ipam.nodes and len(busy.identity.entries) == 3
 
 
@@ -70,7 +70,7 @@ def test_a_node_that_is_gone_frees_all_that_it_had_and_nothing_else(
     code, out, _ = command("node", "delete", "node-1", option)
     assert code == 0
     assert out == (
-        "node node-1 is gone; freed: 10.244.1.0/24 of pool default, 2 addresses of 1 owners, 2 ipcache"
+        "node node-1 is gone; freed: 10.244.1.0/24 of pool default, 2 addresses of 1 owner, 2 ipcache"
         " entries, the use of 3 identities\n"
     )
     assert list(busy.ipam.nodes) == ["node-2"] and list(busy.ipam.held) == [("node-2", "b/eth0")]

@@ -66,7 +66,7 @@ def test_drained_cidrs_leave_and_may_come_back(command: Run) -> None:
     assert told["cidrs"] == ["fd00:1::/48"]
     assert told["draining"] == [{"cidr": "10.1.0.0/16", "node_cidrs": 1, "addresses": 2}]
     assert ok(command, "drain", "blue", "10.1.0.0/16") == told
-    assert "10.1.0.0/16 (1 node CIDRs, 2 addresses left)" in command("pool", "get", "blue")[1]
+    assert "10.1.0.0/16 (1 node CIDR and 2 addresses left)" in command("pool", "get", "blue")[1]
     assert ok(command, "extend", "blue", "10.1.0.0/16")["cidrs"] == ["fd00:1::/48", "10.1.0.0/16"]
 
 
