@@ -18,7 +18,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from cli.errors import CliError
 from cli.lab.files import write_json
@@ -112,7 +112,7 @@ class Postgres:
         command = [str(initdb), "-D", str(aside), "-U", USER, "--locale=C", "-E", "UTF8", "-A", "trust", "-N"]
         command += ["--no-instructions"]
         done = subprocess.run(
-            command, **_as(owner), cwd="/", capture_output=True, text=True, timeout=60, check=False
+            _as(owner, command), cwd="/", capture_output=True, text=True, timeout=60, check=False
         )
         if done.returncode:
             raise CliError(f"initdb failed: {(done.stderr or done.stdout).strip()}")
@@ -138,8 +138,7 @@ class Postgres:
         self._forget_dead()
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
-                [str(binary("postgres")), "-D", str(self.data)],
-                **_as(_owner()),
+                _as(_owner(), [str(binary("postgres")), "-D", str(self.data)]),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -282,10 +281,16 @@ def _owner() -> pwd.struct_passwd | None:
         raise CliError(f"there is no user {USER}", hint="apt-get install postgresql-15") from None
 
 
-def _as(owner: pwd.struct_passwd | None) -> dict[str, Any]:
+def _as(owner: pwd.struct_passwd | None, command: list[str]) -> list[str]:
+    """The command, to be run as `owner`: not by subprocess, which would fork for that.
+
+    Whoever uses gRPC must not: its handlers at a fork end the child now and then. What subprocess starts
+    plainly never comes by them.
+    """
     if owner is None:
-        return {}
-    return {"user": owner.pw_uid, "group": owner.pw_gid, "extra_groups": []}
+        return command
+    setpriv = ["setpriv", f"--reuid={owner.pw_uid}", f"--regid={owner.pw_gid}", "--clear-groups", "--"]
+    return setpriv + command
 
 
 def _give(path: Path, owner: pwd.struct_passwd | None) -> None:
