@@ -43,6 +43,7 @@ class NetlinkDevices:
         endpoint_device: Literal["veth", "netkit", "auto"] = "veth",
     ) -> None:
         self._network = NodeNetwork(settings)
+        self._routers = _routers(settings.router, settings.router6)
         self._endpoint_routes = endpoint_routes
         self._endpoint_device = endpoint_device
         self._kind: DeviceKind = "veth"
@@ -86,7 +87,7 @@ class NetlinkDevices:
             links.set_endpoint_link_up(record.spec.host_device)
             if self._endpoint_routes:
                 # After it is up: the kernel takes no routes to a device that is down.
-                add_endpoint_routes(_routes(record))
+                add_endpoint_routes(self._routes(record))
 
         await self._call(work)
 
@@ -102,7 +103,7 @@ class NetlinkDevices:
 
         def work() -> list[str]:
             problems = links.check_endpoint_link(spec, record.default_routes)
-            return problems + (endpoint_route_problems(_routes(record)) if self._endpoint_routes else [])
+            return problems + (endpoint_route_problems(self._routes(record)) if self._endpoint_routes else [])
 
         return await self._call(work)
 
@@ -113,7 +114,7 @@ class NetlinkDevices:
 
     async def sync_endpoint_routes(self, records: Sequence[EndpointRecord]) -> None:
         """Makes the routes to these endpoints, and no others; where endpoints have none, removes all."""
-        wanted = [_routes(record) for record in records] if self._endpoint_routes else []
+        wanted = [self._routes(record) for record in records] if self._endpoint_routes else []
         await self._call(lambda: sync_endpoint_routes(wanted))
 
     async def list_endpoint_routes(self) -> list[tuple[int, str]]:
@@ -142,6 +143,7 @@ class NetlinkDevices:
         cidrs = tuple(ip_network(cidr) for cidr in own.pod_cidrs)
         router = IPv4Address(own.router_ipv4) if own.router_ipv4 else None
         router6 = IPv6Address(own.router_ipv6) if own.router_ipv6 else None
+        self._routers = _routers(router, router6)
         await self._call(lambda: self._network.set_own(cidrs, router, router6))
 
     def close(self) -> None:
@@ -172,7 +174,13 @@ class NetlinkDevices:
             kind=self._kind,
         )
 
+    def _routes(self, record: EndpointRecord) -> EndpointRoutes:
+        # From the router that the node has now: the endpoint may know it by another that it had before.
+        pairs = zip((record.ipv4, record.ipv6), self._routers, strict=True)
+        return EndpointRoutes(
+            record.spec.host_device, record.pod_mac, tuple(pair for pair in pairs if pair[0])
+        )
 
-def _routes(record: EndpointRecord) -> EndpointRoutes:
-    pairs = ((record.ipv4, record.router_ipv4), (record.ipv6, record.router_ipv6))
-    return EndpointRoutes(record.spec.host_device, record.pod_mac, tuple(pair for pair in pairs if pair[0]))
+
+def _routers(router: IPv4Address | None, router6: IPv6Address | None) -> tuple[str, str]:
+    return (str(router) if router else "", str(router6) if router6 else "")

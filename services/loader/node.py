@@ -23,7 +23,7 @@ from services.loader.devices import NetlinkDevices
 from services.loader.endpoints.cni_calls import CniCalls
 from services.loader.endpoints.creation import EndpointMaker
 from services.loader.endpoints.device_watch import DeviceWatch
-from services.loader.endpoints.endpoint import State
+from services.loader.endpoints.endpoint import Phase, State
 from services.loader.endpoints.identity_use import IdentityUse
 from services.loader.endpoints.manager import EndpointManager
 from services.loader.endpoints.orphans import OrphanFinder
@@ -192,6 +192,10 @@ class NodeRuntime:
         FimbriaError, DatapathError.
         """
         devices = await self.links.ensure()
+        if self.place.programs_differ:
+            # Routes from a router address that is gone have gone with it.
+            records = [each.record for each in self.registry if each.record.phase is Phase.READY]
+            await self.links.sync_endpoint_routes(records)
         unhooked = await asyncio.to_thread(self.kernel.node_unhooked)
         if devices != self.place.devices or unhooked or self.place.programs_differ:
             _log.warning("node.devices_changed", nics=[name for name, _ in devices.nics])

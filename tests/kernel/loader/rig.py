@@ -306,6 +306,12 @@ class Rig:
             request = ipam_pb2.CreatePoolRequest(name=name, cidrs=cidrs, **more)
             stub.CreatePool(request, wait_for_ready=True, timeout=patient(10))
 
+    def update_pool(self, name: str, cidrs: list[str]) -> None:
+        with grpc.insecure_channel(self.target("ipam")) as channel:
+            stub = ipam_pb2_grpc.PoolServiceStub(channel)
+            request = ipam_pb2.UpdatePoolRequest(name=name, cidrs=cidrs)
+            stub.UpdatePool(request, wait_for_ready=True, timeout=patient(10))
+
     def four_pods(self) -> dict[str, Pod]:
         """web and near on the first node, client and stranger on the second, added."""
         first, second = self.nodes

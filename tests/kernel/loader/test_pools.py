@@ -28,12 +28,18 @@ IPAM = [
 ]
 FULL = 5
 BLUE = "10.99.0.0/24"
+OTHER_CIDRS = "10.245.0.0/24,fd00:10:245::/120"
 
 
-@pytest.fixture(scope="module", params=["tunnel", "native"])
+@pytest.fixture(
+    scope="module",
+    params=[("tunnel", "false"), ("native", "true")],
+    ids=["tunnel", "native-endpoint-routes"],
+)
 def rig(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     directory = tmp_path_factory.mktemp("rig")
-    flags = [f"--routing-mode={request.param}"]
+    mode, endpoint_routes = request.param
+    flags = [f"--routing-mode={mode}", f"--endpoint-routes={endpoint_routes}"]
     with running_rig(directory, cidrs=CIDRS, flags=flags, service_flags={"ipam": IPAM}) as made:
         yield made
 
@@ -150,10 +156,45 @@ def test_an_unknown_pool_is_a_precise_error(rig: Rig) -> None:
 
 def test_an_address_is_not_given_again_at_once(rig: Rig) -> None:
     node = rig.nodes[1]
-    made = []
-    for number in range(FULL):
+    before = ("", "")
+    for number in range(3):
         pod = rig.pod(node, f"held-{number}")
         pod.add()
-        made.append(pod.ipv4)
+        assert pod.ipv4 != before[0] and pod.ipv6 != before[1]
+        before = pod.ipv4, pod.ipv6
         pod.delete()
-    assert len(set(made)) == FULL
+
+
+def test_a_node_whose_first_cidrs_were_drained_gets_others(
+    rig: Rig, full: list[Pod], client: Pod, eventually: Eventually
+) -> None:
+    node, web = rig.nodes[1], full[0]
+    client.delete()
+    blue = rig.pod(node, "blue-2", app="client")
+    blue.annotations["fimbria.io/ip-pool"] = "blue"
+    answer = blue.add()
+    before = node.status()
+    rig.update_pool("default", OTHER_CIDRS.split(","))
+    # What was released a moment ago is on hold, and a CIDR with such an address is not empty.
+    with echo_server(web.namespace, 80), echo_server(blue.namespace, 81):
+        eventually(lambda: replaced(node, list(before.pod_cidrs)))
+        after = node.status()
+        assert after.router_ipv4 != before.router_ipv4 and after.router_ipv6 != before.router_ipv6
+        assert BLUE.startswith("10.99.") and after.pod_cidrs[2].startswith("10.99.")
+        code, problem = blue.call("CHECK", prevResult=answer)
+        assert code == 0, problem
+        sources: list[Pod | Node] = [web, *rig.nodes]
+        for source in sources:
+            eventually(partial(reaches, source, blue, 81))
+        assert reaches(blue, web, 80)
+        late = rig.pod(node, "late", app="client")
+        late.add()
+        for ipv6 in (False, True):
+            eventually(partial(reaches, late, web, 80, ipv6=ipv6))
+
+
+def replaced(node: Node, before: list[str]) -> bool:
+    """Starts the node's loader anew; whether the node has other first CIDRs now."""
+    node.loader.kill()
+    node.loader.start()
+    return not set(before[:2]) & set(node.status().pod_cidrs)
