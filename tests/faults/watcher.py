@@ -128,6 +128,7 @@ class Watcher:
     rebuilt: Rebuilt = field(default_factory=Rebuilt)
     target: str = ""
     """Where it watches just now."""
+    _forgetful: bool = False
 
     async def follow(self) -> None:
         """Until it is cancelled. Raises Violation for an answer that no watcher may get."""
@@ -141,6 +142,10 @@ class Watcher:
             self.resumed += 1
             await asyncio.sleep(self.random.uniform(0.0, 0.1))
 
+    def forget(self) -> None:
+        """From the next stream on it has seen no more than the first event."""
+        self._forgetful = True
+
     def _lost(self, failure: FimbriaError) -> None:
         if failure.reason == "REVISION_COMPACTED":
             self.revision = 0
@@ -151,6 +156,9 @@ class Watcher:
     async def _stream(self, channel: grpc.aio.Channel) -> None:
         # A message or a minute later it leaves, and resumes elsewhere.
         left = self.random.randrange(1, 400)
+        if self._forgetful and self.revision > 1:
+            self._forgetful = False
+            self.revision = 1
         whole = self.revision > 0
         if not whole:
             self.rebuilt = Rebuilt()
@@ -169,7 +177,7 @@ class Watcher:
                 self.revision = message.revision
                 self.claims.append((self.revision, self.rebuilt.sum))
             left -= 1
-            if left == 0:
+            if left == 0 or self._forgetful:
                 stream.cancel()
                 return
             if self.slow:
