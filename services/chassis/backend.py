@@ -50,6 +50,15 @@ class WriteTransaction(Protocol):
         that. Raises FimbriaError or DBAPIError when it is not certain that all of it is stored.
         """
 
+    async def mark(self) -> None:
+        """Sets the savepoint to which `take_back` returns; there is one at a time."""
+
+    async def keep(self) -> bool:
+        """Releases the savepoint. False when a statement since has failed, so that nothing can be kept."""
+
+    async def take_back(self) -> None:
+        """Undoes what came after the savepoint."""
+
     async def rollback(self) -> None:
         """Undoes it; never raises: a connection that cannot do it is thrown away."""
 

@@ -325,19 +325,14 @@ class Database:
                     unit.drop_abandoned()
                     if not unit.members:
                         continue
-                    savepoint = await conn.begin_nested()
+                    await transaction.mark()
                     problem = await self._run(unit, conn)
                     self._check(unit, problem, transaction)
-                    if problem is None:
-                        try:
-                            await savepoint.commit()
-                        except sa_exc.DBAPIError as exc:
-                            # The operation has swallowed an error that its transaction did not survive.
-                            problem = self._backend.problem(exc)
-                            unit.fail(problem)
-                            self._check(unit, problem, transaction)
+                    if problem is None and not await transaction.keep():
+                        problem = _given_up()
+                        unit.fail(problem)
                     if problem is not None:
-                        await savepoint.rollback()
+                        await transaction.take_back()
                         if len(unit.members) > 1:
                             waiting.extendleft(reversed(unit.alone()))
                             continue

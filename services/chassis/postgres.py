@@ -250,6 +250,19 @@ class _Transaction:
         await self._connection.commit()
         return bool(ended == "COMMIT")
 
+    async def mark(self) -> None:
+        await self.driver.execute("SAVEPOINT unit")
+
+    async def keep(self) -> bool:
+        try:
+            await self.driver.execute("RELEASE unit")
+        except asyncpg.InFailedSQLTransactionError:
+            return False
+        return True
+
+    async def take_back(self) -> None:
+        await self.driver.execute("ROLLBACK TO unit; RELEASE unit")
+
     async def rollback(self) -> None:
         if self._connection.invalidated or self._connection.closed:
             return

@@ -104,6 +104,17 @@ class _Transaction:
         await self._connection.commit()
         return True
 
+    async def mark(self) -> None:
+        await self._connection.exec_driver_sql("SAVEPOINT unit")
+
+    async def keep(self) -> bool:
+        await self._connection.exec_driver_sql("RELEASE unit")
+        return True
+
+    async def take_back(self) -> None:
+        await self._connection.exec_driver_sql("ROLLBACK TO unit")
+        await self._connection.exec_driver_sql("RELEASE unit")
+
     async def rollback(self) -> None:
         try:
             await self._connection.rollback()

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One policy and one identity process for the tests of a worker; each test has a namespace of its own."""
+"""One policy process over each kind of store and one identity process for the tests of a worker; each test
+has a namespace of its own.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ from fimbria.policy.v1 import policy_pb2_grpc
 
 from services.chassis.channel import open_channel
 from services.chassis.labels import pod_labels
+from tests.postgres import STORES, store_of
 from tests.service.policy.loader import Loader
 from tests.service.processes import ServiceProcess, start
 
@@ -26,14 +29,17 @@ def identity_process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servi
     assert service.terminate() == 0
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="session", params=STORES)
 def policy_process(
-    identity_process: ServiceProcess, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    identity_process: ServiceProcess,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[ServiceProcess]:
     directory = tmp_path_factory.mktemp("policy")
-    service = start("policy", directory, f"--identity-target={identity_process.target}")
-    yield service
-    assert service.terminate() == 0
+    with store_of("policy", request.param) as flags:
+        service = start("policy", directory, f"--identity-target={identity_process.target}", *flags)
+        yield service
+        assert service.terminate() == 0
 
 
 @pytest.fixture
