@@ -25,6 +25,8 @@ def attachment(tmp_path: Path) -> Attachment:
         namespace_labels={"kubernetes.io/metadata.name": "shop"},
         ports=(NamedPort("http", 80, "TCP"),),
         service_account="front",
+        annotations={"fimbria.io/ip-pool": "blue"},
+        namespace_annotations={"owner": "a b"},
     )
 
 
@@ -51,6 +53,8 @@ def test_the_plugin_gets_what_a_runtime_would_give(
     ]
     assert config["args"]["cni"]["ports"] == [{"name": "http", "port": 80, "protocol": "TCP"}]
     assert config["args"]["cni"]["serviceAccount"] == "front"
+    assert config["args"]["cni"]["annotations"] == [{"key": "fimbria.io/ip-pool", "value": "blue"}]
+    assert config["args"]["cni"]["namespaceAnnotations"] == [{"key": "owner", "value": "a b"}]
     environ = Path(f"{told}.env").read_text().splitlines()
     assert {"CNI_COMMAND=ADD", "CNI_CONTAINERID=c1", "CNI_IFNAME=eth0", "CNI_NETNS=/run/netns/x"} <= set(
         environ

@@ -42,6 +42,7 @@ def test_a_record_is_read_as_it_was_written(store: PodStore) -> None:
         ips=("10.244.1.7",),
         endpoint_id=4,
         service_account="front",
+        annotations={"fimbria.io/ip-pool": "blue"},
         result={"a": 1},
     )
     store.put(pod)
@@ -92,3 +93,14 @@ def test_a_namespace_always_has_its_name_as_a_label(store: PodStore) -> None:
     assert store.namespace_labels("shop") == {"team": "a", **name}
     claim(store, PodRef("other", "x"))
     assert store.namespaces() == ["other", "shop"]
+
+
+def test_a_namespaces_annotations_are_kept_apart_from_its_labels(store: PodStore) -> None:
+    assert store.namespace_annotations("shop") == {}
+    store.set_namespace_annotations("shop", {"fimbria.io/ip-pool": "blue"})
+    assert store.namespaces() == ["shop"]
+    assert store.namespace_labels("shop") == {"kubernetes.io/metadata.name": "shop"}
+    store.set_namespace_labels("shop", {"team": "a"})
+    assert store.namespaces() == ["shop"]
+    assert store.namespace_annotations("shop") == {"fimbria.io/ip-pool": "blue"}
+    assert store.namespace_labels("shop")["team"] == "a"

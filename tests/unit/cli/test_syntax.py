@@ -120,3 +120,20 @@ def test_one_name_for_two_ports_of_a_protocol_is_refused() -> None:
 
 def test_a_pod_reference_reads_as_it_is_written() -> None:
     assert syntax.parse_pod("shop/web") == PodRef("shop", "web")
+
+
+def test_annotations_have_keys_of_labels_and_any_value() -> None:
+    assert syntax.parse_annotations(["fimbria.io/ip-pool=blue", "note=a b, c=d"]) == {
+        "fimbria.io/ip-pool": "blue",
+        "note": "a b, c=d",
+    }
+    assert syntax.parse_annotation_changes(["fimbria.io/ip-pool=blue", "note-"]) == {
+        "fimbria.io/ip-pool": "blue",
+        "note": None,
+    }
+
+
+@pytest.mark.parametrize("texts", [["note"], ["=x"], ["not a key=x"], ["a=1", "a=2"]])
+def test_an_illegal_annotation_is_refused(texts: list[str]) -> None:
+    with pytest.raises(BadInput):
+        syntax.parse_annotations(texts)
