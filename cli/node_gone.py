@@ -41,6 +41,9 @@ class Belongings:
             "registered": self.node is not None,
             "pool": self.node.pool if self.node else "",
             "pod_cidrs": list(self.node.pod_cidrs) if self.node else [],
+            "cidrs": [{"cidr": each.cidr, "pool": each.pool} for each in self.node.cidrs]
+            if self.node
+            else [],
             "owners": self.owners,
             "addresses": self.addresses,
             "ipcache_entries": len(self.entries),

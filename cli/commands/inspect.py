@@ -9,7 +9,7 @@ import click
 
 from cli.commands import options
 from cli.errors import CliError
-from cli.output import output_option, print_rows
+from cli.output import moment, output_option, print_rows
 
 if TYPE_CHECKING:
     from cli.client import Cluster
@@ -34,6 +34,8 @@ def list_ips(node: str, on_hold: bool, output: str) -> None:
     with options.cluster() as cluster:
         if on_hold:
             rows = _on_hold(cluster, node)
+            if output == "table":
+                rows = [{**row, "hold_until": moment(row["hold_until"])} for row in rows]
             columns = [("address", "ADDRESS"), ("pool", "POOL"), ("node", "NODE"), ("owner", "LAST OWNER")]
             print_rows(rows, [*columns, ("hold_until", "ON HOLD UNTIL")], output)
             return

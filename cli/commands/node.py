@@ -126,8 +126,9 @@ def delete(name: str, force: bool, output: str) -> None:
     elif not kept.anything:
         click.echo(f"node {name} is not known to any service: nothing to free")
     else:
+        cidrs = [f"{each['cidr']} ({each['pool']})" for each in told["cidrs"]]
         click.echo(
-            f"node {name} is gone; freed: {cell(told['pod_cidrs'])} of pool {cell(told['pool'])},"
+            f"node {name} is gone; freed: {cell(cidrs)},"
             f" {counted(kept.addresses, 'address', 'addresses')} of {counted(kept.owners, 'owner')},"
             f" {counted(len(kept.entries), 'ipcache entry', 'ipcache entries')},"
             f" the use of {counted(kept.identities, 'identity', 'identities')}"

@@ -70,7 +70,7 @@ def test_a_node_that_is_gone_frees_all_that_it_had_and_nothing_else(
     code, out, _ = command("node", "delete", "node-1", option)
     assert code == 0
     assert out == (
-        "node node-1 is gone; freed: 10.244.1.0/24 of pool default, 2 addresses of 1 owner, 2 ipcache"
+        "node node-1 is gone; freed: 10.244.1.0/24 (default), 2 addresses of 1 owner, 2 ipcache"
         " entries, the use of 3 identities\n"
     )
     assert list(busy.ipam.nodes) == ["node-2"] and list(busy.ipam.held) == [("node-2", "b/eth0")]
