@@ -106,7 +106,7 @@ def get(name: str, output: str) -> None:
     type=int,
     default=0,
     metavar="BITS",
-    help="Prefix length of a node's IPv4 CIDR, for one 24.",
+    help="Prefix length of a node's IPv4 CIDR, 24 for example.",
 )
 @click.option(
     "--node-mask-ipv6",
