@@ -357,9 +357,10 @@ class Feed:
                         revision = (await self._position(conn))[0]
                     self._committed_revision = max(self._committed_revision, revision)
                 await self._catch_up()
-            except FimbriaError as exc:
-                # The next round may do better; this process's own commits wake watchers without it.
-                log.warning("cannot look for changes by others", feed=self._name, reason=exc.reason)
+            except Exception as exc:
+                # The next round may do better, whatever it was: without this task all watchers stand still.
+                reason = exc.reason if isinstance(exc, FimbriaError) else repr(exc)
+                log.warning("cannot look for changes by others", feed=self._name, reason=reason)
                 await asyncio.sleep(POLL_SECONDS)
                 self._observe(None)
 
