@@ -29,6 +29,8 @@ _UNKNOWN: Final = {
 # After these it has not.
 _REFUSED: Final = {grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.FAILED_PRECONDITION}
 
+# The store could not be reached, or it is being closed: nothing was begun.
+_NOT_DONE: Final = {"DATABASE_BUSY", "DATABASE_CLOSED"}
 # What gRPC says of a call that it has never sent.
 _NOT_SENT: Final = "connections to all backends failing"
 
@@ -113,8 +115,10 @@ class Load:
             failure = error_from_rpc(error)
         # Whoever finds nobody there does not ask again and again at once.
         await asyncio.sleep(random.uniform(0.05, 0.15))
+        if _NOT_SENT in failure.message or failure.reason in _NOT_DONE:
+            raise Refused
         if failure.code in _UNKNOWN:
-            raise Refused if _NOT_SENT in failure.message else OutcomeUnknown
+            raise OutcomeUnknown
         if failure.code not in _REFUSED:
             # INTERNAL and the like are never right, whatever dies.
             self.problems.append(repr(failure))
