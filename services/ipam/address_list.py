@@ -7,12 +7,12 @@ from typing import Any, Final
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.chassis.statements import Sql
 from services.ipam.address_rows import read_nodes
 from services.ipam.allocation import NodeCidrs, bounds_of
 from services.ipam.family import Address, address_from_packed
 from services.ipam.holds import HeldBack, until
 from services.ipam.model import Allocation, Held
-from services.ipam.statements import Sql
 
 # An owner is one row: its IPv4 address and beside it its IPv6 one, or the IPv6 one when it has no other.
 _OWNERS: Final = (

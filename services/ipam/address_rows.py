@@ -8,10 +8,10 @@ from typing import Final, TypeAlias
 
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.chassis.statements import Sql, SqlOfKeys
 from services.ipam.allocation import NodeCidr, NodeCidrs, bounds_of
 from services.ipam.exclusions import Span, decode_spans
 from services.ipam.family import FAMILIES, Family
-from services.ipam.statements import Sql, SqlOfKeys
 
 # node and owner.
 OwnerKey: TypeAlias = "tuple[str, str]"

@@ -16,8 +16,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chassis.db import Database
 from services.chassis.errors import FimbriaError
 from services.chassis.logs import get_logger
+from services.chassis.statements import Sql
 from services.ipam.family import Address, Network
-from services.ipam.statements import Sql
 
 # Of as many holds a write disposes at most: others shall get between.
 SWEPT: Final = 500
