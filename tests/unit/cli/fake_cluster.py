@@ -146,6 +146,9 @@ class Ipam(
     def DeletePool(
         self, request: ipam_pb2.DeletePoolRequest, context: grpc.ServicerContext
     ) -> ipam_pb2.DeletePoolResponse:
+        pool = self.pools.get(request.name)
+        if pool is not None and pool.node_cidrs_used:
+            refuse(context, FailedPrecondition("nodes hold CIDRs of it", reason="POOL_IN_USE"))
         self.pools.pop(request.name, None)
         return ipam_pb2.DeletePoolResponse()
 

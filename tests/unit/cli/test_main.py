@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from cli.__main__ import COMMANDS, cli, run
+from cli.client import from_service
+from services.chassis.errors import ResourceExhausted
 
 
 def test_every_command_of_the_tree_can_be_loaded() -> None:
@@ -115,6 +117,12 @@ def test_a_service_that_is_down_is_named(
     told = capsys.readouterr().err
     assert told.startswith("error: cannot reach")
     assert "SERVICE_UNAVAILABLE" in told
+
+
+def test_what_a_service_says_would_help_is_the_hint() -> None:
+    full = ResourceExhausted("all are held", reason="POOL_EXHAUSTED", metadata={"help": "extend the pool"})
+    shown = from_service(full)
+    assert (shown.hint, shown.reason, shown.exit_code) == ("extend the pool", "POOL_EXHAUSTED", 1)
 
 
 def test_removing_a_lab_that_is_not_there_is_no_error(

@@ -89,6 +89,12 @@ def test_a_pool_is_made_for_whom_it_is_for_and_may_change_that(command: Run) -> 
     assert ok(command, "delete", "green") == {"name": "green", "deleted": True}
 
 
+def test_a_pool_in_use_stays_and_the_way_out_is_told(command: Run, cluster: FakeCluster) -> None:
+    code, _, err = command("pool", "delete", "blue")
+    assert code == 1 and "POOL_IN_USE" in err and "hint: CIDRs go back when" in err
+    assert "blue" in cluster.ipam.pools
+
+
 def test_somebody_elses_change_is_built_upon(cluster: FakeCluster, command: Run, blue: ipam_pb2.Pool) -> None:
     cluster.ipam.others_change_first = 2
     told = ok(command, "extend", "blue", "10.200.0.0/16")
