@@ -142,7 +142,18 @@ def test_a_pod_of_another_pool_and_of_one_family(rig: Rig, client: Pod, eventual
         assert reaches(pod, client, 81)
     found = node.endpoint("blue")
     assert (found.ipv4, found.ipv6) == (pod.ipv4, "")
-    pod.delete()
+    rig.create_pool("six", ["fd00:99::/112"], node_mask_size_ipv6=125)
+    six = rig.pod(node, "six", app="web")
+    six.annotations["ipam.cilium.io/ip-pool"] = "six"
+    answer = six.add()
+    assert six.ipv6.startswith("fd00:99::") and not six.ipv4
+    code, problem = six.call("CHECK", prevResult=answer)
+    assert code == 0, problem
+    with echo_server(six.namespace, 80):
+        for source in sources:
+            eventually(partial(reaches, source, six, 80, ipv6=True))
+    for each in (pod, six):
+        each.delete()
     eventually(lambda: not grown(node))
 
 
