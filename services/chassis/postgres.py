@@ -131,7 +131,14 @@ class Server:
         return DatabaseOpenError(f"cannot open the database {self.shown}: {what}")
 
 
-FAILURES: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError)
+FAILURES: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    OSError,
+    TimeoutError,
+    ValueError,
+)
 
 
 def _replace_closed(connection: Any, record: Any, proxy: Any) -> None:
@@ -193,17 +200,20 @@ class PostgresBackend:
         """The first statement begins the snapshot."""
 
     async def begin_write(self, connection: AsyncConnection) -> _Transaction:
-        driver = (await connection.get_raw_connection()).driver_connection
-        transaction = _Transaction(connection, driver, self.server.schema)
-        try:
-            await transaction.driver.execute(self._begin)
-        except FAILURES as exc:
-            await transaction.rollback()
-            raise problem(exc) from exc
-        except BaseException:
-            await connection.invalidate()
-            raise
-        return transaction
+        for attempt in (1, 2):
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            transaction = _Transaction(connection, driver, self.server.schema)
+            try:
+                await driver.execute(self._begin)
+                return transaction
+            except FAILURES as exc:
+                await transaction.rollback()
+                # On a connection that had been lost unnoticed nothing was done yet: there may be another.
+                if attempt == 2 or not driver.is_closed():
+                    raise problem(exc) from exc
+            except BaseException:
+                await connection.invalidate()
+                raise
 
     def problem(self, exc: Exception) -> FimbriaError:
         return problem(exc)

@@ -7,8 +7,6 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-import asyncpg
-
 from services.chassis.backend import Told
 from services.chassis.logs import get_logger
 
@@ -59,7 +57,8 @@ class Listener:
                 finally:
                     self._listening = False
                     connection.terminate()
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as exc:
+            except Exception as exc:
+                # Whatever it was: feeds look for themselves meanwhile, and must not have to for ever.
                 log.warning("cannot listen for changes by others", error=f"{type(exc).__name__}: {exc}")
             await asyncio.sleep(RETRY_SECONDS[min(failures, len(RETRY_SECONDS) - 1)])
             failures += 1
