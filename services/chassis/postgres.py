@@ -200,16 +200,18 @@ class PostgresBackend:
         """The first statement begins the snapshot."""
 
     async def begin_write(self, connection: AsyncConnection) -> _Transaction:
-        for attempt in (1, 2):
+        attempts = 2
+        while True:
             driver: Any = (await connection.get_raw_connection()).driver_connection
             transaction = _Transaction(connection, driver, self.server.schema)
             try:
                 await driver.execute(self._begin)
                 return transaction
             except FAILURES as exc:
+                attempts -= 1
                 await transaction.rollback()
                 # On a connection that had been lost unnoticed nothing was done yet: there may be another.
-                if attempt == 2 or not driver.is_closed():
+                if not attempts or not driver.is_closed():
                     raise problem(exc) from exc
             except BaseException:
                 await connection.invalidate()
