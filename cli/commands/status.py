@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +41,8 @@ _TIMEOUT = 3.0
 def status(output: str) -> None:
     """Every service and loader: serving? since when, at which revisions, how far behind.
 
-    LAG is how many policy revisions a node has not put into force yet. Exit code 3 when something does not
+    LAG is how many policy revisions a node has not put into force yet. PROBLEM also tells of address pools
+    and identities that are about to run out. Exit code 3 when something does not
     serve.
     """
     with options.cluster() as cluster:
@@ -59,6 +61,7 @@ def cluster_status(cluster: Cluster) -> list[dict[str, Any]]:
     rows = [_probe(cluster, name, target) for name, target in targets.services.items()]
     by_name = {row["name"]: row for row in rows}
     current = _revisions(cluster, by_name)
+    _add_capacity(cluster, by_name)
     for node, target in targets.loaders.items():
         row = _probe(cluster, node, target)
         if row["state"] == "serving":
@@ -112,6 +115,30 @@ def _revisions(cluster: Cluster, rows: dict[str, dict[str, Any]]) -> int | None:
     rows["policy"]["policy_revision"] = enforcement.revision.policy
     rows["policy"]["identity_revision"] = enforcement.revision.identity
     return int(enforcement.revision.policy)
+
+
+def _add_capacity(cluster: Cluster, rows: dict[str, dict[str, Any]]) -> None:
+    """Put what is about to run out into the problems of the services that give it."""
+    from fimbria.identity.v1 import identity_pb2
+    from fimbria.ipam.v1 import ipam_pb2
+
+    from cli.capacity import pool_problems, space_problems
+    from cli.client import call, pages
+
+    def pools() -> list[str]:
+        listed = pages(cluster.pools.ListPools, ipam_pb2.ListPoolsRequest(), "pools", timeout=_TIMEOUT)
+        requests = [ipam_pb2.GetPoolRequest(name=pool.name) for pool in listed]
+        return pool_problems(call(cluster.pools.GetPool, one, timeout=_TIMEOUT) for one in requests)
+
+    def spaces() -> list[str]:
+        request = identity_pb2.GetIdentityStatusRequest()
+        return space_problems(call(cluster.identities.GetIdentityStatus, request, timeout=_TIMEOUT))
+
+    for name, found in (("ipam", pools), ("identity", spaces)):
+        if name in rows and rows[name]["state"] == "serving":
+            # What cannot be said is no reason to say nothing of the rest.
+            with contextlib.suppress(CliError):
+                rows[name]["problem"] = "; ".join(found())
 
 
 def _add_loader(cluster: Cluster, node: str, row: dict[str, Any], current: int | None) -> None:
