@@ -74,9 +74,10 @@ class AddressStore:
     ) -> Sequence[Allocation]:
         """The same for each of `owners`, in their order, which are each there once: for all of them or none.
 
-        Raises as `allocate` does.
+        Raises as `allocate` does, with the metadata "owner": the first that there is nothing for.
         """
-        return await self._allocations.submit(Asked(node, tuple(owners), pool=pool, trace=trace))
+        asked = Asked(node, tuple(owners), pool=pool, trace=trace, batch=True)
+        return await self._allocations.submit(asked)
 
     async def release(self, node: str, owner: str, created_ns: int | None = None) -> AddressPair:
         """Frees what `owner` holds on `node`; returns what that was.

@@ -34,7 +34,8 @@ _SupplyKey: TypeAlias = "tuple[str, str, Family]"
 class Asked:
     """Addresses for `owners` of a node, each once: for all of them or for none.
 
-    `wanted` are particular ones, for a single owner; `pool` is empty when the request names none.
+    `wanted` are particular ones, for a single owner; `pool` is empty when the request names none. The failure
+    of a `batch` says for which owner there was nothing.
     """
 
     node: str
@@ -43,6 +44,7 @@ class Asked:
     pool: str = ""
     workload: Workload | None = None
     trace: str = ""
+    batch: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -138,7 +140,11 @@ class _Turn:
         for plan in going:
             self._demand(plan)
         await self._search.run(self._supplies.values())
-        return await self._finish(plans, going)
+        results = await self._finish(plans, going)
+        for asked, result in zip(items, results, strict=True):
+            if asked.batch and isinstance(result, FimbriaError):
+                result.metadata.setdefault("owner", asked.owners[0])
+        return results
 
     def _begin(self, asked: Asked) -> _Plan | FimbriaError:
         node = self._nodes.get(asked.node)
@@ -265,6 +271,8 @@ class _Turn:
                 fullness = known[id(supply)] = await self._fullness(supply)
             if isinstance(refusal, int):
                 plan.failure = address_problems.exhausted(fullness, self._allocator.mode, refusal)
+                if plan.asked.batch:
+                    plan.failure.metadata["owner"] = plan.takers[len(plan.takers) - refusal]
             else:
                 plan.failure = address_problems.address_on_hold(
                     address_from_packed(refusal.address), refusal.owner, refusal.released_ns, fullness

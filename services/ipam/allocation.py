@@ -2,6 +2,9 @@
 
 An address is spoken of as its slot, the distance from its CIDR's network address (see addresses.py).
 Everything here works on `int`s: an `ipaddress` object takes longer to make than the choice of its value.
+
+The choice rotates: it goes on after the slot that was handed out last and wraps at the end, so that an
+address that was released rests for as long as the CIDR allows, beyond the time for which it is on hold.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Allocation:
-    """What one owner has on one node out of one pool: an address of each family that both have, IPv4 first."""
+    """What one owner has on one node: an address of each family that node and pool have, IPv4 first."""
 
     node: str
     owner: str

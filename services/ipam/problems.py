@@ -22,8 +22,6 @@ from services.ipam.family import (
     Network,
     comma_separated,
     family_name,
-    family_of,
-    of_family,
 )
 
 # The fields of pools that mask sizes stand in.
@@ -243,63 +241,4 @@ def node_in_use(node: str, addresses: int) -> FailedPrecondition:
         f"node {node!r} still holds {addresses} address(es); release them, or set force",
         reason="NODE_IN_USE",
         metadata={"node": node, "addresses": str(addresses)},
-    )
-
-
-def cidr_exhausted(node: str, family: Family, cidrs: Sequence[Network], capacity: int) -> ResourceExhausted:
-    """Every address of one family, out of `cidrs`, is held on the node."""
-    return ResourceExhausted(
-        f"node {node!r} has no free {family_name(family)} address: all {capacity} of {comma_separated(cidrs)}"
-        " are held",
-        reason="CIDR_EXHAUSTED",
-        metadata={
-            "node": node,
-            "family": family_name(family),
-            "cidr": comma_separated(cidrs),
-            "capacity": str(capacity),
-        },
-    )
-
-
-def address_not_on_node(address: Address, node: str, cidrs: Sequence[Network]) -> FailedPrecondition:
-    """The address asked for is not one that pods of the node, which holds `cidrs`, may have."""
-    family = family_of(address)
-    usable = of_family(cidrs, family)
-    if usable:
-        reserved = "network, router and broadcast address" if family == 4 else "network and router address"
-        expected = f"expected an address of {comma_separated(usable)} other than the {reserved}"
-    else:
-        expected = f"the node has no {family_name(family)} CIDR, only {comma_separated(cidrs)}"
-    return FailedPrecondition(
-        f"{address} cannot be given to a pod of node {node!r}; {expected}",
-        reason="ADDRESS_NOT_ON_NODE",
-        metadata={"address": str(address), "node": node, "cidr": comma_separated(usable or cidrs)},
-    )
-
-
-def address_in_use(address: Address, holder: str, node: str) -> AlreadyExists:
-    """The address asked for has another owner."""
-    return AlreadyExists(
-        f"{address} is held by {holder!r}",
-        reason="ADDRESS_IN_USE",
-        metadata={"address": str(address), "owner": holder, "node": node},
-    )
-
-
-def owner_holds_another(owner: str, node: str, held: Address, wanted: Address) -> AlreadyExists:
-    """The owner asked for an address but has a different one of the same family already."""
-    return AlreadyExists(
-        f"{owner!r} holds {held} on node {node!r}; release it before asking for {wanted}",
-        reason="OWNER_HOLDS_ANOTHER",
-        metadata={"owner": owner, "node": node, "address": str(held), "requested_address": str(wanted)},
-    )
-
-
-def allocation_conflict(node: str, owner: str) -> Aborted:
-    """Another replica changed the same rows meanwhile."""
-    return Aborted(
-        f"the allocation of {owner!r} on node {node!r} met a concurrent one; call again",
-        reason="WRITE_CONFLICT",
-        metadata={"node": node, "owner": owner},
-        retry_after=0.01,
     )
