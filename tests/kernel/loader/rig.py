@@ -306,6 +306,14 @@ class Rig:
             request = ipam_pb2.CreatePoolRequest(name=name, cidrs=cidrs, **more)
             stub.CreatePool(request, wait_for_ready=True, timeout=patient(10))
 
+    def draining(self, name: str) -> dict[str, int]:
+        """How many addresses of each draining CIDR of a pool are held or on hold."""
+        with grpc.insecure_channel(self.target("ipam")) as channel:
+            stub = ipam_pb2_grpc.PoolServiceStub(channel)
+            request = ipam_pb2.GetPoolRequest(name=name)
+            pool = stub.GetPool(request, wait_for_ready=True, timeout=patient(10))
+            return {each.cidr: each.addresses for each in pool.draining}
+
     def update_pool(self, name: str, cidrs: list[str]) -> None:
         with grpc.insecure_channel(self.target("ipam")) as channel:
             stub = ipam_pb2_grpc.PoolServiceStub(channel)
