@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from services.policy.node_store import (
     ports_of,
 )
 from services.policy.rules import NamedPort, Protocol
+from tests.postgres import STORES, fresh_database
 
 WEB = Subject(300, (NamedPort("http", Protocol.TCP, 8080),))
 NODE = Subject(1, (), ("k8s:role=edge",))
@@ -38,9 +39,17 @@ def clock() -> Clock:
     return Clock()
 
 
+@pytest.fixture(params=STORES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path}/policy.db"
+        return
+    with fresh_database("policy") as url:
+        yield url
+
+
 @pytest.fixture
-async def stores(tmp_path: Path, clock: Clock) -> AsyncIterator[list[NodeStore]]:
-    url = f"sqlite:///{tmp_path}/policy.db"
+async def stores(url: str, clock: Clock) -> AsyncIterator[list[NodeStore]]:
     async with await Database.open(url, "services.policy.migrations") as database:
         found = [NodeStore(database, Feed(database, PORTS_FEED), name, clock) for name in "ab"]
         for store in found:

@@ -19,6 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from services.chassis.channel import open_channel
 from services.chassis.errors import DeadlineExceeded, FailedPrecondition
 from services.policy.node_store import REPLICA_SECONDS
+from tests.postgres import fresh_database
 from tests.service.policy.churn import Promises, churn
 from tests.service.policy.loader import Loader
 from tests.service.policy.manifests import allow_client, network_policy, to_cidrs
@@ -43,6 +44,7 @@ async def pair(identity_process: ServiceProcess, tmp_path: Path) -> AsyncIterato
     processes: list[ServiceProcess] = []
     try:
         async with AsyncExitStack() as stack:
+            url = stack.enter_context(fresh_database("policy"))
             for name in ("a", "b"):
                 directory = tmp_path / name
                 directory.mkdir()
@@ -51,7 +53,7 @@ async def pair(identity_process: ServiceProcess, tmp_path: Path) -> AsyncIterato
                         "policy",
                         directory,
                         f"--identity-target={identity_process.target}",
-                        f"--database-url=sqlite:///{tmp_path}/policy.db",
+                        f"--database-url={url}",
                     )
                 )
             channels = [await stack.enter_async_context(open_channel(each.target)) for each in processes]
