@@ -17,7 +17,8 @@ class IdentitySettings(CommonSettings):
     )
     database_url: str = setting(
         "sqlite:////var/lib/fimbria/identity.db",
-        help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
+        help="The service's store: sqlite:////ABSOLUTE/PATH, sqlite:///RELATIVE/PATH, or "
+        "postgresql://USER@HOST/DATABASE (docs/storage.md).",
     )
     feed_keep: int = setting(
         100_000, help="How many of the newest changes are kept for watches to resume from.", minimum=1

@@ -19,7 +19,8 @@ class IpamSettings(CommonSettings):
     )
     database_url: str = setting(
         "sqlite:////var/lib/fimbria/ipam.db",
-        help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
+        help="The service's store: sqlite:////ABSOLUTE/PATH, sqlite:///RELATIVE/PATH, or "
+        "postgresql://USER@HOST/DATABASE (docs/storage.md).",
     )
     ipam_default_pool_cidr: tuple[str, ...] = setting(
         (),

@@ -18,7 +18,8 @@ class PolicySettings(CommonSettings):
     )
     database_url: str = setting(
         "sqlite:////var/lib/fimbria/policy.db",
-        help="The service's store: sqlite:///RELATIVE/PATH or sqlite:////ABSOLUTE/PATH.",
+        help="The service's store: sqlite:////ABSOLUTE/PATH, sqlite:///RELATIVE/PATH, or "
+        "postgresql://USER@HOST/DATABASE (docs/storage.md).",
     )
     identity_target: str = setting(
         "ipv4:127.0.0.1:4002",
