@@ -21,6 +21,7 @@ from services.policy.api import PolicyApi
 from services.policy.identities import IdentityFollower
 from services.policy.node_store import PORTS_FEED, NodeStore
 from services.policy.policies import follow_policies
+from services.policy.prefix_leases import PrefixLeases
 from services.policy.prefix_numbers import PrefixNumbers
 from services.policy.replicas import Replica
 from services.policy.settings import PolicySettings
@@ -41,9 +42,20 @@ async def build(context: ServiceContext[PolicySettings]) -> AsyncIterator[None]:
     distributor = replica.distributor
     channel = await context.stack.enter_async_context(open_channel(settings.identity_target, retry=False))
     identities = identity_pb2_grpc.IdentityServiceStub(channel)
-    follower = IdentityFollower(identities, distributor, settings.identity_target)
+    leases = PrefixLeases(
+        identities,
+        distributor.prefix_numbers,
+        lambda: distributor.revision.policy,
+        store.renumber,
+        settings.identity_target,
+    )
+    follower = IdentityFollower(identities, distributor, settings.identity_target, leases.doubt)
     prefixes = PrefixNumbers(
-        identities, distributor.number_of_prefix, distributor.prefix_of_number, settings.identity_target
+        identities,
+        distributor.number_of_prefix,
+        distributor.prefix_of_number,
+        settings.identity_target,
+        leases.doubt,
     )
     context.server.add(
         policy_pb2_grpc.add_PolicyServiceServicer_to_server,
@@ -56,6 +68,7 @@ async def build(context: ServiceContext[PolicySettings]) -> AsyncIterator[None]:
         context.background(follow_policies(feed, store, distributor, settings.feed_keep), "policies")
     )
     tasks.append(context.background(follower.run(), "identities"))
+    tasks.append(context.background(leases.run(), "prefix leases"))
     # Left before the channel and the store are closed: nobody may still be using them then.
     context.stack.push_async_callback(_cancel, tasks)
     yield

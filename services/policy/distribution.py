@@ -106,6 +106,10 @@ class Distributor:
         """The number of a prefix that stands in some policy or group."""
         return self._in_force.number_of(cidr)
 
+    def prefix_numbers(self) -> dict[str, int]:
+        """The numbers of all prefixes that stand in some policy or group."""
+        return self._in_force.numbers()
+
     def prefix_of_number(self, number: int) -> str | None:
         """The prefix that has this number in some policy or group."""
         return self._in_force.prefix_of(number)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import grpc
@@ -46,12 +47,21 @@ log = get_logger(__name__)
 
 
 class IdentityFollower:
-    """Feeds a distributor with the identities; `run` never returns."""
+    """Feeds a distributor with the identities; `run` never returns. `broken` is called when a watch ends:
+    what answers next may be another store.
+    """
 
-    def __init__(self, stub: IdentityServiceAsyncStub, distributor: Distributor, target: str) -> None:
+    def __init__(
+        self,
+        stub: IdentityServiceAsyncStub,
+        distributor: Distributor,
+        target: str,
+        broken: Callable[[], None] = lambda: None,
+    ) -> None:
         self._stub = stub
         self._distributor = distributor
         self._target = target
+        self._broken = broken
         self._resume_from = 0
         self._failures = 0
 
@@ -65,6 +75,7 @@ class IdentityFollower:
                 problem = str(failure)
                 if isinstance(failure, OutOfRange):
                     self._resume_from = 0
+            self._broken()
             # Once a fault is enough: the log line of a service that stays away says nothing new.
             level = log.warning if self._failures == 0 else log.debug
             level("identity watch broke", error=problem, resume_from=self._resume_from)

@@ -63,6 +63,10 @@ class InForce:
         held = self._numbers.get(cidr)
         return held[0] if held is not None else None
 
+    def numbers(self) -> dict[str, int]:
+        """The numbers of all prefixes that stand in documents."""
+        return {cidr: number for cidr, (number, _) in self._numbers.items()}
+
     def prefix_of(self, number: int) -> str | None:
         """The prefix that has a number in some document."""
         return self._cidrs.get(number)
@@ -169,9 +173,12 @@ class InForce:
     def _hold(self, stored: StoredPolicy, touched: _Touched) -> None:
         for cidr, number in stored.prefixes.items():
             self._note(cidr, touched)
-            held = self._numbers.get(cidr, (number, 0))
-            self._numbers[cidr] = held[0], held[1] + 1
-            self._cidrs[held[0]] = cidr
+            before, holders = self._numbers.get(cidr, (number, 0))
+            # All documents get another number in one change; the newest one is right.
+            if before != number and self._cidrs.get(before) == cidr:
+                del self._cidrs[before]
+            self._numbers[cidr] = number, holders + 1
+            self._cidrs[number] = cidr
 
     def _release(self, stored: StoredPolicy, touched: _Touched) -> None:
         for cidr in stored.prefixes:
@@ -181,7 +188,8 @@ class InForce:
                 self._numbers[cidr] = number, holders - 1
             else:
                 del self._numbers[cidr]
-                self._cidrs.pop(number, None)
+                if self._cidrs.get(number) == cidr:
+                    del self._cidrs[number]
 
     def _count(self, bound: BoundPolicy, step: int, touched: _Touched) -> None:
         for cidr, by_address in prefix_uses(bound.policy):

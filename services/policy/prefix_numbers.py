@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 RESERVED_PREFIXES = {"0.0.0.0/0": 9, "::/0": 10}
 FIRST, LAST = 0xFF0000, 0xFFFFFF
 
+# As what the policy service uses identities, all its replicas together.
+HOLDER = "policy"
+
 CALL_SECONDS = 5.0
 # As many as one call may name.
 CALL_PREFIXES = 65_536
@@ -31,7 +34,7 @@ def is_prefix_number(number: int) -> bool:
 
 class PrefixNumbers:
     """Numbers for prefixes in canonical text. `known` has those that stand in policies already, and `owner`
-    says which prefix a number is of there.
+    says which prefix a number is of there. `doubt` is called when the identity service says otherwise.
     """
 
     def __init__(
@@ -40,11 +43,13 @@ class PrefixNumbers:
         known: Callable[[str], int | None],
         owner: Callable[[int], str | None],
         target: str,
+        doubt: Callable[[], None] = lambda: None,
     ) -> None:
         self._stub = stub
         self._known = known
         self._owner = owner
         self._target = target
+        self._doubt = doubt
 
     async def of(self, prefixes: Iterable[str]) -> dict[str, int]:
         """A number for each prefix; the identity service is asked for new ones only, and for all at once.
@@ -61,7 +66,7 @@ class PrefixNumbers:
                 found[prefix] = number
         for start in range(0, len(new), CALL_PREFIXES):
             chunk = new[start : start + CALL_PREFIXES]
-            request = identity_pb2.ResolvePrefixesRequest(prefixes=chunk)
+            request = identity_pb2.ResolvePrefixesRequest(prefixes=chunk, holder=HOLDER)
             try:
                 answer = await self._stub.ResolvePrefixes(request, timeout=CALL_SECONDS)
             except grpc.RpcError as error:
@@ -72,8 +77,9 @@ class PrefixNumbers:
             for prefix, identity in zip(chunk, answer.identities, strict=True):
                 owner = self._owner(identity.id)
                 if owner not in (None, prefix):
-                    # Only a service that has lost its store gives a number away twice.
+                    # The lease of the policies' prefixes was over for long, or the service's store is lost.
+                    self._doubt()
                     why = f"it gives {identity.id} to {prefix}, which policies have for {owner}"
-                    raise problems.prefixes_unresolved(new, f"{why}; restore its store")
+                    raise problems.prefixes_unresolved(new, f"{why} until those are resolved again")
                 found[prefix] = identity.id
         return found

@@ -137,6 +137,23 @@ class PolicyStore:
             planned = [await _plan(connection, manifest, known, source, now) for manifest in manifests]
             return await self._applied(connection, planned)
 
+    async def renumber(self, numbers: Mapping[str, int], *, trace: str = "") -> int:
+        """Gives prefixes other numbers in all documents that name them, as one change; the revision that has
+        them.
+        """
+
+        async def operation(connection: AsyncConnection) -> int:
+            rows = (await connection.execute(_POLICIES)).all()
+            plans = []
+            for stored in await _with_rules(connection, rows, everything=True):
+                prefixes = {cidr: numbers.get(cidr, number) for cidr, number in stored.prefixes.items()}
+                if prefixes != stored.prefixes:
+                    plans.append(_Plan(replace(stored, prefixes=prefixes), Outcome.CHANGED))
+            await self._write(connection, plans, trace)
+            return await self._feed.revision_at(connection)
+
+        return await self._database.write(operation)
+
     async def delete(self, refs: Iterable[PolicyRef], *, trace: str = "") -> tuple[list[PolicyRef], int]:
         """Remove policies; those that are not there are passed over. Returns what is gone, and the
         revision.

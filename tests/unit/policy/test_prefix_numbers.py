@@ -80,7 +80,7 @@ async def test_an_identity_service_that_is_away_is_told_as_such() -> None:
 
 
 async def test_a_number_that_policies_have_for_another_prefix_is_not_taken() -> None:
-    with pytest.raises(Unavailable, match=r"which policies have for 198\.18\.0\.0/15; restore its store"):
+    with pytest.raises(Unavailable, match=r"which policies have for 198\.18\.0\.0/15 until"):
         await numbers(Identities(), {0xFF0000: "198.18.0.0/15"}).of(["192.0.2.0/24"])
     assert await numbers(Identities(), {0xFF0000: "192.0.2.0/24"}).of(["192.0.2.0/24"]) == {
         "192.0.2.0/24": 0xFF0000
