@@ -133,9 +133,16 @@ async def _note_compatibility(connection: AsyncConnection, known: Revisions) -> 
 
 async def _grant(connection: AsyncConnection, schema: str, role: str) -> None:
     quoted = '"' + role.replace('"', '""') + '"'
+    rows, numbers = "SELECT, INSERT, UPDATE, DELETE", "USAGE, SELECT"
+    later = f'ALTER DEFAULT PRIVILEGES IN SCHEMA "{schema}" GRANT'
     for statement in (
         f'GRANT USAGE ON SCHEMA "{schema}" TO {quoted}',
-        f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA "{schema}" TO {quoted}',
-        f'GRANT USAGE, SELECT ON ALL SEQUENCES IN SCHEMA "{schema}" TO {quoted}',
+        f'GRANT {rows} ON ALL TABLES IN SCHEMA "{schema}" TO {quoted}',
+        f'GRANT {numbers} ON ALL SEQUENCES IN SCHEMA "{schema}" TO {quoted}',
+        # What the schema is made of is for whoever migrates to say.
+        f"REVOKE INSERT, UPDATE, DELETE ON alembic_version, {COMPATIBILITY_TABLE} FROM {quoted}",
+        # Tables of later migrations.
+        f"{later} {rows} ON TABLES TO {quoted}",
+        f"{later} {numbers} ON SEQUENCES TO {quoted}",
     ):
         await connection.exec_driver_sql(statement)

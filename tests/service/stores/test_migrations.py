@@ -203,6 +203,12 @@ async def test_a_role_gets_what_a_service_needs_and_no_more(url: str, versions: 
 
             with pytest.raises(Exception, match="must be owner"):
                 await db.write(destroy)
+
+            async def pretend(conn: object) -> None:
+                await conn.execute(text("UPDATE alembic_version SET version_num = 'x'"))  # type: ignore[attr-defined]
+
+            with pytest.raises(Exception, match="permission denied"):
+                await db.write(pretend)
         # Nothing is to be done, which needs no right to do it.
         assert await migrate(as_role, versions[1]) == ("0001", "0001")
     finally:
