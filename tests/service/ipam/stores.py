@@ -34,6 +34,14 @@ class Clocks:
     wall: int = 1_700_000_000 * SECOND
     monotonic: float = 1000.0
 
+    def time_ns(self) -> int:
+        """Unix time in nanoseconds."""
+        return self.wall
+
+    def seconds(self) -> float:
+        """What `time.monotonic` would say."""
+        return self.monotonic
+
     def move(self, seconds: float) -> None:
         """Time that passes."""
         self.wall += round(seconds * SECOND)
@@ -66,14 +74,13 @@ class World:
         *,
         hold_seconds: float = 0.0,
         idle_seconds: float = 60.0,
+        clocks: Clocks | None = None,
     ) -> AsyncIterator[Self]:
-        """The stores over `url`, whose schema is brought up to date."""
+        """The stores over `url`, whose schema is brought up to date; `clocks` those of another replica."""
         async with await Database.open(url, "services.ipam.migrations") as database:
-            clocks = Clocks()
+            clocks = clocks or Clocks()
             feed = Feed(database, NODE_FEED)
-
-            def now() -> int:
-                return clocks.wall
+            now, monotonic = clocks.time_ns, clocks.seconds
 
             yield cls(
                 database,
@@ -81,7 +88,7 @@ class World:
                 PoolStore(database, now, feed, hold_seconds=hold_seconds),
                 NodeStore(database, feed, now, mode=mode),
                 AddressStore(database, feed, now, mode=mode, hold_seconds=hold_seconds),
-                GiveBack(database, feed, idle_seconds, lambda: clocks.monotonic),
+                GiveBack(database, feed, idle_seconds, monotonic),
                 clocks,
             )
 
