@@ -360,6 +360,8 @@ def _assemble(
         identity_revision=identity_revision,
         target=settings.identity_target,
         tunnel=settings.routing_mode == "tunnel",
+        # What the node has published and resolved may be gone: it is told, and asked for, again.
+        started_over=publication.outdated.set,
     )
     prefixes = PolicyPrefixes(kernel, ipcache)
     policy_stub = policy_pb2_grpc.PolicyServiceStub(channels.policy)

@@ -28,7 +28,8 @@ _log = get_logger(__name__)
 
 class IpcacheSync:
     """Keeps the kernel's ipcache. ``identity_revision`` tells how far the policy maps have come. Without
-    ``tunnel`` other nodes' pods are reached as everything else is.
+    ``tunnel`` other nodes' pods are reached as everything else is. ``started_over`` is told when the feed had
+    to be read from the beginning again: its store may be another one.
     """
 
     def __init__(
@@ -40,7 +41,9 @@ class IpcacheSync:
         identity_revision: Watermark,
         target: str = "",
         tunnel: bool = True,
+        started_over: Callable[[], None] = lambda: None,
     ) -> None:
+        self._started_over = started_over
         self._node = node
         self._tunnel = tunnel
         self._kernel = kernel
@@ -171,6 +174,8 @@ class IpcacheSync:
 
     def _end(self) -> None:
         self._table.end_snapshot()
+        if self._complete:
+            self._started_over()
         self._complete = self._news = True
         self._settle()
         self._flush()

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from services.chassis.errors import Unavailable
+from services.chassis.errors import NotFound, Unavailable
 from services.loader.endpoints.endpoint import EndpointRecord, EndpointSpec, Workload
 from services.loader.interfaces import (
     Allocation,
@@ -372,6 +372,9 @@ class FakeServices:
 
     async def publish(self, records: Sequence[EndpointRecord], *, replace: bool = False) -> int:
         await self._call("publish")
+        unknown = {record.identity for record in records} - set(self.identities.values())
+        if unknown:
+            raise NotFound(f"there is no identity {min(unknown)}", reason="IDENTITY_NOT_FOUND")
         if replace:
             self.published.clear()
         self.published.update((prefix, record.identity) for record in records for prefix in record.prefixes)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
 from services.loader.endpoints.identity_use import RECENT_SECONDS, IdentityUse
+from services.loader.node import NodeRuntime
 from tests.unit.loader.node_under_test import NodeUnderTest, add, only, request
 from tests.unit.loader.waiting import until
 
@@ -134,3 +137,27 @@ async def test_what_cannot_be_resolved_again_is_tried_until_it_can(running: Node
     running.services.fail = set()
     await until(lambda: only(running).record.identity == 257 and running.uses.settled)
     assert running.uses.problem == ""
+
+
+async def test_what_cannot_be_published_for_its_identity_is_resolved_again(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    node.services.identities = {("k8s:app=other",): 257}
+    runtime = SimpleNamespace(
+        publication=node.publication, registry=node.registry, uses=node.uses, manager=node.manager
+    )
+    node.publication.outdated.set()
+    task = asyncio.create_task(NodeRuntime.publish_all(cast(NodeRuntime, runtime)))
+    await until(lambda: not node.publication.outdated.is_set() and only(node).record.identity == 258)
+    await until(lambda: node.services.published == {"10.0.0.2/32": 258})
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_a_refused_publication_of_a_new_pod_asks_for_all_again(node: NodeUnderTest) -> None:
+    await node.cni.add(add())
+    node.publication.outdated.clear()
+    node.ipcache.state.connected = node.uses.settled = True
+    node.services.identities.clear()
+    await node.cni.add(add("c2", netns="/run/netns/two"))
+    await until(node.publication.outdated.is_set)

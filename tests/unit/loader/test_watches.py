@@ -179,10 +179,15 @@ async def test_after_a_compaction_it_starts_over_and_removes_what_is_gone(ipcach
 
 
 async def test_a_service_that_has_lost_its_past_is_heard_from_the_start(ipcache: Ipcache) -> None:
+    told: list[int] = []
+    ipcache.sync._started_over = lambda: told.append(ipcache.sync.applied.value)
     ipcache.feed.say(batch(50, complete=True))
     ipcache.feed.say(batch(2))
     await until(lambda: len(ipcache.feed.opened) == 2)
     assert ipcache.feed.opened == [0, 0]
+    assert told == []
+    ipcache.feed.say(batch(3, complete=True))
+    await until(lambda: len(told) == 1)
 
 
 async def test_a_watch_is_synchronized_with_its_first_full_state(ipcache: Ipcache) -> None:
