@@ -149,3 +149,19 @@ def test_without_the_service_nothing_changes(rig: Rig, pods: dict[str, Pod], eve
     rig.services["identity"].start()
     eventually(lambda: not node.status().problems)
     assert identity(node, "client") == before
+
+
+def test_a_service_that_has_lost_its_store_is_told_all_again(
+    rig: Rig, pods: dict[str, Pod], eventually: Eventually
+) -> None:
+    web, client = pods["web"], pods["client"]
+    with echo_server(web.namespace, 80):
+        rig.services["identity"].kill()
+        for path in rig.directory.glob("identity.db*"):
+            path.unlink()
+        rig.services["identity"].start()
+        prefixes = {f"{pod.ipv4}/32" for pod in pods.values()}
+        eventually(lambda: rig.published().keys() >= prefixes)
+        eventually(partial(reaches, client, web, 80))
+        for pod in pods.values():
+            assert rig.published()[f"{pod.ipv4}/32"].identity == identity(pod.node, pod.name)
