@@ -72,7 +72,9 @@ def _child(service: str, log: str, flags: list[str]) -> None:
 def _tell_tasks(*_: object) -> None:
     """Where every task of the process waits just now: what a failed test wants to know."""
     for task in asyncio.all_tasks():
-        task.print_stack(limit=4, file=sys.stderr)
+        frames = [f"{each.f_code.co_filename}:{each.f_lineno}" for each in task.get_stack()]
+        print(f"task {task.get_name()}: {' < '.join(reversed(frames))}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 class Nursery:

@@ -65,6 +65,8 @@ async def test_what_was_given_up_while_the_store_was_locked_is_not_done_later(wo
 
         async with locked(url):
             patiently = allocate("patient", patient(30))
+            # The first one waits for the lock, and the others behind it.
+            await asyncio.sleep(0.2)
             hurried = [allocate(f"hurried-{number}", 0.5) for number in range(40)]
             for task in hurried:
                 with pytest.raises(grpc.RpcError) as caught:
