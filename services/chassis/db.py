@@ -129,7 +129,9 @@ class Database:
             async with self._backend.reader.connect() as conn:
                 await self._backend.begin_read(conn)
                 yield conn
-        except sa_exc.DBAPIError as exc:
+        except (sa_exc.DBAPIError, OSError) as exc:
+            if isinstance(exc, OSError) and not self._backend.is_own_failure(exc):
+                raise
             raise self._backend.problem(exc) from exc
         except sa_exc.TimeoutError as exc:
             raise Unavailable(

@@ -7,8 +7,10 @@ in the meantime comes out as Unavailable with a time to retry, and the next use 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import re
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from services.chassis.logs import get_logger
 from services.chassis.postgres_listen import Listener
 
 CONNECT_SECONDS: Final = 5.0
+START_SECONDS: Final = 15.0
 # How long a writer waits for the others of its schema, and how long the server lets one sit in an open
 # transaction without a statement: a process that froze must not keep all others from writing.
 LOCK_SECONDS: Final = 5.0
@@ -183,6 +186,7 @@ class PostgresBackend:
         server = Server(url, schema or schema_name(migrations))
         backend = cls(server)
         try:
+            await _wait_for_start(backend.writer)
             async with backend.writer.connect() as connection:
                 await check_database(connection, server)
                 if migrations is not None:
@@ -221,9 +225,10 @@ class PostgresBackend:
         return problem(exc)
 
     def is_own_failure(self, exc: BaseException) -> bool:
-        return isinstance(exc, sa_exc.DBAPIError) and not isinstance(
-            exc, sa_exc.IntegrityError | sa_exc.ProgrammingError | sa_exc.DataError
-        )
+        if isinstance(exc, sa_exc.DBAPIError):
+            return not isinstance(exc, sa_exc.IntegrityError | sa_exc.ProgrammingError | sa_exc.DataError)
+        # A server that does not answer: SQLAlchemy passes that through as the driver raises it.
+        return isinstance(exc, OSError)
 
     def listen(self, told: Told) -> Listener:
         return Listener(self.server.connect, self.server.schema, told)
@@ -315,6 +320,20 @@ def problem(exc: Exception, *, quiet: bool = False) -> FimbriaError:
     if isinstance(exc, sa_exc.IntegrityError):
         return Aborted("a concurrent change is in conflict with this one", reason="CONFLICT")
     return Internal("the store failed", reason="DATABASE_ERROR")
+
+
+async def _wait_for_start(engine: AsyncEngine) -> None:
+    """A server that is just starting, or recovers from a crash, says so; whoever starts beside it waits."""
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        try:
+            async with engine.connect():
+                return
+        except Unavailable as exc:
+            starting = isinstance(exc.__cause__, asyncpg.CannotConnectNowError)
+            if not starting or time.monotonic() > deadline:
+                raise
+        await asyncio.sleep(0.1)
 
 
 async def check_database(connection: AsyncConnection, server: Server) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -71,6 +75,34 @@ async def test_a_write_whose_connection_is_cut_is_not_acknowledged(db: Database,
         assert each.reason == "DATABASE_IO" and each.retry_after is not None
     await insert(db, "after")
     assert await names(db) == ["after"]
+
+
+async def test_a_commit_of_unknown_outcome_is_not_acknowledged(
+    db: Database, store_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    execute = asyncpg.Connection.execute
+
+    async def lose_answer(self: Any, query: str, *arguments: Any, **options: Any) -> str:
+        answer = await execute(self, query, *arguments, **options)
+        if query.endswith("COMMIT"):
+            cut(store_url)
+            # What the server had said does not arrive.
+            await execute(self, "SELECT 1")
+        return answer
+
+    async def operation(conn: AsyncConnection) -> None:
+        await conn.execute(text("INSERT INTO thing (name) VALUES ('perhaps')"))
+        db.after_commit(lambda: called.append("told"))
+
+    monkeypatch.setattr(asyncpg.Connection, "execute", lose_answer)
+    with pytest.raises(Unavailable) as caught:
+        await db.write(operation)
+    assert caught.value.reason == "DATABASE_IO"
+    monkeypatch.undo()
+    # This time it was stored. Nobody was told so.
+    assert await names(db) == ["perhaps"]
+    assert called == []
 
 
 async def test_watches_go_on_when_the_listening_connection_is_lost(
@@ -229,6 +261,28 @@ def test_a_server_of_ones_own_is_private_and_stops_at_once() -> None:
     finally:
         server.remove()
     assert not server.directory.exists()
+
+
+def test_servers_of_test_processes_that_were_killed_are_removed_and_no_others() -> None:
+    program = (
+        "from tests import postgres; s = postgres.shared_server(); print(s.directory, flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        left = Postgres(Path(process.stdout.readline().strip()))
+        serving = left.process()
+        assert serving is not None
+        new_server()
+        # Its process lives.
+        assert left.process() == serving
+        process.kill()
+        process.wait()
+    own = shared_server().process()
+    new_server()
+    assert not left.directory.exists() and not serving.alive
+    assert own is not None and own.alive
 
 
 def test_a_directory_that_is_too_long_for_a_socket_is_named(tmp_path: Path) -> None:
