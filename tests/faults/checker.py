@@ -195,3 +195,25 @@ def check_held_back(operations: Sequence[Operation], seconds: float) -> None:
                     raise Violation(
                         f"{take.result} was given {waited:.3f} s after its release: {free}; {take}"
                     )
+
+
+def check_kept(operations: Sequence[Operation], seconds: float) -> int:
+    """What was taken stayed what it was for ``seconds``, for its key and for its value. Raises Violation.
+
+    How often a key got another value than the last time: after a longer rest that is as it should be.
+    """
+    changed = 0
+    last_of_key: dict[str, Operation] = {}
+    last_of_value: dict[str, Operation] = {}
+    takes = [each for each in operations if each.kind == "take" and each.known]
+    for take in sorted(takes, key=lambda each: each.returned):
+        of_key, of_value = last_of_key.get(take.key), last_of_value.get(take.result)
+        for former in (of_key, of_value):
+            if former is None or (former.key, former.result) == (take.key, take.result):
+                continue
+            rested = take.returned - former.invoked
+            if rested < seconds:
+                raise Violation(f"{former} did not last for {seconds} s: {take}")
+        changed += of_key is not None and of_key.result != take.result
+        last_of_key[take.key] = last_of_value[take.result] = take
+    return changed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
@@ -34,6 +35,11 @@ _NOT_DONE: Final = {"DATABASE_BUSY", "DATABASE_CLOSED"}
 # What gRPC says of a call that it has never sent.
 _NOT_SENT: Final = "connections to all backends failing"
 
+# How long label sets that pass are resolved, how many groups of them take turns, and what they begin with.
+TURN_SECONDS: Final = 0.3
+TURNS: Final = 12
+PASSING: Final = "k8s:pass="
+
 R = TypeVar("R")
 
 
@@ -48,8 +54,10 @@ class Load:
     addresses: History = field(default_factory=History)
     numbers: History = field(default_factory=History)
     entries: History = field(default_factory=History)
+    passing: History = field(default_factory=History)
+    """Identities that nobody uses any more once they have been resolved."""
     problems: list[str] = field(default_factory=list)
-    only: tuple[str, ...] = ("addresses", "addresses", "numbers", "entries")
+    only: tuple[str, ...] = ("addresses", "addresses", "numbers", "entries", "passing")
     """What clients do, each as often as it is named."""
     pace: float = 0.0
     """Seconds that a client rests between calls, on average: more keys are then in the hands of few calls."""
@@ -100,8 +108,8 @@ class Load:
                 await asyncio.sleep(0.02)
 
     @property
-    def histories(self) -> tuple[History, History, History]:
-        return self.addresses, self.numbers, self.entries
+    def histories(self) -> tuple[History, ...]:
+        return self.addresses, self.numbers, self.entries, self.passing
 
     @property
     def acknowledged(self) -> int:
@@ -136,7 +144,12 @@ class _Client:
     ipcache: identity_pb2_grpc.IpCacheServiceAsyncStub
 
     async def work(self) -> None:
-        ways = {"addresses": self._addresses, "numbers": self._numbers, "entries": self._entries}
+        ways = {
+            "addresses": self._addresses,
+            "numbers": self._numbers,
+            "entries": self._entries,
+            "passing": self._passing,
+        }
         acts = [ways[name] for name in self.load.only]
         while not self.load.stopped:
             await self.random.choice(acts)()
@@ -173,6 +186,14 @@ class _Client:
         key = f"k8s:app=a{self._key()}"
         with self.load.numbers.operation("take", key) as done:
             request = identity_pb2.ResolveRequest(labels=[key], holder=f"node/n{self.number % 3}")
+            done.result = str((await self.load.call(lambda: self.identities.Resolve(request))).id)
+
+    async def _passing(self) -> None:
+        # A dozen groups of label sets that come and go in turn: each rests for longer than the grace period.
+        group = int(time.monotonic() / TURN_SECONDS) % TURNS
+        key = f"{PASSING}{group}-{self.random.randrange(3)}"
+        with self.load.passing.operation("take", key) as done:
+            request = identity_pb2.ResolveRequest(labels=[key])
             done.result = str((await self.load.call(lambda: self.identities.Resolve(request))).id)
 
     async def _entries(self) -> None:

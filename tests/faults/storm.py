@@ -23,6 +23,10 @@ from tests.patience import patient
 # How long each storm lasts; by FIMBRIA_FAULT_SECONDS for minutes or hours.
 STORM_SECONDS: Final = float(os.environ.get("FIMBRIA_FAULT_SECONDS") or 5.0)
 HOLD_SECONDS: Final = 0.3
+# Identities that nobody uses are collected soon; a replica may remember one for up to a quarter of that time.
+GRACE_SECONDS: Final = 1.6
+KEPT_SECONDS: Final = GRACE_SECONDS * 0.75
+IDENTITY_FLAGS: Final = (f"--identity-grace-seconds={GRACE_SECONDS}",)
 NODES: Final = ("n0", "n1", "n2", "n3")
 # Small CIDRs: addresses come round again soon, and nodes grow.
 IPAM_FLAGS: Final = (
@@ -153,7 +157,7 @@ def sqlite_world(nursery: Nursery, directory: Path, seed: int, *, ipam: bool = T
     """One process of each service over a file of its own."""
     return World(
         Replicas.of(nursery, "ipam", int(ipam), directory, f"sqlite:///{directory}/ipam.db", *IPAM_FLAGS),
-        Replicas.of(nursery, "identity", 1, directory, f"sqlite:///{directory}/identity.db"),
+        Replicas.of(nursery, "identity", 1, directory, f"sqlite:///{directory}/identity.db", *IDENTITY_FLAGS),
         seed,
     )
 
@@ -164,7 +168,7 @@ def postgres_world(
     """Three replicas of each service over one database of the server."""
     return World(
         Replicas.of(nursery, "ipam", 3 * int(ipam), directory, url, *IPAM_FLAGS),
-        Replicas.of(nursery, "identity", 3, directory, url),
+        Replicas.of(nursery, "identity", 3, directory, url, *IDENTITY_FLAGS),
         seed,
         server,
     )

@@ -10,6 +10,7 @@ import pytest
 from tests.faults.checker import (
     Violation,
     check_held_back,
+    check_kept,
     check_keys,
     check_single_owners,
     holding,
@@ -100,6 +101,17 @@ def test_a_value_given_again_too_soon_is_found() -> None:
     check_held_back(again, 5)
     with pytest.raises(Violation, match=r"5\.000 s after its release"):
         check_held_back(again, 6)
+
+
+def test_a_value_that_did_not_last_is_found() -> None:
+    rested = [take("a", "1", 0, 1), take("a", "2", 6, 7), take("b", "1", 9, 10)]
+    assert check_kept(rested, 5) == 1
+    with pytest.raises(Violation, match="did not last for 8 s"):
+        check_kept(rested, 8)
+    with pytest.raises(Violation, match="did not last"):
+        check_kept([take("a", "1", 0, 1), take("b", "1", 2, 3)], 5)
+    # As long as it is taken again and again it lasts.
+    assert check_kept([take("a", "1", 0, 1), take("a", "1", 6, 7), take("a", "2", 13, 14)], 5) == 1
 
 
 def test_what_nobody_uses_may_be_dropped_but_what_is_used_may_not() -> None:

@@ -37,13 +37,13 @@ async def torture(
         for log in logs
     }
     everyone = [watcher for each in watchers.values() for watcher in each]
-    only = ("numbers", "entries")
+    only = ("numbers", "entries", "passing")
     async with watching(logs, everyone), Load(service.target, service.target, world.seed, only=only) as load:
         await load.more(SETTLE_CALLS)
         await world.storm(seconds, victims, pause=(0.2, 1.0))
         # Whoever resumes from long ago is told that it has to begin anew.
-        for each in watchers.values():
-            each[0].forget()
+        for followers in watchers.values():
+            followers[0].forget()
         await load.more(SETTLE_CALLS)
         await load.stop()
         for each in everyone:

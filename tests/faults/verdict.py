@@ -14,13 +14,15 @@ from tests.faults.checker import (
     Model,
     Violation,
     check_held_back,
+    check_kept,
     check_keys,
     check_single_owners,
     holding,
     published,
 )
-from tests.faults.clients import Load, paged
-from tests.faults.history import History
+from tests.faults.clients import PASSING, Load, paged
+from tests.faults.history import History, Operation
+from tests.faults.storm import KEPT_SECONDS
 
 
 async def check_everything(load: Load, *, hold_seconds: float = 0.0) -> dict[str, int]:
@@ -52,16 +54,27 @@ async def check_entries(load: Load) -> dict[str, int]:
     _unique("numbers", [each.id for each in known])
     _unique("label sets", [tuple(each.labels) for each in known])
     _unique("prefixes", [each.prefix for each in entries])
-    _explained(load.numbers, {each.labels[0]: str(each.id) for each in known}, holding)
+    used = [each for each in known if not each.labels[0].startswith(PASSING)]
+    _explained(load.numbers, {each.labels[0]: str(each.id) for each in used}, holding)
     check_single_owners(load.numbers.operations)
+    check_single_owners([*load.numbers.operations, *_certain(load.passing)])
+    changed = check_kept(load.passing.operations, KEPT_SECONDS)
     _explained(load.entries, {each.prefix: f"{each.node} {each.identity}" for each in entries}, published)
     return {
         "acknowledged": load.acknowledged,
         "unknown": sum(each.unknown for each in load.histories),
         "refused": sum(each.refused for each in load.histories),
         "identities": len(known),
+        "collected": changed,
         "entries": len(entries),
     }
+
+
+def _certain(history: History) -> list[Operation]:
+    """Takes of what nobody uses afterwards: theirs when they were answered, and no longer for certain."""
+    takes = [each for each in history.operations if each.kind == "take" and each.known]
+    ends = [Operation("free", each.key, invoked=each.returned, returned=each.returned) for each in takes]
+    return [*takes, *ends]
 
 
 def _explained(history: History, found: Mapping[str, str], model: Model) -> None:
