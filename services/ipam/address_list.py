@@ -39,17 +39,38 @@ async def read_page(
     limit: int,
 ) -> Sequence[Allocation]:
     """Up to `limit` allocations by (node, first address) past `after`; see AddressStore.list."""
-    text, parameters = _OWNERS, list[object]()
     if address is not None:
-        holder = await _HOLDER.rows(connection, address.packed)
-        if not holder:
+        found = await _HOLDER.rows(connection, address.packed)
+        if not found or (node, owner) not in _either(*found[0]):
             return []
-        text += " AND a.node = ? AND a.owner = ?"
-        parameters += holder[0]
-    text, parameters = _filtered(text, parameters, node, owner, after)
-    rows = await Sql(text).rows(connection, *parameters, limit)
+        ((node, owner),) = found
+    if owner:
+        rows = await _of_owner(connection, node, owner, after, limit)
+    else:
+        text, parameters = _filtered(_OWNERS, [], node, owner, after)
+        rows = await Sql(text).rows(connection, *parameters, limit)
     nodes = await read_nodes(connection, {row[0] for row in rows})
     return [_allocation(row, nodes[row[0]]) for row in rows]
+
+
+def _either(node: str, owner: str) -> set[tuple[str, str]]:
+    """The filters by node and owner that let the holder through."""
+    return {(node, owner), (node, ""), ("", owner), ("", "")}
+
+
+async def _of_owner(
+    connection: AsyncConnection, node: str, owner: str, after: tuple[str, Address] | None, limit: int
+) -> Sequence[Any]:
+    """What one owner has on the node, or on each node: few rows, which the primary key finds.
+
+    They are put in order here: asked to do that, SQLite would walk all addresses in order instead.
+    """
+    # There is no index on owners alone, so that each node is named.
+    text = _OWNERS + " AND a.owner = ? AND a.node " + ("= ?" if node else "IN (SELECT name FROM nodes)")
+    rows = await Sql(text).rows(connection, *((owner, node) if node else (owner,)))
+    place = None if after is None else (after[0], after[1].packed)
+    keyed = sorted(rows, key=lambda row: (row[0], row[3]))
+    return [row for row in keyed if place is None or (row[0], row[3]) > place][:limit]
 
 
 async def read_holds(
@@ -92,8 +113,7 @@ def _filtered(
         text += " AND a.node = ?"
         parameters.append(node)
     if owner:
-        # With each node named, the primary key finds the owner; there is no index on owners alone.
-        text += " AND a.owner = ?" if node else " AND a.node IN (SELECT name FROM nodes) AND a.owner = ?"
+        text += " AND a.owner = ?"
         parameters.append(owner)
     if after is not None:
         if node:

@@ -10,7 +10,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.statements import Sql, SqlOfKeys
 from services.ipam.allocation import NodeCidr, NodeCidrs, bounds_of
-from services.ipam.exclusions import Span, decode_spans
 from services.ipam.family import FAMILIES, Family
 
 # node and owner.
@@ -85,13 +84,13 @@ class HeldRow:
 
 @dataclass(frozen=True, slots=True)
 class PoolRow:
-    """What an allocation has to know of a pool: its families in service and what it excludes.
+    """What an allocation has to know of a pool: its families in service and what it excludes (encoded).
 
     A pool without CIDRs of its own is the one of mode kubernetes: it has the families that its nodes have.
     """
 
     families: tuple[Family, ...]
-    excluded: tuple[Span, ...]
+    exclusions: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +134,7 @@ async def read_pools(connection: AsyncConnection, names: Collection[str]) -> dic
     return {
         name: PoolRow(
             tuple(family for family, there in zip(FAMILIES, (ipv4, ipv6), strict=True) if there or not count),
-            decode_spans(excluded),
+            excluded,
         )
         for name, excluded, count, ipv4, ipv6 in rows
     }

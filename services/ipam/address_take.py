@@ -19,7 +19,7 @@ from services.ipam.address_rows import HeldRow, OwnerKey, PoolRow, TakenRow
 from services.ipam.address_search import FullCidrs, Search
 from services.ipam.allocation import NodeCidr, NodeCidrs, Supply, bounds_of
 from services.ipam.choice import choose
-from services.ipam.exclusions import excluding
+from services.ipam.exclusions import decode_spans, excluding
 from services.ipam.family import FAMILIES, Address, Family, address_from_packed, of_family
 from services.ipam.growth import read_selectors
 from services.ipam.holds import is_over
@@ -203,7 +203,7 @@ class _Turn:
                 return address_problems.address_not_on_node(
                     wish, name, networks or node.networks(), plan.pool
                 )
-            if (text := excluding(wish, pool.excluded)) is not None:
+            if (text := excluding(wish, decode_spans(pool.exclusions))) is not None:
                 return address_problems.address_excluded(wish, name, plan.pool, text)
             if cidr.draining:
                 return address_problems.address_draining(wish, name, plan.pool, cidr.bounds.network)
@@ -217,8 +217,8 @@ class _Turn:
         key = (plan.node.name, plan.pool, family)
         supply = self._supplies.get(key)
         if supply is None:
-            spans = self._pools[plan.pool].excluded
-            supply = Supply(plan.node, plan.pool, family, spans, plan.asked.trace)
+            exclusions = self._pools[plan.pool].exclusions
+            supply = Supply(plan.node, plan.pool, family, exclusions, plan.asked.trace)
             self._supplies[key] = supply
         return supply
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 
 from services.ipam.addresses import AddressRange
-from services.ipam.exclusions import Span, spans_within
+from services.ipam.exclusions import decode_spans, spans_within
 from services.ipam.family import Address, Family, Network, family_of
 
 Slots = Sequence[tuple[int, int]]
@@ -80,9 +80,12 @@ def bounds_of(text: str) -> Bounds:
 
 
 @lru_cache(maxsize=8192)
-def excluded_slots(spans: tuple[Span, ...], text: str) -> Slots:
-    """The slots of the CIDR `text` that `spans` exclude: disjoint, ascending, both ends included."""
-    return tuple(spans_within(spans, bounds_of(text).network)) if spans else ()
+def excluded_slots(exclusions: str, text: str) -> Slots:
+    """The slots of the CIDR `text` that a pool's `exclusions` cover: disjoint, ascending, both ends included.
+
+    Both are as the database has them.
+    """
+    return tuple(spans_within(decode_spans(exclusions), bounds_of(text).network))
 
 
 @dataclass(slots=True, eq=False)
@@ -172,7 +175,7 @@ class Supply:
     node: NodeCidrs
     pool: str
     family: Family
-    spans: tuple[Span, ...]
+    exclusions: str
     trace: str
     demand: int = 0
     reserved: set[int] = field(default_factory=set)
@@ -207,7 +210,7 @@ class Supply:
 
     def excluded(self, cidr: NodeCidr) -> Slots:
         """What the pool excludes of `cidr`."""
-        return excluded_slots(self.spans, cidr.bounds.text)
+        return excluded_slots(self.exclusions, cidr.bounds.text)
 
     def excluded_count(self, cidr: NodeCidr) -> int:
         """How many addresses of `cidr` that pods may have otherwise the pool excludes."""

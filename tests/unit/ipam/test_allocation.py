@@ -18,7 +18,7 @@ from services.ipam.allocation import (
     free_slots,
     next_slots,
 )
-from services.ipam.exclusions import parse_all
+from services.ipam.exclusions import encode_spans, parse_all
 
 SPANS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=3)
 
@@ -59,9 +59,9 @@ def test_the_choice_goes_on_at_the_cursor_and_wraps(cursor: int, taken: set[int]
 
 def test_a_wide_exclusion_and_a_wide_cidr_cost_nothing() -> None:
     of = cidr("fd00::/64")
-    spans = parse_all(["fd00::2-fd00::7fff:ffff:ffff:0"], "excluded")
+    exclusions = encode_spans(parse_all(["fd00::2-fd00::7fff:ffff:ffff:0"], "excluded"))
     begun = time.monotonic()
-    (slot,) = next_slots(of, {0x7FFF_FFFF_FFFF_0001}, excluded_slots(spans, "fd00::/64"), 1)
+    (slot,) = next_slots(of, {0x7FFF_FFFF_FFFF_0001}, excluded_slots(exclusions, "fd00::/64"), 1)
     assert of.bounds.address(slot) == IPv6Address("fd00::7fff:ffff:ffff:2")
     assert time.monotonic() - begun < 1
 
@@ -94,7 +94,7 @@ def test_a_node_allocates_from_its_cidrs_of_the_pool_that_do_not_drain() -> None
 
 def test_a_supply_gives_each_address_once_and_moves_the_cursors() -> None:
     first, second = cidr("10.0.0.0/29", 5), cidr("10.0.1.0/29")
-    supply = Supply(NodeCidrs("n", "p", [first, second]), "p", 4, (), "", demand=6)
+    supply = Supply(NodeCidrs("n", "p", [first, second]), "p", 4, "[]", "", demand=6)
     supply.add(first, next_slots(first, {6}, (), 10))
     assert supply.missing == 2
     supply.add(second, next_slots(second, (), (), 10))
@@ -112,7 +112,7 @@ def test_a_supply_gives_each_address_once_and_moves_the_cursors() -> None:
 def test_what_is_excluded_counts_only_where_pods_may_be() -> None:
     spans = parse_all(["10.0.0.0/30", "10.0.0.250-10.0.1.9", "10.0.0.7"], "excluded")
     of = cidr("10.0.0.0/24")
-    supply = Supply(NodeCidrs("n", "p", [of]), "p", 4, spans, "")
+    supply = Supply(NodeCidrs("n", "p", [of]), "p", 4, encode_spans(spans), "")
     assert supply.excluded(of) == ((0, 3), (7, 7), (250, 255))
     assert supply.excluded_count(of) == 2 + 1 + 5
 
