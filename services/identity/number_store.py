@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from sqlalchemy import Table, bindparam, func, select, update
+from sqlalchemy import Integer, Table, bindparam, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.identity.chunks import CHUNK
@@ -30,7 +30,18 @@ class NumberStore:
         self.space = space
         # Numbers that were free when they were looked up, ascending; others may have taken them since.
         self._free: list[int] = []
-        self._cursor = select(cursor.c.next_id)
+        # The cursor and what is used of the numbers just past it, in one statement for the common case.
+        self._past_cursor = (
+            select(cursor.c.next_id, used.c.id)
+            .select_from(
+                cursor.outerjoin(
+                    used,
+                    (used.c.id >= cursor.c.next_id)
+                    & (used.c.id < cursor.c.next_id + bindparam("window", type_=Integer)),
+                )
+            )
+            .where(cursor.c.singleton == 1)
+        )
         self._used_between = (
             select(used.c.id)
             .where(used.c.id.between(bindparam("start"), bindparam("end")))
@@ -48,8 +59,14 @@ class NumberStore:
         """Up to `count` free numbers in rotation, fewer when there are no more. Inside a write."""
         if count == 0:
             return []
-        cursor = self.space.clamp((await connection.execute(self._cursor)).scalar_one())
-        found = await self._next(connection, cursor, count)
+        window = 4 * count + MARGIN
+        rows = (await connection.execute(self._past_cursor, {"window": window})).all()
+        cursor = self.space.clamp(rows[0].next_id)
+        used = {row.id for row in rows}
+        if cursor != rows[0].next_id:
+            used = await self._between(connection, cursor, cursor + window - 1)
+        end = min(cursor + window - 1, self.space.last)
+        found = [number for number in range(cursor, end + 1) if number not in used][:count]
         if len(found) < count:
             after = found[-1] + 1 if found else cursor
             found += await self._remembered(connection, after, count - len(found), {*found})
@@ -65,13 +82,6 @@ class NumberStore:
         """How many numbers of the space stand for something."""
         bounds = {"start": self.space.first, "end": self.space.last}
         return int((await connection.execute(self._count, bounds)).scalar_one())
-
-    async def _next(self, connection: AsyncConnection, cursor: int, count: int) -> list[int]:
-        """Free numbers from the next few past the cursor."""
-        end = min(cursor + 4 * count + MARGIN - 1, self.space.last)
-        used = await self._between(connection, cursor, end)
-        free = [number for number in range(cursor, end + 1) if number not in used]
-        return free[:count]
 
     async def _remembered(
         self, connection: AsyncConnection, cursor: int, count: int, taken: set[int]
