@@ -24,7 +24,7 @@ IPAM = [
     "--ipam-default-pool-mask-size=29",
     "--ipam-default-pool-mask-size-ipv6=125",
     "--ipam-cidr-idle-seconds=0.2",
-    "--ipam-hold-seconds=1",
+    "--ipam-hold-seconds=0.5",
 ]
 FULL = 5
 BLUE = "10.99.0.0/24"
