@@ -7,6 +7,9 @@ import signal
 
 import pytest
 
+# Whether the disk keeps what it is given is not what is tested, and takes its time: tests/postgres.py.
+os.environ.setdefault("FIMBRIA_TEST_FSYNC", "off")
+
 # Whoever starts the suite in the background may have it ignore Ctrl-C; what it runs would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -38,12 +38,15 @@ _numbers = itertools.count(1)
 _started: list[Postgres] = []
 
 
-def new_server() -> Postgres:
-    """A server of its own, not started, for tests that kill it; removed when this process ends."""
+def new_server(*, fsync: bool = True) -> Postgres:
+    """A server of its own, not started, for tests that kill it; removed when this process ends.
+
+    What it has committed survives it without `fsync` as well, and disks that are busy do not hold it up.
+    """
     _sweep()
     own = ProcessId.of(os.getpid())
     assert own is not None
-    server = Postgres(_ROOT / f"fimbria-pg-{own.pid}-{own.started}-{next(_numbers)}")
+    server = Postgres(_ROOT / f"fimbria-pg-{own.pid}-{own.started}-{next(_numbers)}", fsync)
     if not _started:
         atexit.register(_remove_all)
     _started.append(server)
@@ -57,7 +60,7 @@ def shared_server() -> Postgres:
     """The server of this process, running."""
     global _shared
     if _shared is None:
-        _shared = new_server()
+        _shared = new_server(fsync=os.environ.get("FIMBRIA_TEST_FSYNC") != "off")
     if _shared.process() is None:
         _shared.start()
     return _shared

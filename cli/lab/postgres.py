@@ -64,9 +64,13 @@ SETTINGS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Postgres:
-    """The server in `directory`. Everything of it is in there: data, socket, log, record of the process."""
+    """The server in `directory`. Everything of it is in there: data, socket, log, record of the process.
+
+    Without `fsync` it survives its own death, but not the machine's.
+    """
 
     directory: Path
+    fsync: bool = True
 
     @property
     def data(self) -> Path:
@@ -136,9 +140,12 @@ class Postgres:
 
     def _launch(self, environ: Mapping[str, str]) -> None:
         self._forget_dead()
+        command = [str(binary("postgres")), "-D", str(self.data)]
+        if not self.fsync:
+            command += ["-c", "fsync=off"]
         with open(self.log, "ab") as log:
             process = subprocess.Popen(
-                _as(_owner(), [str(binary("postgres")), "-D", str(self.data)]),
+                _as(_owner(), command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -123,7 +123,7 @@ async def test_watches_go_on_when_the_listening_connection_is_lost(
 
 
 async def test_a_server_that_was_killed_is_used_again_when_it_is_back(migrations: Path) -> None:
-    server = new_server()
+    server = new_server(fsync=False)
     server.start()
     try:
         with fresh_database(server=server) as url:
