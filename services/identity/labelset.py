@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from functools import lru_cache
 
 import orjson
 
-from services.chassis.labels import SOURCE_CIDR, SOURCE_RESERVED, LabelSet
+from services.chassis.labels import SOURCE_CIDR, SOURCE_RESERVED, LabelSet, parse_label
 from services.identity.problems import invalid
 from services.identity.reserved import RESERVED_NUMBERS, UNKNOWN
+
+# Most labels of a new set are those of many others: its namespace's, its cluster's, its application's.
+_parse = lru_cache(maxsize=16384)(parse_label)
 
 
 def normalise(labels: Iterable[str]) -> LabelSet:
@@ -22,8 +26,11 @@ def normalise(labels: Iterable[str]) -> LabelSet:
     Raises InvalidArgument naming the label: malformed, a key with two values, a CIDR label (prefixes have
     a call of their own), or a reserved label that is unknown or stands beside other labels.
     """
-    found = LabelSet(labels)
-    for label in found.parsed():
+    parsed = [_parse(text) for text in labels]
+    found = LabelSet(parsed)
+    for label in parsed:
+        if label.source not in (SOURCE_CIDR, SOURCE_RESERVED):
+            continue
         text = str(label)
         if label.source == SOURCE_CIDR:
             raise invalid(
