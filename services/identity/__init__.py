@@ -8,8 +8,8 @@ Two feeds, each with its own revisions: a new identity is an event of the first,
 second. An entry carries the identity feed's revision at which its identity came into being
 (`identity_revision`), so that a node can hold it back until its policy knows the identity.
 
-An identity is in use while a holder says so (leases, `use_store.py`) or an ipcache entry has it. One that nobody
-has used for a while is collected (`collector.py` says why that is safe), so that a number never comes to mean
-another label set while anybody uses it. Which labels count is the label filter's (`label_filter.py`).
+An identity is in use while a holder says so (leases, `use_store.py`) or an ipcache entry has it. One that
+nobody has used for a while is collected (`collector.py` says why that is safe), so that a number never comes
+to mean another label set while anybody uses it. Which labels count is the label filter's (`label_filter.py`).
 `ipcache.py` has the rules of who may change an entry.
 """

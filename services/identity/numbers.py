@@ -38,7 +38,7 @@ CLUSTER = Space(
     "cluster",
     CLUSTER_FIRST,
     CLUSTER_LAST,
-    "let fewer labels be security-relevant (fimbria identity filter)",
+    "let fewer labels be security-relevant (fimbria identity filter set)",
 )
 PREFIXES = Space("prefixes", PREFIX_FIRST, PREFIX_LAST, "let policies name fewer prefixes")
 
