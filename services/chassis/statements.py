@@ -3,6 +3,7 @@
 A statement of SQLAlchemy's own costs 60 µs and more where SQLite takes 2 µs, and 4 µs for each row that is
 inserted. What is lost is the translation between the databases: the text is written for SQLite and PostgreSQL
 alike, with `?` for each parameter, and values go in and out as the drivers have them (str, int, bytes, None).
+A parameter whose type its place does not tell, as in VALUES, is cast: to VARCHAR, BIGINT or BYTEA.
 For use inside reads and writes of a Database, beside statements of any other kind.
 """
 
@@ -26,7 +27,8 @@ class Sql:
     """One statement; its parameters are in the order of the question marks."""
 
     def __init__(self, text: str) -> None:
-        self._text = text
+        # Only PostgreSQL has to be told, and SQLite would make a number of it.
+        self._text = text.replace("CAST(? AS BYTEA)", "?")
         parts = text.split("?")
         numbered = (f"{part}${number}" for number, part in enumerate(parts[:-1], start=1))
         self._numbered = "".join(numbered) + parts[-1]

@@ -38,11 +38,14 @@ _POOLS: Final = SqlOfKeys(
     "?",
     ("",),
 )
-# Of held addresses released_ns is -1.
+# Of held addresses released_ns is -1. A long list in IN would make PostgreSQL scan the table.
 _TAKEN: Final = SqlOfKeys(
-    "SELECT address, node, owner, CAST(-1 AS BIGINT) AS released_ns FROM addresses WHERE address IN ({keys})"
-    " UNION ALL SELECT address, node, owner, released_ns FROM holds WHERE address IN ({keys})",
-    "?",
+    "WITH wanted (address) AS (VALUES {keys})"
+    " SELECT a.address, a.node, a.owner, CAST(-1 AS BIGINT) AS released_ns"
+    " FROM wanted AS w JOIN addresses AS a ON a.address = w.address"
+    " UNION ALL SELECT h.address, h.node, h.owner, h.released_ns"
+    " FROM wanted AS w JOIN holds AS h ON h.address = w.address",
+    "(CAST(? AS BYTEA))",
     (b"",),
 )
 # The family matters: as bytes, addresses of the other one lie within the span as well.
