@@ -13,14 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import orjson
-from sqlalchemy import LargeBinary, bindparam, delete, func, select, text
+from sqlalchemy import bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database, Group
 from services.chassis.errors import FimbriaError
 from services.chassis.feed import Feed
+from services.chassis.statements import Sql, SqlOfKeys
 from services.identity import problems
-from services.identity.chunks import chunks
 from services.identity.ipcache import Changes, Entry, plan_publish, plan_withdraw
 from services.identity.reserved import is_reserved
 from services.identity.schema import identities, ipcache, prefixes
@@ -31,7 +31,14 @@ KEY_LENGTHS = (5, 17)
 # Changes of more entries than this are written by themselves, so that small ones need not wait for them.
 TOGETHER = 500
 
-_BY_KEYS = select(ipcache).where(ipcache.c.sort_key.in_(bindparam("keys", expanding=True)))
+# A long list in IN would make PostgreSQL scan the table.
+_BY_KEYS = SqlOfKeys(
+    "WITH wanted (sort_key) AS (VALUES {keys})"
+    " SELECT e.prefix, e.identity, e.node, e.tunnel, e.owner, e.identity_revision, e.revision"
+    " FROM wanted AS w JOIN ipcache AS e ON e.sort_key = w.sort_key",
+    "(CAST(? AS BYTEA))",
+    (b"",),
+)
 _BY_NODE = select(ipcache).where(ipcache.c.node == bindparam("of_node"))
 _PAST = (
     select(ipcache)
@@ -39,18 +46,17 @@ _PAST = (
     .order_by(ipcache.c.sort_key)
 )
 _REVISIONS = tuple(
-    select(table.c.id, table.c.revision).where(table.c.id.in_(bindparam("numbers", expanding=True)))
+    SqlOfKeys(f"SELECT id, revision FROM {table.name} WHERE id IN ({{keys}})", "?", (-1,))
     for table in (identities, prefixes)
 )
-# Written as text because SQLite and PostgreSQL agree on it word for word, which their constructs do not.
-_PUT = text(
+_PUT = Sql(
     "INSERT INTO ipcache (sort_key, prefix, identity, node, tunnel, owner, identity_revision, revision)"
-    " VALUES (:sort_key, :prefix, :identity, :node, :tunnel, :owner, :identity_revision, :revision)"
+    " VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
     " ON CONFLICT (sort_key) DO UPDATE SET identity = excluded.identity, node = excluded.node,"
     " tunnel = excluded.tunnel, owner = excluded.owner,"
     " identity_revision = excluded.identity_revision, revision = excluded.revision"
-).bindparams(bindparam("sort_key", type_=LargeBinary))
-_REMOVE = delete(ipcache).where(ipcache.c.sort_key == bindparam("key"))
+)
+_REMOVE = Sql("DELETE FROM ipcache WHERE sort_key = ?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,16 +242,14 @@ def _plan(change: _Change, table: Mapping[str, Entry], revisions: Mapping[int, i
 
 async def _write(connection: AsyncConnection, table: _Table, first: int) -> None:
     """Writes the entries as they are after all changes; `first` is the revision of the first event."""
-    gone = [{"key": sort_key(prefix)} for prefix in table.changed if prefix not in table.entries]
+    gone = [(sort_key(prefix),) for prefix in table.changed if prefix not in table.entries]
     rows = [
         _to_row(replace(table.entries[prefix], revision=first + table.newest[prefix]))
         for prefix in table.changed
         if prefix in table.entries
     ]
-    if gone:
-        await connection.execute(_REMOVE, gone)
-    if rows:
-        await connection.execute(_PUT, rows)
+    await _REMOVE.run_each(connection, gone)
+    await _PUT.run_each(connection, rows)
     await touch(connection, [number for number in table.left if not is_reserved(number)])
 
 
@@ -255,36 +259,34 @@ async def _identity_revisions(connection: AsyncConnection, changes: Sequence[_Ch
     revisions: dict[int, int] = {}
     wanted = sorted(number for number in numbers if not is_reserved(number))
     for statement in _REVISIONS:
-        for chunk in chunks([number for number in wanted if number not in revisions]):
-            rows = (await connection.execute(statement, {"numbers": chunk})).all()
-            revisions.update((row.id, row.revision) for row in rows)
+        missing = [(number,) for number in wanted if number not in revisions]
+        revisions.update((number, revision) for number, revision in await statement.rows(connection, missing))
     return revisions
 
 
 async def _read(connection: AsyncConnection, changes: Sequence[_Change]) -> dict[str, Entry]:
     """The present entries of all prefixes that the changes name, and of all nodes that they replace."""
     found: dict[str, Entry] = {}
-    keys = {sort_key(prefix) for change in changes for prefix in change.named()}
-    for chunk in chunks(sorted(keys)):
-        rows = (await connection.execute(_BY_KEYS, {"keys": chunk})).all()
-        found.update((row.prefix, _from_row(row)) for row in rows)
+    keys = {(sort_key(prefix),) for change in changes for prefix in change.named()}
+    for row in await _BY_KEYS.rows(connection, sorted(keys)):
+        found[row[0]] = Entry(*row)
     for node in {change.node for change in changes if change.replace_node}:
         rows = (await connection.execute(_BY_NODE, {"of_node": node})).all()
         found.update((row.prefix, _from_row(row)) for row in rows)
     return found
 
 
-def _to_row(entry: Entry) -> dict[str, Any]:
-    return {
-        "sort_key": sort_key(entry.prefix),
-        "prefix": entry.prefix,
-        "identity": entry.identity,
-        "node": entry.node,
-        "tunnel": entry.tunnel,
-        "owner": entry.owner,
-        "identity_revision": entry.identity_revision,
-        "revision": entry.revision,
-    }
+def _to_row(entry: Entry) -> tuple[Any, ...]:
+    return (
+        sort_key(entry.prefix),
+        entry.prefix,
+        entry.identity,
+        entry.node,
+        entry.tunnel,
+        entry.owner,
+        entry.identity_revision,
+        entry.revision,
+    )
 
 
 def _from_row(row: Any) -> Entry:

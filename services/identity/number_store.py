@@ -10,9 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from sqlalchemy import Integer, Table, bindparam, func, select, update
+from sqlalchemy import Table, bindparam, func, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from services.chassis.statements import Sql
 from services.identity.chunks import CHUNK
 from services.identity.numbers import Space
 
@@ -31,16 +32,9 @@ class NumberStore:
         # Numbers that were free when they were looked up, ascending; others may have taken them since.
         self._free: list[int] = []
         # The cursor and what is used of the numbers just past it, in one statement for the common case.
-        self._past_cursor = (
-            select(cursor.c.next_id, used.c.id)
-            .select_from(
-                cursor.outerjoin(
-                    used,
-                    (used.c.id >= cursor.c.next_id)
-                    & (used.c.id < cursor.c.next_id + bindparam("window", type_=Integer)),
-                )
-            )
-            .where(cursor.c.singleton == 1)
+        self._past_cursor = Sql(
+            f"SELECT c.next_id, u.id FROM {cursor.name} AS c LEFT JOIN {used.name} AS u"
+            " ON u.id >= c.next_id AND u.id < c.next_id + CAST(? AS INTEGER) WHERE c.singleton = 1"
         )
         self._used_between = (
             select(used.c.id)
@@ -53,17 +47,18 @@ class NumberStore:
             .select_from(used)
             .where(used.c.id.between(bindparam("start"), bindparam("end")))
         )
-        self._move_cursor = update(cursor).where(cursor.c.singleton == 1)
+        self._move_cursor = Sql(f"UPDATE {cursor.name} SET next_id = ? WHERE singleton = 1")
 
     async def take_many(self, connection: AsyncConnection, count: int) -> list[int]:
         """Up to `count` free numbers in rotation, fewer when there are no more. Inside a write."""
         if count == 0:
             return []
         window = 4 * count + MARGIN
-        rows = (await connection.execute(self._past_cursor, {"window": window})).all()
-        cursor = self.space.clamp(rows[0].next_id)
-        used = {row.id for row in rows}
-        if cursor != rows[0].next_id:
+        rows = await self._past_cursor.rows(connection, window)
+        stored: int = rows[0][0]
+        used = {number for _, number in rows}
+        cursor = self.space.clamp(stored)
+        if cursor != stored:
             used = await self._between(connection, cursor, cursor + window - 1)
         end = min(cursor + window - 1, self.space.last)
         found = [number for number in range(cursor, end + 1) if number not in used][:count]
@@ -75,7 +70,7 @@ class NumberStore:
             self._free = await self._search(connection, {*found})
             found += await self._remembered(connection, after, count - len(found), {*found})
         if found:
-            await connection.execute(self._move_cursor, {"next_id": found[-1] + 1})
+            await self._move_cursor.run(connection, found[-1] + 1)
         return found
 
     async def taken(self, connection: AsyncConnection) -> int:

@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.db import Database, Group
 from services.chassis.errors import FimbriaError
 from services.chassis.feed import Feed
 from services.chassis.labels import LabelSet
+from services.chassis.statements import Sql, SqlOfKeys
 from services.identity import prefix_store, problems
-from services.identity.chunks import chunks
 from services.identity.labelset import digest, encode, reserved_number
 from services.identity.model import Identity, reserved_identity
 from services.identity.number_store import NumberStore
@@ -33,8 +33,12 @@ from services.identity.use_store import hold, touch
 # How many identities are remembered: those of a busy cluster's running workloads, some ten MiB at most.
 REMEMBERED = 16384
 
-_BY_DIGEST = select(identities.c.digest, identities.c.id, identities.c.revision).where(
-    identities.c.digest.in_(bindparam("digests", expanding=True))
+# A long list in IN would make PostgreSQL scan the table.
+_BY_DIGEST = SqlOfKeys(
+    "WITH wanted (digest) AS (VALUES {keys})"
+    " SELECT i.digest, i.id, i.revision FROM wanted AS w JOIN identities AS i ON i.digest = w.digest",
+    "(CAST(? AS BYTEA))",
+    (b"",),
 )
 _BY_NUMBER = select(identities.c.id, identities.c.labels, identities.c.revision).where(
     identities.c.id == bindparam("number")
@@ -44,7 +48,9 @@ _PAST = (
     .where(identities.c.id > bindparam("after"))
     .order_by(identities.c.id)
 )
-_ADD = insert(identities)
+_ADD = Sql(
+    "INSERT INTO identities (id, digest, labels, revision, created_ns, touched) VALUES (?, ?, ?, ?, ?, 1)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +144,10 @@ class IdentityStore:
         by_digest: dict[bytes, _Wanted] = {}
         for each in wanted:
             by_digest.setdefault(each.digest, each)
-        found: dict[bytes, tuple[int, int]] = {}
-        for chunk in chunks(list(by_digest)):
-            rows = (await connection.execute(_BY_DIGEST, {"digests": chunk})).all()
-            found.update((bytes(row.digest), (row.id, row.revision)) for row in rows)
+        found: dict[bytes, tuple[int, int]] = {
+            known: (number, revision)
+            for known, number, revision in await _BY_DIGEST.rows(connection, [(key,) for key in by_digest])
+        }
         await touch(connection, [number for number, _ in found.values()])
         new = [each for each in by_digest.values() if each.digest not in found]
         failure: FimbriaError | None = None
@@ -169,19 +175,12 @@ class IdentityStore:
         events = [(str(number), each.encoded, False, each.trace) for each, number in made]
         first = await self._feed.append_changes(connection, events) - len(events) + 1
         created_ns = self._clock()
-        rows: list[dict[str, Any]] = [
-            {
-                "id": number,
-                "digest": each.digest,
-                "labels": each.encoded.decode(),
-                "revision": revision,
-                "created_ns": created_ns,
-                "touched": 1,
-            }
+        rows: list[tuple[Any, ...]] = [
+            (number, each.digest, each.encoded.decode(), revision, created_ns)
             for revision, (each, number) in enumerate(made, start=first)
         ]
-        await connection.execute(_ADD, rows)
-        return {each.digest: (row["id"], row["revision"]) for (each, _), row in zip(made, rows, strict=True)}
+        await _ADD.run_each(connection, rows)
+        return {each.digest: (number, revision) for revision, (each, number) in enumerate(made, start=first)}
 
 
 async def exhausted(

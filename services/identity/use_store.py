@@ -16,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chassis.db import Database, Group
 from services.chassis.errors import FimbriaError
 from services.chassis.feed import Feed
+from services.chassis.statements import Sql, SqlOfKeys
 from services.identity.chunks import chunks
 from services.identity.reserved import CLUSTER_FIRST, PREFIX_FIRST
 from services.identity.schema import holders, identities, identity_uses, prefixes
@@ -41,17 +42,14 @@ _REPORTED = text(
     bindparam("name", type_=Text), bindparam("now", type_=BigInteger), bindparam("active", type_=Boolean)
 )
 # Who resolves is alive, yet has not said what else it uses: what it missed while it had no lease counts.
-_SEEN = text(
+_SEEN = Sql(
     "INSERT INTO holders (name, renewals, changes, reported_ns, active, ended_revision)"
-    " VALUES (:name, 1, 1, :now, :active, 0)"
+    " VALUES (?, 1, 1, ?, TRUE, 0)"
     " ON CONFLICT (name) DO UPDATE SET renewals = holders.renewals + 1, changes = holders.changes + 1,"
-    " active = excluded.active"
-).bindparams(
-    bindparam("name", type_=Text), bindparam("now", type_=BigInteger), bindparam("active", type_=Boolean)
+    " active = TRUE"
 )
-_USE = text(
-    "INSERT INTO identity_uses (holder, identity) VALUES (:holder, :identity)"
-    " ON CONFLICT (holder, identity) DO NOTHING"
+_USE = Sql(
+    "INSERT INTO identity_uses (holder, identity) VALUES (?, ?) ON CONFLICT (holder, identity) DO NOTHING"
 )
 _ADD_USE = insert(identity_uses)
 _DROP_USE = delete(identity_uses).where(
@@ -79,9 +77,9 @@ _PAGE = (
     .order_by(holders.c.name)
 )
 _TOUCH = {
-    table: update(table)
-    .where(table.c.id.in_(bindparam("numbers", expanding=True)))
-    .values(touched=table.c.touched + 1)
+    table: SqlOfKeys(
+        f"UPDATE {table.name} SET touched = touched + 1 WHERE id IN ({{keys}}) RETURNING id", "?", (-1,)
+    )
     for table in (identities, prefixes)
 }
 _REVISIONS = {
@@ -242,19 +240,16 @@ class UseStore:
 
 async def hold(connection: AsyncConnection, pairs: Collection[tuple[str, int]], now_ns: int) -> None:
     """Inside a write: each holder uses its identity from now on, which exists; reserved ones need no use."""
-    uses = [{"holder": holder, "identity": number} for holder, number in pairs if number >= CLUSTER_FIRST]
-    if not uses:
-        return
+    uses: list[tuple[Any, ...]] = [pair for pair in pairs if pair[1] >= CLUSTER_FIRST]
     names = sorted({holder for holder, number in pairs if number >= CLUSTER_FIRST})
-    await connection.execute(_SEEN, [{"name": name, "now": now_ns, "active": True} for name in names])
-    await connection.execute(_USE, uses)
+    await _SEEN.run_each(connection, [(name, now_ns) for name in names])
+    await _USE.run_each(connection, uses)
 
 
 async def touch(connection: AsyncConnection, numbers: Iterable[int]) -> None:
     """Inside a write: garbage collection counts the grace period of these identities anew."""
     for table, part in _by_table(numbers):
-        for chunk in chunks(part):
-            await connection.execute(_TOUCH[table], {"numbers": chunk})
+        await _TOUCH[table].rows(connection, [(number,) for number in part])
 
 
 async def _uses(connection: AsyncConnection, holder: str) -> frozenset[int]:
