@@ -48,7 +48,7 @@ test-unit: build ## pure code, seconds
 test-model: build ## the policy engine against a model of the APIs; FIMBRIA_MODEL_EXAMPLES=N tries N random worlds
 	$(PY) -m pytest -q -n $(WORKERS) --dist worksteal tests/policy_model
 
-test-service: build ## real servers over real sockets and SQLite files
+test-service: build ## real servers over real sockets, SQLite files and PostgreSQL
 	$(PY) -m pytest -q -n $(WORKERS) tests/service
 
 test-kernel: build ## programs run by the kernel, devices in namespaces

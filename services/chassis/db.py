@@ -251,31 +251,37 @@ class Database:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
-            # Whoever arrived while the last batch was committed goes into this one; nobody waits for company.
-            batch = self._waiting.take(MAX_BATCH)
-            if not batch:
-                continue
             started = time.monotonic()
-            for unit in await self._store(units(batch)):
+            for unit in await self._store():
                 unit.settle()
                 for topic, position in unit.announced.items():
                     self._tell(topic, position)
             self._batch_seconds += (time.monotonic() - started - self._batch_seconds) / 4
 
-    async def _store(self, batch: list[Unit]) -> list[Unit]:
-        """Carries units out and commits them; returns units with all members, which know how they ended."""
+    def _fill(self, batch: list[Unit]) -> None:
+        """Takes those who wait into a batch that has none yet; nobody waits for company.
+
+        Once the transaction has begun: the longer it had to wait for others, the more share it.
+        """
+        if not batch:
+            batch += units(self._waiting.take(MAX_BATCH))
+
+    async def _store(self) -> list[Unit]:
+        """Carries a batch out and commits it; returns units with all members, which know how they ended."""
+        batch: list[Unit] = []
         done = batch
         try:
-            if self._cautious and len(batch) > 1:
+            if self._cautious and len(self._waiting) > 1:
                 self._cautious -= 1
             elif await self._commit(batch) or (len(batch) == 1 and len(batch[0].members) == 1):
                 return batch
             else:
                 self._cautious = CAUTIOUS_BATCHES
             done = []
-            await self._commit_apart(deque(batch), done)
+            await self._commit_apart(batch, done)
         except Exception as exc:
             failure = self._backend.problem(exc)
+            self._fill(batch)
             done = list(dict.fromkeys((*batch, *done)))
             for unit in done:
                 unit.forget()
@@ -284,13 +290,14 @@ class Database:
         return done
 
     async def _commit(self, batch: list[Unit]) -> bool:
-        """Carries all units out in one transaction. If one fails nothing is kept, and the result is False.
+        """Fills the batch and carries it out in one transaction. If a unit fails nothing is kept: False.
 
         No savepoints: they would cost more than most operations, and hardly any operation fails.
         """
         async with self._backend.writer.connect() as conn:
             transaction = await self._backend.begin_write(conn)
             try:
+                self._fill(batch)
                 for unit in batch:
                     unit.drop_abandoned()
                     if not unit.members:
@@ -313,7 +320,7 @@ class Database:
                 raise
         return True
 
-    async def _commit_apart(self, waiting: deque[Unit], done: list[Unit]) -> None:
+    async def _commit_apart(self, batch: list[Unit], done: list[Unit]) -> None:
         """The same with each unit behind a savepoint: one that fails takes back only its own.
 
         Units go to `done` once they were carried out; one of several members that fails goes on as units of
@@ -322,6 +329,8 @@ class Database:
         async with self._backend.writer.connect() as conn:
             transaction = await self._backend.begin_write(conn)
             try:
+                self._fill(batch)
+                waiting = deque(batch)
                 while waiting:
                     unit = waiting.popleft()
                     unit.drop_abandoned()
@@ -336,13 +345,13 @@ class Database:
                     if problem is not None:
                         await transaction.take_back()
                         if len(unit.members) > 1:
+                            # All of its members are in the batch still, should the store fail.
                             waiting.extendleft(reversed(unit.alone()))
                             continue
                     done.append(unit)
                 if not await transaction.commit(_announced(done)):
                     raise _given_up()
             except BaseException:
-                done += waiting
                 await transaction.rollback()
                 raise
 

@@ -251,6 +251,7 @@ class _Transaction:
         told = ""
         if announce:
             positions = " ".join(f"{topic}={position}" for topic, position in announce.items())
+            positions = positions.replace("'", "''")
             told = f"SELECT pg_notify('{Listener.channel_of(self._schema)}', '{positions}'); "
         try:
             ended = await self.driver.execute(f"{told}COMMIT")
