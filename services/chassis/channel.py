@@ -29,10 +29,11 @@ _OPTIONS: Final = (
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.max_pings_without_data", 0),
-    # A service that restarts is found again within a second, not within gRPC's two minutes.
+    # A service that restarts is found again within a second, not within gRPC's two minutes; and sooner than a
+    # call has been tried for the last time, so that replicas may be started anew one right after the other.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 1_000),
-    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.max_reconnect_backoff_ms", 400),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 1),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 
@@ -11,6 +12,7 @@ import pytest
 from cli.__main__ import run
 from cli.commands.policy import apply_manifests
 from cli.errors import BadInput
+from cli.lab import sweep
 from cli.lab.lab import Lab
 from cli.lab.paths import POSTGRES_PARENT
 from cli.lab.syntax import parse_pod
@@ -94,3 +96,15 @@ def test_a_lab_keeps_the_number_of_its_replicas(replicated: Lab, capsys: pytest.
     assert run(["--dir", str(replicated.paths.directory), "lab", "status"]) == 0
     shown = capsys.readouterr().out
     assert all(f"{name} " in shown for name in (*VICTIMS, "postgres", "node-1"))
+
+
+def test_a_lab_whose_records_are_lost_is_removed_all_the_same(replicated: Lab) -> None:
+    paths = replicated.paths
+    server = replicated.process("postgres")
+    shutil.rmtree(paths.run)
+    paths.state.unlink()
+    (paths.postgres / "process.json").unlink()
+    swept = sweep.remove(paths)
+    assert swept.postgres and swept.processes == len(VICTIMS) + 3
+    assert not server.alive
+    assert sweep.leftovers(paths) == []
