@@ -49,47 +49,69 @@ class Spans:
         return self._networks[at]
 
 
+async def draining_pools(connection: AsyncConnection) -> list[Pool]:
+    """The pools that have CIDRs on their way out."""
+    found = []
+    for name in (await connection.execute(_DRAINING)).scalars().all():
+        pool = await read_pool(connection, name)
+        assert pool is not None, "pool_cidrs has a foreign key"
+        found.append(pool)
+    return found
+
+
+async def wrongly_marked(connection: AsyncConnection, pool: Pool) -> dict[str, tuple[str, bool]]:
+    """The nodes' CIDRs of `pool` that drain and should not, or the reverse: the node and how it should be.
+
+    There are some after a change of the pool only, or when a replica of a version that knows nothing of
+    draining has carved one.
+    """
+    in_service = {family: Spans(cidr for cidr in pool.cidrs if cidr.version == family) for family in FAMILIES}
+    found = {}
+    for row in (await connection.execute(_OF_POOL, {"pool": pool.name})).all():
+        draining = in_service[row.family].around(span_of(row.cidr)[0]) is None
+        if draining != bool(row.draining):
+            found[row.cidr] = (row.node, draining)
+    return found
+
+
 async def mark_node_cidrs(connection: AsyncConnection, pool: Pool) -> set[str]:
     """Lets the nodes' CIDRs of `pool` drain or not as the pool's own do; returns the nodes concerned.
 
     The caller announces them.
     """
-    in_service = {family: Spans(cidr for cidr in pool.cidrs if cidr.version == family) for family in FAMILIES}
-    changes, concerned = [], set()
-    for row in (await connection.execute(_OF_POOL, {"pool": pool.name})).all():
-        draining = in_service[row.family].around(span_of(row.cidr)[0]) is None
-        if draining != bool(row.draining):
-            changes.append({"of_cidr": row.cidr, "to_draining": draining})
-            concerned.add(row.node)
-    if changes:
-        await connection.execute(_MARK, changes)
-    return concerned
+    wrong = await wrongly_marked(connection, pool)
+    if wrong:
+        await connection.execute(
+            _MARK, [{"of_cidr": cidr, "to_draining": draining} for cidr, (_, draining) in wrong.items()]
+        )
+    return {node for node, _ in wrong.values()}
+
+
+async def drained(connection: AsyncConnection, pool: Pool) -> list[Network]:
+    """The CIDRs of `pool` that drain and of which no node holds a part any more."""
+    networks = [one.network for one in pool.draining]
+    by_family = {family: Spans(one for one in networks if one.version == family) for family in FAMILIES}
+    rows = (await connection.execute(_OF_POOL, {"pool": pool.name})).all()
+    used = {by_family[row.family].around(span_of(row.cidr)[0]) for row in rows}
+    return [network for network in networks if network not in used]
 
 
 async def drop_drained(connection: AsyncConnection) -> int:
-    """Removes the CIDRs that drain and of which no node holds a part any more; returns how many those were.
+    """Removes the CIDRs that have drained away; returns how many those were.
 
     What a pool excludes of them alone goes as well. For use inside a write.
     """
     dropped = 0
-    for name in (await connection.execute(_DRAINING)).scalars().all():
-        pool = await read_pool(connection, name)
-        assert pool is not None, "pool_cidrs has a foreign key"
-        rows = (await connection.execute(_OF_POOL.where(node_cidrs.c.draining), {"pool": name})).all()
-        networks = [one.network for one in pool.draining]
-        by_family = {
-            family: Spans(network for network in networks if network.version == family) for family in FAMILIES
-        }
-        used = {by_family[row.family].around(span_of(row.cidr)[0]) for row in rows}
-        gone = [network for network in networks if network not in used]
+    for pool in await draining_pools(connection):
+        gone = await drained(connection, pool)
         if not gone:
             continue
         dropped += len(gone)
         await connection.execute(_DROP, [{"of_cidr": str(network)} for network in gone])
-        stay = [*pool.cidrs, *(network for network in networks if network in used)]
+        stay = [*pool.cidrs, *(one.network for one in pool.draining if one.network not in gone)]
         excluded = [span for span in pool.excluded if touches(span, stay)]
         if len(excluded) != len(pool.excluded):
-            await connection.execute(_PRUNE, {"of_name": name, "to_excluded": encode_spans(excluded)})
+            await connection.execute(_PRUNE, {"of_name": pool.name, "to_excluded": encode_spans(excluded)})
     return dropped
 
 

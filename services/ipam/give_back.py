@@ -15,10 +15,10 @@ from services.chassis.db import Database
 from services.chassis.errors import FimbriaError
 from services.chassis.feed import Feed
 from services.chassis.logs import get_logger
-from services.ipam.draining import drop_drained
+from services.ipam.draining import drained, draining_pools, drop_drained, mark_node_cidrs, wrongly_marked
 from services.ipam.model import KUBERNETES_POOL
 from services.ipam.node_rows import announce
-from services.ipam.schema import addresses, holds, node_cidrs, pool_cidrs
+from services.ipam.schema import addresses, holds, node_cidrs
 
 # CIDRs that go back in one transaction: each is an event of the node feed.
 MOST_AT_ONCE: Final = 256
@@ -47,7 +47,6 @@ _EMPTY = (
     )
     .order_by(node_cidrs.c.cidr)
 )
-_DRAINING = select(pool_cidrs.c.cidr).where(pool_cidrs.c.draining).limit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +98,7 @@ class GiveBack:
         """Looks once; returns the CIDRs that went back."""
         async with self._database.read() as connection:
             rows = (await connection.execute(_EMPTY)).all()
-            drained = (await connection.execute(_DRAINING)).first() is not None
+            upkeep = await _needs_upkeep(connection)
         # After the read: what is seen now has been empty since now at the latest.
         now = self._monotonic()
         found = {_seen(row): bool(row.draining) for row in rows}
@@ -109,7 +108,7 @@ class GiveBack:
             for seen, draining in found.items()
             if draining or now - self._since[seen] >= self._idle_seconds
         ]
-        if not due and not drained:
+        if not due and not upkeep:
             return []
         given: list[str] = []
         for start in range(0, max(len(due), 1), MOST_AT_ONCE):
@@ -127,15 +126,25 @@ class GiveBack:
             if going:
                 cidrs = [seen.cidr for seen in going]
                 await connection.execute(delete(node_cidrs).where(node_cidrs.c.cidr.in_(cidrs)))
+            concerned = {seen.node for seen in going}
+            for pool in await draining_pools(connection):
+                concerned |= await mark_node_cidrs(connection, pool)
             await drop_drained(connection)
-            if going:
-                await announce(connection, self._feed, {seen.node for seen in going}, "")
+            await announce(connection, self._feed, concerned, "")
             return [seen.cidr for seen in going]
 
         given = await self._database.write(operation)
         if given:
             log.info("empty CIDRs went back", cidrs=given)
         return given
+
+
+async def _needs_upkeep(connection: AsyncConnection) -> bool:
+    """Whether a pool's CIDR has drained away, or a node's CIDR does not drain as the pool's does."""
+    for pool in await draining_pools(connection):
+        if await drained(connection, pool) or await wrongly_marked(connection, pool):
+            return True
+    return False
 
 
 def _seen(row: Any) -> _Seen:

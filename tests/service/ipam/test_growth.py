@@ -116,6 +116,31 @@ async def test_a_cidr_drains_while_it_is_used_and_goes_when_it_is_empty(world: W
     assert [span.text for span in pool.excluded] == ["10.9.0.13"]
 
 
+async def test_what_a_replica_of_the_version_before_carves_of_a_draining_cidr_drains_too(
+    world: World,
+) -> None:
+    await world.pool("p", "10.0.0.0/28", "10.9.0.0/28")
+    await world.node(1)
+    await world.update("p", "10.9.0.0/28")
+    node = await world.node(2)
+
+    async def carve(connection: AsyncConnection) -> None:
+        row = {"cidr": "10.0.0.8/29", "node": "n2", "pool": "p", "position": 1, "family": 4}
+        await connection.execute(insert(node_cidrs), {**row, "next_address": ipv4("10.0.0.10").packed})
+
+    await world.database.write(carve)
+    # It knows nothing of draining, and registering the first node again gives the first part back.
+    await world.node(1)
+    assert [str(one.network) for one in (await world.pools.get("p")).draining] == ["10.0.0.0/28"]
+    assert await world.give_back.turn() == []
+    assert ("n2", ["10.9.0.0/29", "-10.0.0.8/29"]) in await told(world, node.revision)
+    assert await world.give_back.turn() == ["10.0.0.8/29"]
+    assert (await world.pools.get("p")).draining == ()
+    revision = await world.events(node.revision)
+    assert await world.give_back.turn() == []
+    assert await world.events(node.revision) == revision
+
+
 async def test_naming_a_draining_cidr_again_puts_it_back_into_service(world: World) -> None:
     await world.pool("p", "10.0.0.0/29", "10.9.0.0/29")
     node = await world.node(1)

@@ -39,7 +39,7 @@ HOLD_NS = HOLD_SECONDS * SECOND
 IDLE_SECONDS = 60
 # Each CIDR of a pool is cut into two for nodes: five IPv4 or six IPv6 addresses each.
 MASKS: dict[Family, int] = {4: 29, 6: 125}
-EXAMPLES = {"sqlite": 8, "postgresql": 4}
+EXAMPLES = {"sqlite": 18, "postgresql": 6}
 
 
 @dataclass(frozen=True)
@@ -452,12 +452,13 @@ class Histories(RuleBasedStateMachine):
             self.now - HOLD_NS < released_ns <= self.now for released_ns, _ in self.seen.holds.values()
         )
 
-    @rule(seconds=st.sampled_from([0, 31, 61]), replica=REPLICAS)
-    def give_back_after(self, seconds: int, replica: int) -> None:
-        """Two turns with time between, the addresses on hold swept before each."""
+    @rule(seconds=st.sampled_from([0, 31, 61]), swept=st.booleans(), replica=REPLICAS)
+    def give_back_after(self, seconds: int, swept: bool, replica: int) -> None:
+        """Two turns with time between, what is no longer on hold swept before each or not."""
         for _ in range(2):
             self.stage.clocks.move(seconds)
-            self.sweep(replica)
+            if swept:
+                self.sweep(replica)
             self.give_back(replica)
 
     @rule(replica=REPLICAS)
