@@ -31,13 +31,16 @@ class Violation(AssertionError):
 def holding(state: str, operation: Operation) -> Sequence[str]:
     """The model of an owner that takes a value, keeps it and gives it back.
 
-    Taking twice gives the same; what is given back is told, and nothing when nothing was held.
+    Taking twice gives the same; what is given back is told, and nothing when nothing was held. Dropping gives
+    it back and tells nothing.
     """
     if operation.kind == "take":
         return _take(state, operation)
     if operation.kind == "free":
         if operation.known and not _agrees(state, operation.result):
             return ()
+        return (NOTHING,)
+    if operation.kind == "drop":
         return (NOTHING,)
     if operation.kind == "read":
         return (operation.result,) if _agrees(state, operation.result) else ()
@@ -150,7 +153,7 @@ def certain_holds(operations: Iterable[Operation]) -> list[Hold]:
         by_key[operation.key].append(operation)
     holds = []
     for key, own in by_key.items():
-        frees = [each for each in own if each.kind == "free"]
+        frees = [each for each in own if each.kind in ("free", "drop")]
         for take in (each for each in own if each.kind == "take" and each.known):
             after = [free.invoked for free in frees if free.returned > take.invoked]
             end = min(after, default=NEVER)

@@ -171,6 +171,9 @@ class _Client:
 
     async def _addresses(self) -> None:
         node = self.load.nodes[self.number % len(self.load.nodes)]
+        if self.random.random() < 0.15:
+            await self._batches(node)
+            return
         owner = self._key()
         key = f"{node}/{owner}"
         if self.random.random() < 0.55:
@@ -181,6 +184,21 @@ class _Client:
             with self.load.addresses.operation("free", key) as done:
                 released = ipam_pb2.ReleaseRequest(node=node, owner=owner)
                 done.result = (await self.load.call(lambda: self.addresses.Release(released))).address
+
+    async def _batches(self, node: str) -> None:
+        owners = [f"{self.number}-batch-{self._turn}-{each}" for each in range(3)]
+        keys = [f"{node}/{owner}" for owner in owners]
+        if self.random.random() < 0.5:
+            with self.load.addresses.batch("take", keys) as done:
+                request = ipam_pb2.AllocateBatchRequest(node=node, owners=owners)
+                answer = await self.load.call(lambda: self.addresses.AllocateBatch(request))
+                for operation, address in zip(done, answer.addresses, strict=True):
+                    operation.result = address.address
+        else:
+            with self.load.addresses.batch("drop", keys):
+                holdings = [ipam_pb2.Holding(owner=owner) for owner in owners]
+                release = ipam_pb2.ReleaseBatchRequest(node=node, holdings=holdings)
+                await self.load.call(lambda: self.addresses.ReleaseBatch(release))
 
     async def _numbers(self) -> None:
         key = f"k8s:app=a{self._key()}"

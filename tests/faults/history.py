@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
@@ -61,18 +61,28 @@ class History:
 
         Refused and OutcomeUnknown end there; any other exception leaves the outcome unknown, and goes on.
         """
-        made = Operation(kind, key, argument, invoked=self.clock())
-        self.operations.append(made)
+        with self.batch(kind, [key], argument) as (made,):
+            yield made
+
+    @contextmanager
+    def batch(self, kind: str, keys: Sequence[str], argument: str = "") -> Iterator[list[Operation]]:
+        """The same for one call that asks for all of the keys or none: an operation on each."""
+        now = self.clock()
+        made = [Operation(kind, key, argument, invoked=now) for key in keys]
+        self.operations += made
         try:
             yield made
         except Refused:
-            self._forget(made)
+            for each in made:
+                self._forget(each)
             self.refused += 1
             return
         except OutcomeUnknown:
             self.unknown += 1
             return
-        made.returned = self.clock()
+        now = self.clock()
+        for each in made:
+            each.returned = now
         self.acknowledged += 1
 
     def _forget(self, made: Operation) -> None:

@@ -168,10 +168,16 @@ def test_the_recorder_keeps_what_may_have_happened() -> None:
         raise Refused
     with history.operation("free", "a"):
         raise OutcomeUnknown
+    with history.batch("take", ["c", "d"]):
+        raise Refused
+    with history.batch("take", ["c", "d"]) as (one, two):
+        one.result, two.result = "3", "4"
     history.finally_read({"a": "1"}, ["a"])
     assert [(each.kind, each.result, each.known) for each in history.operations] == [
         ("take", "1", True),
         ("free", "", False),
+        ("take", "3", True),
+        ("take", "4", True),
         ("read", "1", True),
     ]
-    assert (history.refused, history.unknown, history.acknowledged) == (1, 1, 1)
+    assert (history.refused, history.unknown, history.acknowledged) == (2, 1, 2)
