@@ -122,12 +122,45 @@ class Waiting:
 
     def __init__(self) -> None:
         self._queue: deque[Pending] = deque()
+        # How many operations each of the last two batches had.
+        self._sizes = (0, 0)
+        self._enough: int | None = None
+        self._gathered = asyncio.Event()
 
     def __len__(self) -> int:
         return len(self._queue)
 
     def add(self, pending: Pending) -> None:
         self._queue.append(pending)
+        if self._enough is not None and len(self._queue) >= self._enough:
+            self._gathered.set()
+
+    def note(self, size: int) -> None:
+        """A batch had `size` operations."""
+        self._sizes = (self._sizes[1], size)
+
+    async def gather(self, seconds: float) -> None:
+        """Waits, up to `seconds`, until there are as many as the last two batches had together.
+
+        Callers who wait for their answers are then nearly all there, whichever of the two they were in.
+        Returns at once where one of the two had a single operation: nobody waits for company that never
+        comes.
+        """
+        expected = sum(self._sizes)
+        if min(self._sizes) < 2 or len(self._queue) >= expected:
+            return
+        self._enough = expected
+        self._gathered.clear()
+        timer = asyncio.get_running_loop().call_later(seconds, self._gathered.set)
+        try:
+            await self._gathered.wait()
+        finally:
+            timer.cancel()
+            self._enough = None
+
+    def hurry(self) -> None:
+        """Ends `gather`."""
+        self._gathered.set()
 
     def drop_abandoned(self) -> None:
         """Forgets those whose caller is gone."""

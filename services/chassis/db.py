@@ -47,6 +47,8 @@ MAX_WAITING: Final = 2048
 # After a batch in which an operation failed, so many go behind savepoints at once: failures come in showers.
 CAUTIOUS_BATCHES: Final = 8
 LEAST_RETRY_SECONDS: Final = 0.05
+# A batch costs as much as some thirty operations in it: to wait a little for others is a gain for all.
+MOST_GATHERING_SECONDS: Final = 0.005
 log = get_logger(__name__)
 
 _operation: contextvars.ContextVar[Unit | None] = contextvars.ContextVar("db_operation", default=None)
@@ -237,6 +239,7 @@ class Database:
         if not self._closing:
             self._closing = True
             self._arrived.set()
+            self._waiting.hurry()
         await asyncio.shield(self._task)
         if self._announcements is not None:
             await self._announcements.close()
@@ -251,15 +254,18 @@ class Database:
                 self._arrived.clear()
                 await self._arrived.wait()
                 continue
+            await self._waiting.gather(min(self._batch_seconds, MOST_GATHERING_SECONDS))
             started = time.monotonic()
-            for unit in await self._store():
+            done = await self._store()
+            for unit in done:
                 unit.settle()
                 for topic, position in unit.announced.items():
                     self._tell(topic, position)
+            self._waiting.note(sum(len(unit.members) for unit in done))
             self._batch_seconds += (time.monotonic() - started - self._batch_seconds) / 4
 
     def _fill(self, batch: list[Unit]) -> None:
-        """Takes those who wait into a batch that has none yet; nobody waits for company.
+        """Takes those who wait into a batch that has none yet.
 
         Once the transaction has begun: the longer it had to wait for others, the more share it.
         """
