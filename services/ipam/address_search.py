@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chassis.feed import Feed
 from services.ipam.address_rows import TakenRow, read_taken, read_taken_between
 from services.ipam.allocation import NodeCidr, Supply, bounds_of, free_slots, next_slots
-from services.ipam.growth import grow
+from services.ipam.growth import grow_by
 from services.ipam.holds import is_over
 from services.ipam.model import Mode
 
@@ -133,21 +133,23 @@ class Search:
             if supply.missing:
                 await self._search(supply, cidr)
         while supply.missing and self._mode != "kubernetes":
-            network = await grow(
+            networks = await grow_by(
                 self._connection,
                 self._feed,
                 supply.node.name,
                 supply.pool,
                 supply.family,
+                supply.missing,
                 supply.trace,
             )
-            if network is None:
+            if not networks:
                 break
             supply.grown = True
-            bounds = bounds_of(str(network))
-            cidr = NodeCidr(bounds, supply.pool, draining=False, cursor=bounds.first)
-            supply.node.cidrs.append(cidr)
-            supply.add(cidr, next_slots(cidr, (), supply.excluded(cidr), supply.missing))
+            for network in networks:
+                bounds = bounds_of(str(network))
+                cidr = NodeCidr(bounds, supply.pool, draining=False, cursor=bounds.first)
+                supply.node.cidrs.append(cidr)
+                supply.add(cidr, next_slots(cidr, (), supply.excluded(cidr), supply.missing))
 
     async def _search(self, supply: Supply, cidr: NodeCidr) -> None:
         """Reads who has what from the cursor on, page by page, until enough is free."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Final
 
 from services.ipam.family import Address, Family, Network, family_of
@@ -123,15 +123,17 @@ def carve(cidrs: Sequence[Network], mask_size: int, taken: Iterable[Network]) ->
     `cidrs` and `taken` are all of one family. None when all are used up. `taken` may hold networks of other
     sizes.
     """
-    return carve_beside(cidrs, mask_size, ((int(t.network_address), int(t.broadcast_address)) for t in taken))
+    spans = ((int(one.network_address), int(one.broadcast_address)) for one in taken)
+    return next(carve_beside(cidrs, mask_size, spans), None)
 
 
 def carve_beside(
     cidrs: Sequence[Network], mask_size: int, taken: Iterable[tuple[int, int]]
-) -> Network | None:
-    """The same for `taken` as inclusive spans of numbers, in any order; they may overlap.
+) -> Iterator[Network]:
+    """All such networks, lowest first in each of `cidrs`, beside `taken`: inclusive spans of numbers.
 
-    Costs a sort of them, not a walk over the pool.
+    The spans may be in any order and overlap. Costs a sort of them and a step for each network, not a walk
+    over the pool.
     """
     spans = merged(taken)
     starts = [start for start, _ in spans]
@@ -144,9 +146,10 @@ def carve_beside(
             while index < len(spans) and spans[index][1] < candidate:
                 index += 1
             if index == len(spans) or spans[index][0] > candidate + step - 1:
-                return type(cidr)((candidate, mask_size))
-            candidate += step * ((spans[index][1] - candidate) // step + 1)
-    return None
+                yield type(cidr)((candidate, mask_size))
+                candidate += step
+            else:
+                candidate += step * ((spans[index][1] - candidate) // step + 1)
 
 
 def merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

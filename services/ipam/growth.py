@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -11,14 +11,14 @@ from services.chassis.feed import Feed
 from services.ipam import problems
 from services.ipam.addresses import AddressRange
 from services.ipam.cidr import carve_beside, merged, span_of
-from services.ipam.exclusions import Span
+from services.ipam.exclusions import Span, excluded_count
 from services.ipam.family import Family, Network, of_family
 from services.ipam.model import NodeCidr, Pool
 from services.ipam.node_rows import announce, insert_cidrs
 from services.ipam.pool_rows import read_exclusions, read_pool, read_selectors
 from services.ipam.schema import node_cidrs
 
-__all__ = ["carve_from", "grow", "read_exclusions", "read_selectors", "useless"]
+__all__ = ["carve_from", "grow", "grow_by", "read_exclusions", "read_selectors", "useless"]
 
 _TAKEN = select(node_cidrs.c.cidr).where(
     node_cidrs.c.pool == bindparam("pool"), node_cidrs.c.family == bindparam("family")
@@ -33,14 +33,35 @@ async def grow(
     None when the pool has none left, which includes a pool without CIDRs of the family in service. For use
     inside a write; the node has to be there. Raises NotFound (POOL_NOT_FOUND).
     """
+    return next(iter(await grow_by(connection, feed, node, pool, family, 1, trace)), None)
+
+
+async def grow_by(
+    connection: AsyncConnection,
+    feed: Feed,
+    node: str,
+    pool: str,
+    family: Family,
+    addresses: int,
+    trace: str,
+) -> list[Network]:
+    """The same for as many CIDRs as have room for that many `addresses`, or all that are left.
+
+    One event for all of them.
+    """
     chosen = await read_pool(connection, pool)
     if chosen is None:
         raise problems.pool_not_found(pool)
-    carved = await carve_from(connection, chosen, family, router=False)
-    if carved is None:
-        return None
-    await insert_cidrs(connection, node, [NodeCidr(carved, pool)])
-    await announce(connection, feed, [node], trace)
+    carved: list[Network] = []
+    for network in await _carvings(connection, chosen, family, router=False):
+        bounds = AddressRange(network)
+        carved.append(network)
+        addresses -= bounds.capacity - excluded_count(chosen.excluded, bounds)
+        if addresses <= 0:
+            break
+    if carved:
+        await insert_cidrs(connection, node, [NodeCidr(network, pool) for network in carved])
+        await announce(connection, feed, [node], trace)
     return carved
 
 
@@ -52,9 +73,15 @@ async def carve_from(
     With `router` the node's router address will be in it: that one must not be excluded either. The caller
     inserts it within the same write.
     """
+    return next(await _carvings(connection, pool, family, router=router), None)
+
+
+async def _carvings(
+    connection: AsyncConnection, pool: Pool, family: Family, *, router: bool
+) -> Iterator[Network]:
     cidrs = of_family(pool.cidrs, family)
     if not cidrs:
-        return None
+        return iter(())
     rows = await connection.execute(_TAKEN, {"pool": pool.name, "family": family})
     taken = [span_of(text) for text in rows.scalars()]
     taken += useless(pool.excluded, cidrs, pool.mask_size(family), router=router)

@@ -397,6 +397,17 @@ async def test_growth_is_part_of_the_write_that_it_is_called_in(world: World) ->
         await world.database.write(lambda connection: grow(connection, world.feed, "n1", "x", 4, ""))
 
 
+async def test_a_batch_gets_all_the_cidrs_that_it_needs_with_one_event(world: World) -> None:
+    # Of the third CIDR one address is left, of the fourth none, which makes it of no use.
+    await world.pool("p", "10.0.0.0/24", excluded=["10.0.0.19-10.0.0.31"])
+    node = await world.node(1)
+    given = await world.addresses.allocate_batch("n1", [f"b{number}" for number in range(17)])
+    now = await world.nodes.get("n1")
+    assert texts(now) == [f"10.0.0.{host}/29" for host in (0, 8, 16, 32, 40)]
+    assert len({one.held[0].address for one in given}) == 17
+    assert await told(world, node.revision) == [("n1", texts(now))]
+
+
 async def test_carving_from_a_pool_with_many_nodes_costs_little(world: World) -> None:
     await world.pool("p", "10.0.0.0/14", mask=28)
     taken = list(IPv4Network("10.0.0.0/14").subnets(new_prefix=28))[:10_000]
