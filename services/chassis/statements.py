@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from sqlalchemy import exc as sa_exc
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -35,45 +35,65 @@ class Sql:
 
     async def rows(self, connection: AsyncConnection, *parameters: object) -> Sequence[Any]:
         """Runs it; all rows of its result, as tuples or what can be unpacked like them."""
-        driver = _sqlite(connection)
+        driver = _driver(connection)
         if driver is None:
             return (await connection.exec_driver_sql(self._numbered, parameters)).all()
         try:
-            return driver.sqlite.execute(self._text, parameters).fetchall()
-        except sqlite3.Error as exc:
-            raise self._error(connection, parameters, exc) from exc
+            if isinstance(driver, SqliteConnection):
+                return driver.sqlite.execute(self._text, parameters).fetchall()
+            found: Sequence[Any] = await driver.fetch(self._numbered, *parameters)
+            return found
+        except Exception as exc:
+            self._fail(connection, parameters, exc)
 
     async def run(self, connection: AsyncConnection, *parameters: object) -> int:
         """Runs a statement without a result; how many rows it changed."""
-        driver = _sqlite(connection)
+        driver = _driver(connection)
         if driver is None:
             return int((await connection.exec_driver_sql(self._numbered, parameters)).rowcount)
         try:
-            return driver.sqlite.execute(self._text, parameters).rowcount
-        except sqlite3.Error as exc:
-            raise self._error(connection, parameters, exc) from exc
+            if isinstance(driver, SqliteConnection):
+                return driver.sqlite.execute(self._text, parameters).rowcount
+            # "UPDATE 3", "INSERT 0 3".
+            told: str = await driver.execute(self._numbered, *parameters)
+            return int(told.rpartition(" ")[2])
+        except Exception as exc:
+            self._fail(connection, parameters, exc)
 
     async def run_each(self, connection: AsyncConnection, rows: list[tuple[Any, ...]]) -> None:
         """Runs a statement without a result for each of `rows`, which may be none."""
         if not rows:
             return
-        driver = _sqlite(connection)
+        driver = _driver(connection)
         if driver is None:
             await connection.exec_driver_sql(self._numbered, rows)
             return
         try:
-            if len(rows) > INLINE_ROWS:
+            if not isinstance(driver, SqliteConnection):
+                await driver.executemany(self._numbered, rows)
+            elif len(rows) > INLINE_ROWS:
                 await driver.in_thread(lambda: driver.sqlite.executemany(self._text, rows))
             else:
                 driver.sqlite.executemany(self._text, rows)
-        except sqlite3.Error as exc:
-            raise self._error(connection, rows, exc) from exc
+        except Exception as exc:
+            self._fail(connection, rows, exc)
 
-    def _error(self, connection: AsyncConnection, parameters: Any, exc: sqlite3.Error) -> Exception:
-        """The error as SQLAlchemy would have raised it."""
-        return sa_exc.DBAPIError.instance(
-            self._text, parameters, exc, sqlite3.Error, dialect=connection.dialect
-        )
+    def _fail(self, connection: AsyncConnection, parameters: Any, exc: Exception) -> NoReturn:
+        """Raises the error as SQLAlchemy would have raised it."""
+        kind, found = sqlite3.Error, exc
+        if not isinstance(exc, sqlite3.Error):
+            dbapi: Any = connection.dialect.dbapi
+            kind = dbapi.Error
+            try:
+                # The dialect alone knows which of its errors one of asyncpg's is.
+                _below(connection).dbapi_connection._handle_exception(exc)
+            except Exception as translated:
+                found = translated
+        if not isinstance(found, kind):
+            raise exc
+        raise sa_exc.DBAPIError.instance(
+            self._text, parameters, found, kind, dialect=connection.dialect
+        ) from found
 
 
 class SqlOfKeys:
@@ -104,8 +124,16 @@ class SqlOfKeys:
         return found
 
 
-def _sqlite(connection: AsyncConnection) -> SqliteConnection | None:
-    """The driver's connection below `connection`, None when that is not to SQLite."""
+def _driver(connection: AsyncConnection) -> Any:
+    """The driver's connection below `connection`; None when it is to PostgreSQL and in no transaction yet.
+
+    SQLAlchemy begins one with its own first statement.
+    """
+    driver = _below(connection).driver_connection
+    return driver if isinstance(driver, SqliteConnection) or driver.is_in_transaction() else None
+
+
+def _below(connection: AsyncConnection) -> Any:
     below = connection.sync_connection
-    driver = None if below is None else below.connection.driver_connection
-    return driver if isinstance(driver, SqliteConnection) else None
+    assert below is not None
+    return below.connection
