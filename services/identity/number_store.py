@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from sqlalchemy import Table, bindparam, func, select
+from sqlalchemy import Table
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chassis.statements import Sql
+from services.chassis.statements import Sql, SqlOfKeys
 from services.identity.chunks import CHUNK
 from services.identity.numbers import Space
 
@@ -36,17 +36,9 @@ class NumberStore:
             f"SELECT c.next_id, u.id FROM {cursor.name} AS c LEFT JOIN {used.name} AS u"
             " ON u.id >= c.next_id AND u.id < c.next_id + CAST(? AS INTEGER) WHERE c.singleton = 1"
         )
-        self._used_between = (
-            select(used.c.id)
-            .where(used.c.id.between(bindparam("start"), bindparam("end")))
-            .order_by(used.c.id)
-        )
-        self._used_of = select(used.c.id).where(used.c.id.in_(bindparam("numbers", expanding=True)))
-        self._count = (
-            select(func.count())
-            .select_from(used)
-            .where(used.c.id.between(bindparam("start"), bindparam("end")))
-        )
+        self._used_between = Sql(f"SELECT id FROM {used.name} WHERE id BETWEEN ? AND ?")
+        self._used_of = SqlOfKeys(f"SELECT id FROM {used.name} WHERE id IN ({{keys}})", "?", (-1,))
+        self._count = Sql(f"SELECT count(*) FROM {used.name} WHERE id BETWEEN ? AND ?")
         self._move_cursor = Sql(f"UPDATE {cursor.name} SET next_id = ? WHERE singleton = 1")
 
     async def take_many(self, connection: AsyncConnection, count: int) -> list[int]:
@@ -75,8 +67,8 @@ class NumberStore:
 
     async def taken(self, connection: AsyncConnection) -> int:
         """How many numbers of the space stand for something."""
-        bounds = {"start": self.space.first, "end": self.space.last}
-        return int((await connection.execute(self._count, bounds)).scalar_one())
+        ((taken,),) = await self._count.rows(connection, self.space.first, self.space.last)
+        return int(taken)
 
     async def _remembered(
         self, connection: AsyncConnection, cursor: int, count: int, taken: set[int]
@@ -87,8 +79,8 @@ class NumberStore:
         while self._free and len(found) < count:
             at = at if at < len(self._free) else 0
             some = self._free[at : at + min(CHUNK, count - len(found) + MARGIN)]
-            rows = await connection.execute(self._used_of, {"numbers": some})
-            gone = {*rows.scalars(), *taken}
+            rows = await self._used_of.rows(connection, [(number,) for number in some])
+            gone = {*(number for (number,) in rows), *taken}
             asked = 0
             for number in some:
                 if len(found) == count:
@@ -106,5 +98,4 @@ class NumberStore:
         return [number for number in numbers if number not in used and number not in taken]
 
     async def _between(self, connection: AsyncConnection, start: int, end: int) -> set[int]:
-        rows = await connection.execute(self._used_between, {"start": start, "end": end})
-        return set(rows.scalars())
+        return {number for (number,) in await self._used_between.rows(connection, start, end)}

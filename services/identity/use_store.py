@@ -24,7 +24,7 @@ from services.identity.schema import holders, identities, identity_uses, prefixe
 _STATE = select(holders.c.name, holders.c.changes, holders.c.active, holders.c.ended_revision).where(
     holders.c.name.in_(bindparam("names", expanding=True))
 )
-_USES = select(identity_uses.c.identity).where(identity_uses.c.holder == bindparam("of_holder"))
+_USES = Sql("SELECT identity FROM identity_uses WHERE holder = ?")
 _RENEWALS = select(holders.c.name, holders.c.renewals).where(holders.c.active)
 _ACTIVE = select(func.count()).select_from(holders).where(holders.c.active)
 _RENEW = (
@@ -218,7 +218,8 @@ class UseStore:
             for number in added
             if number not in there or (ended_revision and there[number] > ended_revision)
         )
-        new = [{"holder": report.holder, "identity": number} for number in added if number not in {*unknown}]
+        missing = {*unknown}
+        new = [{"holder": report.holder, "identity": number} for number in added if number not in missing]
         if new:
             await connection.execute(_ADD_USE, new)
         if ended:
@@ -253,7 +254,7 @@ async def touch(connection: AsyncConnection, numbers: Iterable[int]) -> None:
 
 
 async def _uses(connection: AsyncConnection, holder: str) -> frozenset[int]:
-    return frozenset((await connection.execute(_USES, {"of_holder": holder})).scalars())
+    return frozenset(number for (number,) in await _USES.rows(connection, holder))
 
 
 async def _revisions(connection: AsyncConnection, numbers: Iterable[int]) -> dict[int, int]:
