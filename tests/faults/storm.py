@@ -65,12 +65,14 @@ class World:
     def check_logs(self) -> None:
         """No replica has met what it had not reckoned with: nothing was raised that nobody took."""
         for each in self.members:
-            for line in each.log.splitlines():
+            lines = each.log.splitlines()
+            for number, line in enumerate(lines):
                 if '"logger":"grpc' in line:
                     # The library tells of every answer that it could not deliver any more.
                     continue
                 strange = "never retrieved" in line or "Traceback" in line or '"level":"critical"' in line
-                assert not strange, f"{each.directory.name}: {each.log[each.log.index(line) :][:4000]}"
+                before = "\n".join(text[:1000] for text in lines[max(number - 4, 0) : number + 1])
+                assert not strange, f"{each.directory.name}:\n{before}"
 
     def tell_tasks(self) -> None:
         """Prints where the tasks of every replica wait."""
