@@ -31,6 +31,11 @@ class Health(health_pb2_grpc.HealthServicer):
         for event in self._changed.get(name, ()):
             event.set()
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody is told of changes."""
+        return bool(self._changed)
+
     def stop(self) -> None:
         """Nothing serves from now on."""
         for name in list(self._serving):

@@ -25,6 +25,7 @@ from services.chassis.telemetry import Telemetry
 
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 UNIX_PATH_BYTES: Final = 107
+LEAVE_SECONDS: Final = 0.1
 
 _OPTIONS: Final = (
     # Without this a second server binds the same port and takes every other connection.
@@ -109,11 +110,17 @@ class ServiceServer:
                 loop.remove_signal_handler(number)
 
     async def stop(self) -> None:
-        """Health NOT_SERVING, no new calls, watches end with UNAVAILABLE (DRAINING), the rest may finish."""
+        """Health NOT_SERVING, no new calls, watches end with UNAVAILABLE (DRAINING), the rest may finish.
+
+        Clients that watch the health get a moment to leave: what they send to a server that has stopped
+        taking calls would end as CANCELLED, which nobody tries again.
+        """
         if self._stopped:
             return
         self._stopped = True
         self._health.stop()
+        if self._health.watched:
+            await asyncio.sleep(min(LEAVE_SECONDS, self._settings.drain_seconds))
         self._calls.drain()
         await self._server.stop(self._settings.drain_seconds)
         for path in self._sockets:
