@@ -21,7 +21,7 @@ from tests.postgres import fresh_database
 CALLERS = 32
 NODES = 8
 ROUNDS = 3
-_SECONDS = 2.0
+_SECONDS = 1.8
 _BATCHES, _BATCH = 10, 4000
 _REPLICAS = 3
 # Room for a node's addresses through the whole run, those on hold after their release included.

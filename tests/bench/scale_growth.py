@@ -13,7 +13,8 @@ from tests.bench.scale_processes import Server, server, sqlite
 SIZES = (1_000, 10_000, 50_000, 100_000, 200_000, 500_000)
 _NODES = 125
 _BATCH = 1_000
-_SECONDS = 0.8
+_SECONDS = 0.5
+_ROUNDS = 2
 _ALONE = 150
 # Out of the way of the owners of batches.
 _FIRST = 1_000_000_000
@@ -24,8 +25,8 @@ _FLAGS = (
     "--ipam-hold-seconds=0",
 )
 _INTRODUCTION = f"""{_NODES} nodes, filled in calls for {_BATCH:,} owners each; at each size {CALLERS} callers
-allocate and release one by one, then one caller who is alone ({_ALONE} calls, median). Flat is what it
-should be.
+allocate and release one by one (the better of {_ROUNDS} rounds), then one caller who is alone ({_ALONE} calls, median).
+Flat is what it should be.
 """
 
 
@@ -34,6 +35,8 @@ def growth(directory: Path) -> tuple[Table, list[Figure]]:
     rows, curves = [], []
     with server("services.ipam", directory, *_FLAGS, sqlite(directory, "growth"), name="growth") as ipam:
         register(ipam.local, _NODES)
+        # To warm up.
+        _cost(ipam)
         held = 0
         for size in SIZES:
             _batches(ipam, "allocate batches", held, size)
@@ -76,18 +79,21 @@ def _batches(ipam: Server, kind: str, first: int, last: int) -> None:
 
 def _cost(ipam: Server) -> tuple[float, float, float]:
     """What an allocation and a release take of the processors in µs, and the median of one caller in ms."""
-    before = ipam.cpu_seconds
-    calls = run(
-        Job(ipam.local, "allocate", callers=CALLERS, seconds=_SECONDS, first=_FIRST, nodes=_NODES)
-    ).calls
-    between = ipam.cpu_seconds
-    _release(ipam, calls)
-    after = ipam.cpu_seconds
+    taken, given = [], []
+    for _ in range(_ROUNDS):
+        before = ipam.cpu_seconds
+        calls = run(
+            Job(ipam.local, "allocate", callers=CALLERS, seconds=_SECONDS, first=_FIRST, nodes=_NODES)
+        ).calls
+        between = ipam.cpu_seconds
+        _release(ipam, calls)
+        taken.append((between - before) / calls * 1e6)
+        given.append((ipam.cpu_seconds - between) / calls * 1e6)
     alone = run(
         Job(ipam.local, "allocate", callers=1, seconds=30.0, first=_FIRST, count=_ALONE, nodes=_NODES)
     )
     _release(ipam, _ALONE)
-    return (between - before) / calls * 1e6, (after - between) / calls * 1e6, alone.p50
+    return min(taken), min(given), alone.p50
 
 
 def _release(ipam: Server, count: int) -> None:

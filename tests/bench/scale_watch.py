@@ -26,7 +26,6 @@ from tests.bench.scale_processes import Server, server, sqlite
 
 ENTRIES = 100_000
 _NODES = 100
-_PUBLISHED = 5_000
 _IDENTITIES = 500
 WATCHERS = 50
 _EVENTS = 200
