@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from fimbria.ipam.v1 import ipam_pb2, ipam_pb2_grpc
 
-from services.chassis.errors import FimbriaError, ResourceExhausted
+from services.chassis.errors import FimbriaError, ResourceExhausted, Unavailable
 from services.ipam.address_release import Holding
 from services.ipam.address_take import ANY
+from services.ipam.holds import sweep_regularly
 from services.ipam.model import AddressPair
+from tests.patience import patient
 from tests.service.ipam.conftest import Home
 from tests.service.ipam.stores import SECOND, World, pair
 from tests.service.refusals import refused
@@ -168,6 +172,27 @@ async def test_a_clock_set_back_makes_a_hold_last_at_most_once_more(world: World
     assert (await failure(world, "late")).reason == "ADDRESSES_ON_HOLD"
     world.clocks.move(1)
     assert await given(world, "late") == ipv4(2)
+
+
+async def test_a_sweep_that_fails_is_made_up_for_by_the_next(world: World) -> None:
+    turns = 0
+    twice = asyncio.Event()
+
+    async def sweep() -> int:
+        nonlocal turns
+        turns += 1
+        if turns == 1:
+            raise Unavailable("the disk is away", reason="DATABASE_IO")
+        twice.set()
+        return await world.addresses.sweep()
+
+    task = asyncio.create_task(sweep_regularly(sweep, 0.001))
+    async with asyncio.timeout(patient(10)):
+        await twice.wait()
+    assert not task.done()
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
 
 
 async def test_without_holding_an_address_is_free_at_once(url: str) -> None:
