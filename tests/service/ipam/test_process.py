@@ -117,43 +117,11 @@ def test_a_bad_setting_is_named(tmp_path: Path, flags: list[str], code: int, nam
     assert named in (tmp_path / "ipam.log").read_text()
 
 
-@pytest.mark.parametrize(
-    "flags",
-    [
-        ["--ipam-default-pool-cidr=10.99.0.0/16"],
-        ["--ipam-default-pool-cidr=10.244.0.0/16,10.99.0.0/16"],
-        [POOL, "--ipam-default-pool-mask-size=25"],
-    ],
-)
-def test_a_default_pool_from_other_settings_stops_the_start(tmp_path: Path, flags: list[str]) -> None:
+def test_a_default_pool_from_other_settings_stops_the_start(tmp_path: Path) -> None:
     start("ipam", tmp_path, POOL).terminate()
-    code, output = run_to_end("ipam", tmp_path, *flags)
+    code, output = run_to_end("ipam", tmp_path, "--ipam-default-pool-cidr=10.99.0.0/16")
     assert code == 1
     assert "10.244.0.0/16" in output
-
-
-async def test_a_default_pool_that_was_changed_since_stays_as_it_is(tmp_path: Path) -> None:
-    service = start("ipam", tmp_path, POOL)
-    async with open_channel(service.target) as channel:
-        pools = ipam_pb2_grpc.PoolServiceStub(channel)
-        changed = await pools.UpdatePool(
-            ipam_pb2.UpdatePoolRequest(name="default", cidrs=["10.99.0.0/16"], excluded=["10.99.0.7"])
-        )
-    assert service.terminate() == 0
-    service = start("ipam", tmp_path, POOL)
-    try:
-        async with open_channel(service.target) as channel:
-            pools = ipam_pb2_grpc.PoolServiceStub(channel)
-            assert await pools.GetPool(ipam_pb2.GetPoolRequest(name="default")) == changed
-        (warning,) = [line for line in service.log.splitlines() if "default pool is not the one" in line]
-        assert "10.99.0.0/16" in warning
-        assert "10.244.0.0/16" in warning
-    finally:
-        assert service.terminate() == 0
-    # The mask size is fixed: another one cannot be what the operator wants.
-    code, output = run_to_end("ipam", tmp_path, POOL, "--ipam-default-pool-mask-size=25")
-    assert code == 1
-    assert "node mask /24" in output
 
 
 @pytest.mark.parametrize(
