@@ -73,7 +73,8 @@ def pool_exists(pool: str, cidrs: Sequence[Network], mask_sizes: Mapping[Family,
 def pool_in_use(pool: str, nodes: int, example: str) -> FailedPrecondition:
     """Nodes hold CIDRs of the pool."""
     return FailedPrecondition(
-        f"pool {pool!r} is in use: {nodes} node(s) hold CIDRs of it, {example!r} for one; delete them first",
+        f"pool {pool!r} is in use: {nodes} node(s) hold CIDRs of it, {example!r} for one; delete them,"
+        " or wait until what they have besides their own pool is empty and goes back",
         reason="POOL_IN_USE",
         metadata={"pool": pool, "nodes": str(nodes), "node": example},
     )
