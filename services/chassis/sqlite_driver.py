@@ -2,8 +2,8 @@
 
 A statement on an embedded store takes some ten microseconds; handing it to a thread and waiting for the
 answer takes several hundred, four times over for one SELECT. Here statements run where they are called, and
-only what may really block goes to the connection's own thread: taking the write lock, commit (it waits for
-the disk), rollback, and writing many rows at once.
+only what may really block goes to the connection's own thread: waiting for a write lock that another process
+has, commit (it waits for the disk), rollback, and writing many rows at once.
 
 The classes have the shape that SQLAlchemy's aiosqlite dialect drives; `connect` goes in as its
 ``async_creator_fn``.
@@ -22,6 +22,7 @@ T = TypeVar("T")
 INLINE_ROWS: Final = 64
 # Statements are few and prebuilt; each stays compiled.
 CACHED_STATEMENTS: Final = 512
+_NO_PATIENCE: Final = "PRAGMA busy_timeout=0"
 
 
 class Cursor:
@@ -54,7 +55,7 @@ class Cursor:
     async def execute(self, operation: str, parameters: Any = ()) -> Self:
         """Runs one statement."""
         if operation.startswith("BEGIN IMMEDIATE"):
-            await self._connection.in_thread(lambda: self._cursor.execute(operation, parameters))
+            await self._connection.take_lock(self._cursor, operation)
         else:
             self._cursor.execute(operation, parameters)
         return self
@@ -87,9 +88,11 @@ class Cursor:
 class Connection:
     """One connection; used by one task at a time."""
 
-    def __init__(self, connection: sqlite3.Connection) -> None:
+    def __init__(self, connection: sqlite3.Connection, timeout: float) -> None:
         self.sqlite = connection
+        self._patience = f"PRAGMA busy_timeout={round(timeout * 1000)}"
         self._executor: ThreadPoolExecutor | None = None
+        self._writes = False
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -106,6 +109,20 @@ class Connection:
             self._executor = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         return await asyncio.get_running_loop().run_in_executor(self._executor, call)
 
+    async def take_lock(self, cursor: sqlite3.Cursor, statement: str) -> None:
+        """Begins a write. Only when another process has the lock is there something to wait for."""
+        self._writes = True
+        self.sqlite.execute(_NO_PATIENCE)
+        try:
+            cursor.execute(statement)
+        except sqlite3.OperationalError as exc:
+            if (exc.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY:
+                raise
+        finally:
+            self.sqlite.execute(self._patience)
+        if not self.sqlite.in_transaction:
+            await self.in_thread(lambda: cursor.execute(statement))
+
     async def commit(self) -> None:
         """Commits the open transaction, if there is one."""
         if self.sqlite.in_transaction:
@@ -114,7 +131,7 @@ class Connection:
     async def rollback(self) -> None:
         """Rolls the open transaction back, if there is one."""
         if self.sqlite.in_transaction:
-            if self._executor is None:
+            if not self._writes:
                 # It has never taken the write lock: a reader, whose rollback touches nothing.
                 self.sqlite.rollback()
             else:
@@ -148,5 +165,6 @@ async def connect(database: str, timeout: float = 5.0, **_: Any) -> Connection:
             # The loop's thread and the connection's own take turns; SQLite itself is built serialized.
             check_same_thread=False,
             cached_statements=CACHED_STATEMENTS,
-        )
+        ),
+        timeout,
     )

@@ -25,8 +25,8 @@ _FLAGS = (
     "--ipam-hold-seconds=0",
 )
 _INTRODUCTION = f"""{_NODES} nodes, filled in calls for {_BATCH:,} owners each; at each size {CALLERS} callers
-allocate and release one by one (the better of {_ROUNDS} rounds), then one caller who is alone ({_ALONE} calls, median).
-Flat is what it should be.
+allocate and release one by one (the better of {_ROUNDS} rounds), then one caller who is alone
+({_ALONE} calls, median). Flat is what it should be.
 """
 
 
