@@ -25,7 +25,7 @@ from services.identity.schema import ipcache, label_filter
 from services.identity.store import read_past
 
 # How many label sets are remembered with what the filter leaves of them.
-REMEMBERED = 16384
+REMEMBERED = 8192
 RETRY_SECONDS = 0.5
 
 _READ = select(label_filter.c.patterns, label_filter.c.revision)

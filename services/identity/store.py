@@ -31,7 +31,7 @@ from services.identity.schema import identities, identity_cursor
 from services.identity.use_store import hold, touch
 
 # How many identities are remembered: those of a busy cluster's running workloads, some ten MiB at most.
-REMEMBERED = 16384
+REMEMBERED = 8192
 
 # A long list in IN would make PostgreSQL scan the table.
 _BY_DIGEST = SqlOfKeys(
