@@ -144,6 +144,9 @@ FAILURES: Final = (
 )
 
 
+_LOST_KINDS: Final = (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
+
 def _replace_closed(connection: Any, record: Any, proxy: Any) -> None:
     """The driver learns of a lost connection when it is lost: asking costs nothing."""
     if connection.driver_connection.is_closed():
@@ -312,7 +315,8 @@ def problem(exc: Exception, *, quiet: bool = False) -> FimbriaError:
         code in _LOST
         or code.startswith("08")
         or getattr(exc, "connection_invalidated", False)
-        or isinstance(orig, OSError | TimeoutError | asyncpg.InterfaceError | asyncpg.InternalClientError)
+        # SQLAlchemy has classes of its own for the driver's, which it puts behind them.
+        or any(isinstance(each, _LOST_KINDS) for each in (orig, orig.__cause__))
     )
     # A migration beside the running program has changed a table: statements are prepared anew.
     stale = "cached statement plan" in str(orig) or "cached plan must not change" in str(orig)

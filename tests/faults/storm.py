@@ -71,7 +71,7 @@ class World:
                     # The library tells of every answer that it could not deliver any more.
                     continue
                 strange = "never retrieved" in line or "Traceback" in line or '"level":"critical"' in line
-                before = "\n".join(text[:1000] for text in lines[max(number - 4, 0) : number + 1])
+                before = "\n".join(text[:5000] for text in lines[max(number - 4, 0) : number + 1])
                 assert not strange, f"{each.directory.name}:\n{before}"
 
     def tell_tasks(self) -> None:
