@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import pytest
 from sqlalchemy import exc as sa_exc
@@ -16,7 +18,8 @@ def test_a_driver_that_lost_its_connection_is_unavailable_also_behind_sqlalchemy
     kind: type[Exception],
 ) -> None:
     cause = kind("cannot switch to state 13; another operation (2) is in progress")
-    adapted = AsyncAdapt_asyncpg_dbapi.Error(str(cause), cause)
+    make: Any = AsyncAdapt_asyncpg_dbapi.Error
+    adapted = make(str(cause), cause)
     adapted.__cause__ = cause
     for error in (cause, sa_exc.DBAPIError("SELECT 1", {}, adapted)):
         told = problem(error)
