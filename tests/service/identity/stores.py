@@ -144,7 +144,8 @@ async def pass_time(clock: Clock, seconds: float, *replicas: Replica) -> None:
     """Lets time go by in steps, with the looks that each replica takes meanwhile."""
     left = seconds
     while left > 0:
-        step = min(left, 5.0)
+        # No longer than a gap between two looks may count.
+        step = min(left, 10.0)
         clock.advance(step)
         left -= step
         for replica in replicas:

@@ -154,7 +154,7 @@ class Identities(RuleBasedStateMachine):
 
 
 Identities.TestCase.settings = settings(
-    max_examples=15,
+    max_examples=12,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
