@@ -108,7 +108,10 @@ class NodeCidrs:
 
     def router(self, family: Family) -> Address | None:
         """The node's router address, which is in its first CIDR of `family`; None without one."""
-        return next((cidr.bounds.router for cidr in self.cidrs if cidr.bounds.family == family), None)
+        for cidr in self.cidrs:
+            if cidr.bounds.family == family:
+                return cidr.bounds.router
+        return None
 
     def usable(self, pool: str, family: Family) -> list[NodeCidr]:
         """The CIDRs that allocations of `pool` and `family` may come from."""
