@@ -62,7 +62,7 @@ def open_channel(
     times within half a second: all of Fimbria's methods are idempotent. ``service_config`` replaces the
     whole gRPC service configuration. Connecting happens on first use, and again by itself.
     """
-    config = json.dumps(service_config) if service_config else retry_config(retry=retry)
+    config = json.dumps(service_config) if service_config else retry_config(retry=retry, target=target)
     options = (*_OPTIONS, ("grpc.service_config", config))
     if credentials is None:
         inner = grpc.aio.insecure_channel(target, options=options)

@@ -19,19 +19,17 @@ RETRY_POLICY: Final[dict[str, Any]] = {
 HEALTH_CHECK: Final[dict[str, Any]] = {"serviceName": ""}
 
 
-def service_config(*, retry: bool = True) -> str:
+def service_config(*, retry: bool = True, target: str = "") -> str:
     """The value of the channel option ``grpc.service_config``: round robin over a target's addresses.
 
-    Calls go to the addresses that serve, in turn. With ``retry``, calls that failed with UNAVAILABLE are
+    Where the ``target`` may have several addresses, calls go to those that serve, in turn: with a single one
+    there is nothing to choose, and a watch of its health would be in vain. With ``retry``, calls that failed with UNAVAILABLE are
     repeated, most likely at another address: all of Fimbria's methods are idempotent.
     """
     method: dict[str, Any] = {"name": [{}]}
     if retry:
         method["retryPolicy"] = RETRY_POLICY
-    return json.dumps(
-        {
-            "loadBalancingConfig": [{"round_robin": {}}],
-            "healthCheckConfig": HEALTH_CHECK,
-            "methodConfig": [method],
-        }
-    )
+    config: dict[str, Any] = {"loadBalancingConfig": [{"round_robin": {}}], "methodConfig": [method]}
+    if "," in target or target.startswith("dns:"):
+        config["healthCheckConfig"] = HEALTH_CHECK
+    return json.dumps(config)
