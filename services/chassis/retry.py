@@ -23,8 +23,8 @@ def service_config(*, retry: bool = True, target: str = "") -> str:
     """The value of the channel option ``grpc.service_config``: round robin over a target's addresses.
 
     Where the ``target`` may have several addresses, calls go to those that serve, in turn: with a single one
-    there is nothing to choose, and a watch of its health would be in vain. With ``retry``, calls that failed with UNAVAILABLE are
-    repeated, most likely at another address: all of Fimbria's methods are idempotent.
+    there is nothing to choose, and a watch of its health would be in vain. With ``retry``, calls that failed
+    with UNAVAILABLE are repeated, most likely at another address: all of Fimbria's methods are idempotent.
     """
     method: dict[str, Any] = {"name": [{}]}
     if retry:
