@@ -120,7 +120,8 @@ async def test_bad_labels_reach_the_runtime_with_their_field(
     ("failure", "code"),
     [
         (Unavailable("cannot reach ipam", reason="SERVICE_UNAVAILABLE"), 11),
-        (ResourceExhausted("no address is free in 10.244.0.0/24", reason="CIDR_EXHAUSTED"), 11),
+        (ResourceExhausted("10.244.0.7 was released just now", reason="ADDRESSES_ON_HOLD"), 11),
+        (ResourceExhausted("no address is free in 10.244.0.0/24", reason="CIDR_EXHAUSTED"), 106),
         (FailedPrecondition("no clang", reason="COMPILER_MISSING"), 101),
         (Internal("broken", reason="INTERNAL"), 100),
         (ValueError("a bug"), 100),
