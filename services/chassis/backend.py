@@ -7,6 +7,7 @@ transaction of each begins, and what its driver's errors mean to a client.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -70,9 +71,8 @@ class Backend(Protocol):
     def reader(self) -> AsyncEngine:
         """Connections whose transaction is one snapshot that cannot be written through."""
 
-    @property
-    def writer(self) -> AsyncEngine:
-        """The one connection that writes."""
+    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        """The one connection that writes, for one after the other."""
 
     async def begin_read(self, connection: AsyncConnection) -> None:
         """Begins a snapshot."""

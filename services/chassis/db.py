@@ -300,7 +300,7 @@ class Database:
 
         No savepoints: they would cost more than most operations, and hardly any operation fails.
         """
-        async with self._backend.writer.connect() as conn:
+        async with self._backend.writing() as conn:
             transaction = await self._backend.begin_write(conn)
             try:
                 self._fill(batch)
@@ -332,7 +332,7 @@ class Database:
         Units go to `done` once they were carried out; one of several members that fails goes on as units of
         one.
         """
-        async with self._backend.writer.connect() as conn:
+        async with self._backend.writing() as conn:
             transaction = await self._backend.begin_write(conn)
             try:
                 self._fill(batch)
@@ -401,7 +401,7 @@ def _announced(batch: list[Unit]) -> dict[str, int]:
 
 async def _feed_revisions(backend: Backend) -> dict[str, int]:
     """The newest revision of each feed in the store, so that a feed knows it before anything is read."""
-    async with backend.writer.connect() as conn:
+    async with backend.writing() as conn:
         found = await conn.run_sync(lambda sync: sync.dialect.has_table(sync, "feed_state"))
         if not found:
             return {}

@@ -12,6 +12,7 @@ import hashlib
 import re
 import time
 from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, Final
 
@@ -202,6 +203,9 @@ class PostgresBackend:
             raise
         server.opening = False
         return backend
+
+    def writing(self) -> AbstractAsyncContextManager[AsyncConnection]:
+        return self.writer.connect()
 
     async def begin_read(self, connection: AsyncConnection) -> None:
         """The first statement begins the snapshot."""

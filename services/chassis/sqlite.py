@@ -6,7 +6,8 @@ URL, permissions, pragmas, engines, transactions, and errors that say what to do
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ class SqliteBackend:
         self.path = path
         self.reader = _engine(path, "query_only=ON", pool_size=READERS)
         self.writer = _engine(path, "query_only=OFF", pool_size=1)
+        self._writing: AsyncConnection | None = None
 
     @classmethod
     async def open(cls, url: str, migrations: str | Path | None) -> SqliteBackend:
@@ -55,11 +57,31 @@ class SqliteBackend:
             raise
         return backend
 
+    @asynccontextmanager
+    async def writing(self) -> AsyncIterator[AsyncConnection]:
+        # A checkout and a check-in cost more than most writes; nobody else wants the connection.
+        if self._writing is None:
+            self._writing = await self.writer.connect()
+        try:
+            yield self._writing
+        except BaseException:
+            await self._let_go()
+            raise
+        if self._writing.invalidated:
+            await self._let_go()
+        elif self._writing.in_transaction():
+            await self._writing.rollback()
+
+    async def _let_go(self) -> None:
+        connection, self._writing = self._writing, None
+        if connection is not None:
+            await connection.close()
+
     async def begin_read(self, connection: AsyncConnection) -> None:
         await connection.execute(_BEGIN)
 
     async def begin_write(self, connection: AsyncConnection) -> _Transaction:
-        await connection.execute(_BEGIN_IMMEDIATE)
+        await connection.exec_driver_sql("BEGIN IMMEDIATE")
         driver: Any = (await connection.get_raw_connection()).driver_connection
         return _Transaction(connection, driver.sqlite)
 
@@ -87,6 +109,7 @@ class SqliteBackend:
         """Other processes on the file are noticed by looking."""
 
     async def close(self) -> None:
+        await self._let_go()
         await self.reader.dispose()
         await self.writer.dispose()
 
@@ -123,7 +146,6 @@ class _Transaction:
 
 
 _BEGIN = text("BEGIN")
-_BEGIN_IMMEDIATE = text("BEGIN IMMEDIATE")
 
 
 def database_path(url: str) -> Path:

@@ -162,6 +162,11 @@ def trace_context(span: Span) -> TraceContext:
     return TraceContext(text, where.trace_state.to_header() if where.trace_state else "")
 
 
+def traceparent_of(origin: Span | str) -> str:
+    """Of a span, whose text form is only made where somebody wants it; a text is one already."""
+    return origin if isinstance(origin, str) else trace_context(origin).traceparent
+
+
 def inject() -> TraceContext:
     """The current span's context, to be carried in a message or stored with a change."""
     return trace_context(trace.get_current_span())

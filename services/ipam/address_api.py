@@ -8,9 +8,9 @@ from typing import Any, TypeAlias
 import grpc
 from fimbria.ipam.v1 import ipam_pb2
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry.trace import get_current_span
 
 from services.chassis.paging import PageRequest
-from services.chassis.telemetry import inject
 from services.ipam.address_release import Holding
 from services.ipam.address_store import AddressStore
 from services.ipam.address_take import ANY
@@ -48,7 +48,7 @@ class AddressApi(CheckApi):
             wanted,
             pool=request.pool,
             workload=workload,
-            trace=inject().traceparent,
+            trace=get_current_span(),
         )
         return address_message(allocation)
 
@@ -56,7 +56,7 @@ class AddressApi(CheckApi):
         self, request: ipam_pb2.AllocateBatchRequest, context: Context
     ) -> ipam_pb2.AllocateBatchResponse:
         allocations = await self._store.allocate_batch(
-            request.node, request.owners, pool=request.pool, trace=inject().traceparent
+            request.node, request.owners, pool=request.pool, trace=get_current_span()
         )
         return ipam_pb2.AllocateBatchResponse(addresses=map(address_message, allocations))
 

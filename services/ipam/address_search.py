@@ -9,6 +9,7 @@ from typing import Final
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.feed import Feed
+from services.chassis.telemetry import traceparent_of
 from services.ipam.address_rows import TakenRow, read_taken, read_taken_between
 from services.ipam.allocation import NodeCidr, Supply, bounds_of, free_slots, next_slots
 from services.ipam.growth import grow_by
@@ -140,7 +141,7 @@ class Search:
                 supply.pool,
                 supply.family,
                 supply.missing,
-                supply.trace,
+                traceparent_of(supply.trace),
             )
             if not networks:
                 break

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Sequence
 
+from opentelemetry.trace import Span
+
 from services.chassis.db import Database, Group
 from services.chassis.feed import Feed
 from services.ipam import holds
@@ -54,7 +56,7 @@ class AddressStore:
         *,
         pool: str = "",
         workload: Workload | None = None,
-        trace: str = "",
+        trace: str | Span = "",
     ) -> Allocation:
         """What `owner` has on `node`; if it has nothing, an address of each family that node and pool have.
 
@@ -70,7 +72,7 @@ class AddressStore:
         return allocation
 
     async def allocate_batch(
-        self, node: str, owners: Sequence[str], *, pool: str = "", trace: str = ""
+        self, node: str, owners: Sequence[str], *, pool: str = "", trace: str | Span = ""
     ) -> Sequence[Allocation]:
         """The same for each of `owners`, in their order, which are each there once: for all of them or none.
 

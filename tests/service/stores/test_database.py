@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Sequence
 from contextvars import ContextVar
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -79,10 +79,18 @@ async def test_a_failure_that_was_passed_over_is_not_acknowledged_by_what_it_und
     assert (found[1], found[3]) == ("b", "d")
 
 
-async def test_writes_that_arrive_together_share_a_transaction(db: Database) -> None:
+async def test_writes_that_arrive_together_share_a_transaction(
+    db: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     await insert(db, "alone")
     begun: list[object] = []
-    event.listen(db._backend.writer.sync_engine, "checkout", lambda *_: begun.append(None))
+    begin = db._backend.begin_write
+
+    async def counted(connection: AsyncConnection) -> object:
+        begun.append(None)
+        return await begin(connection)
+
+    monkeypatch.setattr(db._backend, "begin_write", counted)
     await asyncio.gather(*(insert(db, f"{number:04}") for number in range(db_module.MAX_BATCH)))
     assert len(begun) == 1
     assert len(await names(db)) == db_module.MAX_BATCH + 1
