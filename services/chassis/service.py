@@ -126,9 +126,6 @@ async def _run(name: str, settings: S, build: Build[S]) -> None:
                 stack.callback(_remove_ready_file, settings.ready_file)
             # What start-up made stays: the collector need not look at it again.
             gc.freeze()
-            # And what a call makes mostly goes without it: at its usual pace it takes a tenth of the time of
-            # calls that come in batches, whose objects are all alive at once.
-            gc.set_threshold(10_000, 20, 50)
             log.info("serving", addresses=addresses, pid=os.getpid())
             await server.serve_until_stopped()
             log.info("stopping")
