@@ -38,7 +38,7 @@ async def test_migrations_and_schema_agree(tmp_path: Path, kind: str, service: s
     feed_tables(expected)
     with migrated(kind, service, tmp_path) as url:
         async with await Database.open(url, f"services.{service}.migrations") as database:
-            async with database._backend.writer.connect() as connection:
+            async with database._backend.writing() as connection:
                 await connection.run_sync(compare, expected)
 
 
