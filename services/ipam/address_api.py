@@ -19,8 +19,8 @@ from services.ipam.check_store import AddressCheck
 from services.ipam.cidr import parse_address, parse_ipv4, parse_ipv6
 from services.ipam.family import Address, Network
 from services.ipam.holds import HeldBack
-from services.ipam.messages import text, timestamp
-from services.ipam.model import AddressPair, Allocation, Workload
+from services.ipam.messages import text, timestamp, workload_of
+from services.ipam.model import AddressPair, Allocation
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -101,18 +101,6 @@ class AddressApi(CheckApi):
         return ipam_pb2.ListAddressesResponse(
             addresses=map(address_message, page.items), next_page_token=page.next_page_token
         )
-
-
-def workload_of(message: ipam_pb2.Workload) -> Workload:
-    """The workload that a request is for."""
-    return Workload(
-        namespace=message.namespace,
-        name=message.name,
-        labels=dict(message.labels),
-        annotations=dict(message.annotations),
-        namespace_labels=dict(message.namespace_labels),
-        namespace_annotations=dict(message.namespace_annotations),
-    )
 
 
 def address_message(allocation: Allocation) -> ipam_pb2.Address:

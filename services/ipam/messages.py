@@ -91,7 +91,7 @@ def namespace_selector(
     return _selector(request.namespace_selector, "namespace_selector")
 
 
-def workload(message: ipam_pb2.Workload) -> Workload:
+def workload_of(message: ipam_pb2.Workload) -> Workload:
     """For whom an address is wanted."""
     return Workload(
         namespace=message.namespace,

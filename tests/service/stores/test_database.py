@@ -117,10 +117,12 @@ async def test_items_of_a_group_share_a_call_and_fail_by_themselves(db: Database
     assert (found[0], found[2], found[3]) == ("A", "x", "B")
     assert isinstance(found[1], NotFound)
     assert calls == [["a", "refused", "b"]]
+    calls.clear()
     found = await asyncio.gather(
         *(group.submit(item) for item in ("c", "poison", "d")), return_exceptions=True
     )
     assert (found[0], found[2]) == ("C", "D") and isinstance(found[1], IntegrityError)
+    assert calls == [["c", "poison", "d"], ["c"], ["poison"], ["d"]]
     assert await names(db) == ["a", "b", "c", "d", "x"]
 
 

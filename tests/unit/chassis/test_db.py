@@ -4,17 +4,16 @@ import asyncio
 import contextlib
 import sqlite3
 import stat
-from collections.abc import Sequence
 from contextvars import ContextVar
 from pathlib import Path
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from services.chassis.db import MAX_BATCH, Database, DatabaseOpenError, Group
-from services.chassis.errors import FimbriaError, NotFound, ResourceExhausted, Unavailable
+from services.chassis.db import MAX_BATCH, Database, DatabaseOpenError
+from services.chassis.errors import FimbriaError, ResourceExhausted, Unavailable
 
 INSERT = text("INSERT INTO thing (name) VALUES (:name)")
 
@@ -37,32 +36,9 @@ async def test_a_write_returns_what_the_operation_returns_and_is_there(db: Datab
     assert await names(db) == ["a"]
 
 
-async def test_writes_that_arrive_together_share_a_transaction(db: Database) -> None:
-    commits: list[object] = []
-    await insert(db, "alone")
-    event.listen(db._backend.writer.sync_engine, "commit", commits.append)
-    await asyncio.gather(*(insert(db, f"{number:04}") for number in range(MAX_BATCH)))
-    assert len(commits) == 1
-    assert len(await names(db)) == MAX_BATCH + 1
-
-
 async def test_more_than_a_batch_is_written_in_several(db: Database) -> None:
     await asyncio.gather(*(insert(db, f"{number:04}") for number in range(2 * MAX_BATCH + 10)))
     assert len(await names(db)) == 2 * MAX_BATCH + 10
-
-
-async def test_an_operation_that_fails_takes_back_only_its_own(db: Database) -> None:
-    async def failing(conn: AsyncConnection) -> None:
-        await conn.execute(INSERT, {"name": "half"})
-        raise NotFound("no such pool", reason="POOL_NOT_FOUND")
-
-    results = await asyncio.gather(
-        insert(db, "before"), db.write(failing), insert(db, "after"), return_exceptions=True
-    )
-    assert isinstance(results[1], NotFound)
-    assert results[0] == "before"
-    assert results[2] == "after"
-    assert await names(db) == ["after", "before"]
 
 
 async def test_an_operation_that_fails_alone_is_rolled_back(db: Database) -> None:
@@ -299,35 +275,3 @@ async def test_a_write_inside_a_write_is_refused_rather_than_waited_for(db: Data
         await db.write(nested)
     await insert(db, "next")
     assert await names(db) == ["next"]
-
-
-async def test_items_of_a_group_that_arrive_together_share_a_call(db: Database) -> None:
-    calls: list[list[str]] = []
-
-    async def together(conn: AsyncConnection, items: Sequence[str]) -> list[str | FimbriaError]:
-        calls.append(list(items))
-        if "poison" in items:
-            raise ValueError("a bad item")
-        await conn.execute(INSERT, [{"name": item} for item in items if item != "refused"])
-        refusal = NotFound("no such thing", reason="THING_NOT_FOUND")
-        return [refusal if item == "refused" else item.upper() for item in items]
-
-    group = Group(db, together)
-    found = await asyncio.gather(
-        *(group.submit(item) for item in ("a", "refused")),
-        insert(db, "other"),
-        group.submit("b"),
-        return_exceptions=True,
-    )
-    assert (found[0], found[2], found[3]) == ("A", "other", "B")
-    assert isinstance(found[1], NotFound)
-    assert calls == [["a", "refused", "b"]]
-    assert await names(db) == ["a", "b", "other"]
-    calls.clear()
-    found = await asyncio.gather(
-        *(group.submit(item) for item in ("c", "poison", "d")), return_exceptions=True
-    )
-    assert (found[0], found[2]) == ("C", "D")
-    assert isinstance(found[1], ValueError)
-    assert calls == [["c", "poison", "d"], ["c"], ["poison"], ["d"]]
-    assert await names(db) == ["a", "b", "c", "d", "other"]
