@@ -27,6 +27,8 @@ from services.chassis.logs import get_logger
 
 BATCH_EVENTS: Final = 1000
 TAIL_EVENTS: Final = 4096
+# A feed's events may be a hundred bytes each, or documents: whichever bound is met first.
+TAIL_BYTES: Final = 1024 * 1024
 POLL_SECONDS: Final = 0.25
 # While announcements arrive, looking is but a fallback.
 ANNOUNCED_POLL_SECONDS: Final = 5.0
@@ -123,7 +125,8 @@ class Feed:
         # are being read.
         self._revision = self._committed_revision = db.revisions.get(name, 0)
         # The newest events, contiguous up to _revision: watchers that keep up never read the store.
-        self._tail: deque[FeedEvent] = deque(maxlen=TAIL_EVENTS)
+        self._tail: deque[FeedEvent] = deque()
+        self._tail_bytes = 0
         self._shared: tuple[int, FeedBatch] = (-1, FeedBatch(-1))
         self._changed = asyncio.Event()
         self._watchers = 0
@@ -250,7 +253,7 @@ class Feed:
 
     def _committed(self, events: Sequence[FeedEvent]) -> None:
         if events[0].revision == self._revision + 1:
-            self._tail.extend(events)
+            self._keep(events)
             self._advance(events[-1].revision)
         else:
             # Another process wrote in between: the tail would have a hole.
@@ -267,8 +270,19 @@ class Feed:
                 self._look.set()
             else:
                 # Nobody waits for the events in between; whoever comes reads them.
-                self._tail.clear()
+                self._drop()
                 self._advance(revision)
+
+    def _keep(self, events: Sequence[FeedEvent]) -> None:
+        """Adds events to the tail, which they follow, and lets go of the oldest beyond its bounds."""
+        self._tail.extend(events)
+        self._tail_bytes += sum(len(event.payload) for event in events)
+        while len(self._tail) > TAIL_EVENTS or self._tail_bytes > TAIL_BYTES:
+            self._tail_bytes -= len(self._tail.popleft().payload)
+
+    def _drop(self) -> None:
+        self._tail.clear()
+        self._tail_bytes = 0
 
     def _advance(self, revision: int) -> None:
         self._revision = revision
@@ -337,7 +351,7 @@ class Feed:
                 self._unfollow()
                 self._unfollow = None
             if self._revision < self._committed_revision:
-                self._tail.clear()
+                self._drop()
                 self._advance(self._committed_revision)
 
     async def _follow(self) -> None:
@@ -369,7 +383,7 @@ class Feed:
         while (after := self._revision) < (upto := self._committed_revision):
             if upto - after > TAIL_EVENTS:
                 # More than is kept in memory: each watcher reads from where it is.
-                self._tail.clear()
+                self._drop()
                 self._advance(upto)
                 return
             events = await self._read(after)
@@ -377,12 +391,12 @@ class Feed:
                 continue
             if not events:
                 # Compacted meanwhile: whoever is behind learns that from the store.
-                self._tail.clear()
+                self._drop()
                 self._advance(upto)
                 return
             if events[0].revision != after + 1:
-                self._tail.clear()
-            self._tail.extend(events)
+                self._drop()
+            self._keep(events)
             self._advance(events[-1].revision)
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from services.chassis import feed as feed_module
 from services.chassis.db import Database
 from services.chassis.errors import OutOfRange
-from services.chassis.feed import POLL_SECONDS, Feed, FeedBatch, FeedEvent
+from services.chassis.feed import POLL_SECONDS, TAIL_BYTES, Feed, FeedBatch, FeedEvent
 
 
 async def append(db: Database, feed: Feed, key: str, payload: bytes = b"x", deleted: bool = False) -> int:
@@ -244,3 +244,12 @@ async def test_polling_ends_with_the_last_watcher(db: Database) -> None:
     await watch.aclose()  # type: ignore[attr-defined]
     await asyncio.sleep(0)
     assert polls() == []
+
+
+async def test_large_events_are_not_all_kept_in_memory(db: Database) -> None:
+    feed = Feed(db, "documents")
+    for number in range(6):
+        await append(db, feed, f"{number}", b"x" * (TAIL_BYTES // 4))
+    assert [event.key for event in feed._tail] == ["2", "3", "4", "5"]
+    assert sum(len(event.payload) for event in feed._tail) == feed._tail_bytes == TAIL_BYTES
+    assert [event.key for event in await take(feed.watch(0), 6)] == [f"{number}" for number in range(6)]
